@@ -1,0 +1,66 @@
+"""crosscheck: does the port compute the same function, where does it first depart, and why?
+
+    report = crosscheck.check(reference, candidate, {"x": "float32[2,3,33,47]"})
+    print(report)
+
+Importing this loads no framework; what is needed is loaded when it is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "CannotCompare": "errors",
+    "CrosscheckError": "errors",
+    "DeviceUnavailable": "errors",
+    "Diverged": "errors",
+    "InvalidArgument": "errors",
+    "MissingFramework": "errors",
+    "SideFailed": "errors",
+    "TraceFormatError": "errors",
+    "Divergence": "results",
+    "Report": "results",
+    "Tolerance": "noise",
+    "Pair": "pair",
+    "adapt": "adapters",
+    "check": "api",
+    "tap": "taps",
+    "tap_cotangent": "taps",
+}
+
+__all__ = sorted(_HOME)
+
+if TYPE_CHECKING:
+    from crosscheck.adapters import adapt as adapt
+    from crosscheck.api import check as check
+    from crosscheck.errors import CannotCompare as CannotCompare
+    from crosscheck.errors import CrosscheckError as CrosscheckError
+    from crosscheck.errors import DeviceUnavailable as DeviceUnavailable
+    from crosscheck.errors import Diverged as Diverged
+    from crosscheck.errors import InvalidArgument as InvalidArgument
+    from crosscheck.errors import MissingFramework as MissingFramework
+    from crosscheck.errors import SideFailed as SideFailed
+    from crosscheck.errors import TraceFormatError as TraceFormatError
+    from crosscheck.noise import Tolerance as Tolerance
+    from crosscheck.pair import Pair as Pair
+    from crosscheck.results import Divergence as Divergence
+    from crosscheck.results import Report as Report
+    from crosscheck.taps import tap as tap
+    from crosscheck.taps import tap_cotangent as tap_cotangent
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'crosscheck' has no attribute {name!r}")
+    # A function and its module may share a name (`tap`): the attribute is the function.
+    value = getattr(importlib.import_module(f"crosscheck.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

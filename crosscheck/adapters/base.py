@@ -1,0 +1,187 @@
+"""The contract of an adapter: how crosscheck sees a model, whatever framework it is written in.
+
+An adapter installs taps at layer boundaries, runs the model with an observer, and reads and writes
+its parameters. Everything else in the project works on what it returns. The contract test suite
+(`tests/adapters/contract.py`) runs over every adapter.
+"""
+
+from __future__ import annotations
+
+import abc
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from crosscheck.errors import CrosscheckError
+from crosscheck.taps import Observer, Session
+from crosscheck.trace import RunInfo
+
+__all__ = [
+    "Adapter",
+    "Capabilities",
+    "CotangentSource",
+    "ModelRaised",
+    "Parameter",
+    "call_arguments",
+    "guarded",
+    "input_site",
+]
+
+CotangentSource = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
+"""Given the model's outputs {site: array}, the cotangent of each that shall receive one."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an adapter can do for its model. What it cannot is reported as not compared."""
+
+    cotangents: bool = True
+    parameters: bool = True
+    float64: bool = True
+    train: bool = True
+    cuda: bool = False
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter or buffer of a model, as transfer needs to know it.
+
+    Attributes:
+        name: the framework's own name, with the model's root left out (``blocks.0.fc.weight``).
+        value: the array; a view where the framework allows one, never written to by the stages.
+        layer: path of the layer that owns it (``blocks.0.fc``), ``""`` for the model itself.
+        role: ``"weight" | "bias" | "mean" | "variance" | "other"``: what it does in its layer.
+            A norm's gamma is its weight, its beta the bias.
+        kind: ``"dense" | "conv" | "norm" | "embedding" | "other"``: kind of the layer.
+        axes: the names of its axes, None where the adapter cannot know them. Known names: ``out``,
+            ``in``, ``d``, ``h``, ``w``, ``mult``, ``channel``, ``row``, ``dim``.
+        trainable: False for buffers and frozen parameters: no gradient is compared.
+        buffer: True for state that a forward pass in train mode changes.
+    """
+
+    name: str
+    value: np.ndarray
+    layer: str
+    role: str
+    kind: str
+    axes: tuple[str, ...] | None
+    trainable: bool = True
+    buffer: bool = False
+
+
+class Adapter(abc.ABC):
+    """A model, ready to be run with taps.
+
+    Attributes:
+        framework: ``"torch"``, ``"numpy"``, ``"keras"``, ...
+        version: of the framework, for the report.
+        separator: between the parts of a path (``.`` or ``/``).
+        capabilities: what `run` supports for this model.
+    """
+
+    framework: str
+    version: str
+    separator: str = "."
+    capabilities: Capabilities = Capabilities()
+    device: str = "cpu"
+
+    @abc.abstractmethod
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Parameters and buffers in definition order; a shared one once, under its first name."""
+
+    @abc.abstractmethod
+    def load(self, values: Mapping[str, np.ndarray]) -> None:
+        """Write parameters by name, in place, cast to their own dtypes.
+
+        Raises:
+            KeyError: an unknown name.
+            ValueError: a shape that is not the parameter's.
+        """
+
+    @abc.abstractmethod
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        observer: Observer,
+        *,
+        cotangents: CotangentSource | None = None,
+        float64: bool = False,
+        overrides: Mapping[str, np.ndarray] | None = None,
+        train: bool = False,
+        seed: int = 0,
+    ) -> RunInfo:
+        """Run the model once, forward and, where ``cotangents`` is given, backward.
+
+        What the observer is shown, in this order: every input (kind ``activation``, site
+        ``input:NAME``); per layer call its inputs (``input``) and outputs (``activation``); the
+        model's own outputs (``output``, ``output:1``, ...); then backward the cotangent of each
+        of those that can have one, the ones that never arrived last, as zeros.
+
+        Args:
+            inputs: name -> array. A single one is passed by position; several by name where the
+                model knows all the names, else in order.
+            observer: see `crosscheck.taps`.
+            cotangents: called once with the outputs, as produced.
+            float64: cast inputs and parameters to float64 for this run.
+            overrides: parameter name -> value to use instead, for this run only.
+            train: train mode (batch statistics); eval mode otherwise.
+            seed: of the framework's global generators, for this run only.
+
+        The model is left as it was found: parameters, buffers, modes, hooks, gradients, and the
+        framework's random state and precision flags.
+
+        Raises:
+            ModelRaised: whatever the model raised, chained, with the site.
+            crosscheck.CrosscheckError: raised by ``observer`` or ``cotangents``, as it is.
+        """
+
+
+
+def input_site(name: str) -> str:
+    """The site of a model's input."""
+    return f"input:{name}"
+
+
+class ModelRaised(Exception):
+    """The model raised while it ran. `crosscheck.run` adds the side and makes it a SideFailed."""
+
+    def __init__(self, site: str | None, stage: str) -> None:
+        super().__init__(site, stage)
+        self.site = site
+        self.stage = stage
+
+
+@contextmanager
+def guarded(session: Session, stage: str) -> Iterator[None]:
+    """Turn whatever the model raises into `ModelRaised`; our own errors pass as they are."""
+    try:
+        yield
+    except CrosscheckError:
+        raise
+    except Exception as error:  # the model is foreign code: anything may come out of it
+        raise ModelRaised(session.current, stage) from error
+
+
+def call_arguments(
+    function: Callable[..., Any], inputs: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """How to pass named inputs: one by position; several by name if all are known, else in order.
+
+    Returns:
+        (positional arguments, keyword arguments)
+    """
+    if len(inputs) == 1:
+        return list(inputs.values()), {}
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # builtins and extension types have no signature
+        return list(inputs.values()), {}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    by_name = {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if all(name in by_name for name in inputs) or (takes_any and not by_name):
+        return [], dict(inputs)
+    return list(inputs.values()), {}

@@ -1,0 +1,215 @@
+"""Where a hand-written layer keeps its parameters and their gradients.
+
+Recognised, in this order:
+
+1. dicts: ``layer.params["W"]`` with ``layer.grads["W"]`` (or ``["dW"]``); buffers in
+   ``layer.buffers``;
+2. objects with a value and a gradient: ``layer.W.data`` (or ``.value``) and ``layer.W.grad``;
+3. array attributes with a usual name (``W``, ``weight``, ``b``, ``gamma``, ``running_mean``, ...)
+   or with a gradient beside them: ``layer.dW``, ``layer.W_grad``, ``layer.grad_W``, ``layer.d_W``.
+
+A layer may name the axes of its parameters in a class attribute
+``axes = {"weight": ("in", "out"), ...}``; else the layout is found from shapes (`crosscheck.weights`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from crosscheck.adapters.base import Parameter
+
+__all__ = ["Slot", "find_slots"]
+
+_USUAL = re.compile(
+    r"""(w|b|u|r|e|weights?|bias(es)?|kernel|gamma|beta|g|scale|shift|embeddings?|table)  # plain
+        ([_.]?\w{0,2}\d?)$                                                  # W1, b_o, Wq, weight_1
+        |(w|b|weight|bias)_\w+$
+        |(running|moving)_(mean|var|variance)$""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_BUFFER = re.compile(r"(running|moving)_?(mean|var|variance)$", re.IGNORECASE)
+_GRADIENT_NAMES = ("d{}", "d_{}", "{}_grad", "grad_{}", "g{}", "{}grad")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One parameter's place: how to read and write it and its gradient."""
+
+    name: str
+    layer: str
+    leaf: str
+    axes: tuple[str, ...] | None
+    layer_type: str
+    buffer: bool
+    get: Callable[[], np.ndarray]
+    set: Callable[[np.ndarray], None]
+    gradients: tuple[tuple[Any, str], ...]  # (dict or object, key) candidates, best first
+
+    def parameter(self) -> Parameter:
+        """The description that `crosscheck.weights` works with."""
+        kind = _kind(self.layer_type, self.axes)
+        return Parameter(
+            name=self.name,
+            value=self.get(),
+            layer=self.layer,
+            role=_role(self.leaf),
+            kind=kind,
+            axes=self.axes,
+            trainable=not self.buffer,
+            buffer=self.buffer,
+        )
+
+    def _place(self) -> tuple[Any, str] | None:
+        for owner, key in self.gradients:
+            if isinstance(owner, Mapping):
+                if isinstance(owner.get(key), np.ndarray):
+                    return owner, key
+            elif isinstance(getattr(owner, key, None), np.ndarray):
+                return owner, key
+        return None
+
+    def gradient(self) -> np.ndarray | None:
+        """A copy of the gradient; None where the layer keeps none that we recognise."""
+        place = None if self.buffer else self._place()
+        if place is None:
+            return None
+        owner, key = place
+        value = owner[key] if isinstance(owner, Mapping) else getattr(owner, key)
+        return np.array(value)
+
+    def zero_gradient(self) -> None:
+        """Start from zero, whether the layer accumulates or overwrites."""
+        place = self._place()
+        if place is not None:
+            _put(*place, np.zeros(self.get().shape, self.get().dtype))
+
+    def save_gradient(self) -> tuple[tuple[Any, str], np.ndarray, np.ndarray] | None:
+        """What `restore_gradient` needs: place, the array itself and its contents."""
+        place = self._place()
+        if place is None:
+            return None
+        owner, key = place
+        array = owner[key] if isinstance(owner, Mapping) else getattr(owner, key)
+        return place, array, np.array(array)
+
+    def restore_gradient(self, saved: tuple[tuple[Any, str], np.ndarray, np.ndarray] | None) -> None:
+        """Put back what `save_gradient` saw."""
+        if saved is None:
+            return
+        place, array, value = saved
+        array[...] = value
+        _put(*place, array)
+
+
+def _put(owner: Any, key: str, value: np.ndarray) -> None:
+    if isinstance(owner, MutableMapping):
+        owner[key] = value
+    else:
+        setattr(owner, key, value)
+
+
+def find_slots(layers: Mapping[str, Any]) -> list[Slot]:
+    """The parameters of all layers, in order; an array shared by two layers is listed once."""
+    found: list[Slot] = []
+    seen: set[int] = set()
+    for path, layer in layers.items():
+        for slot in _slots_of(path, layer):
+            if id(slot.get()) not in seen:
+                seen.add(id(slot.get()))
+                found.append(slot)
+    return found
+
+
+def _slots_of(path: str, layer: Any) -> list[Slot]:
+    axes = getattr(layer, "axes", None)
+    axes = axes if isinstance(axes, Mapping) else {}
+    prefix = f"{path}." if path else ""
+
+    def slot(leaf: str, owner: Any, key: str, gradients: list[tuple[Any, str]]) -> Slot:
+        names = axes.get(leaf)
+        is_dict = isinstance(owner, Mapping)
+        return Slot(
+            name=prefix + leaf,
+            layer=path,
+            leaf=leaf,
+            axes=tuple(names) if names else None,
+            layer_type=type(layer).__name__,
+            buffer=bool(_BUFFER.search(leaf)) or owner is getattr(layer, "buffers", None),
+            get=(lambda: owner[key]) if is_dict else (lambda: getattr(owner, key)),
+            set=lambda value: _put(owner, key, value),
+            gradients=tuple(gradients),
+        )
+
+    found = []
+    for bag in ("params", "parameters", "buffers"):
+        store = getattr(layer, bag, None)
+        if isinstance(store, MutableMapping):
+            grads = getattr(layer, "grads", None) or getattr(layer, "gradients", None)
+            holders = [grads] if isinstance(grads, Mapping) else []
+            for key, value in store.items():
+                if _is_float_array(value):
+                    places = [(g, k) for g in holders for k in (key, *_gradient_names(key))]
+                    found.append(slot(key, store, key, places + _beside(layer, key)))
+    for name, value in getattr(layer, "__dict__", {}).items():
+        if name.startswith("_"):
+            continue
+        if _is_float_array(value) and _is_parameter(layer, name, axes):
+            found.append(slot(name, layer, name, _beside(layer, name)))
+        elif hasattr(value, "grad") and not callable(getattr(value, "forward", None)):
+            inner = next((k for k in ("data", "value") if _is_float_array(getattr(value, k, None))), None)
+            if inner is not None:
+                found.append(slot(name, value, inner, [(value, "grad")]))
+    return found
+
+
+def _is_float_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+
+
+def _is_parameter(layer: Any, name: str, axes: Mapping[str, Any]) -> bool:
+    if name in axes or _USUAL.match(name):
+        # `dW` beside `W` is its gradient, however usual its name.
+        return not any(
+            name in _gradient_names(other) for other in vars(layer) if other != name
+        )
+    return any(hasattr(layer, gradient) for gradient in _gradient_names(name))
+
+
+def _gradient_names(name: str) -> list[str]:
+    return [pattern.format(name) for pattern in _GRADIENT_NAMES]
+
+
+def _beside(layer: Any, name: str) -> list[tuple[Any, str]]:
+    return [(layer, gradient) for gradient in _gradient_names(name)]
+
+
+def _role(leaf: str) -> str:
+    name = leaf.lower()
+    if "mean" in name:
+        return "mean"
+    if "var" in name:
+        return "variance"
+    if re.match(r"(b(ias)?|beta|shift|bias(es)?)([_.]?\w{0,2}\d?)$|bias_|b_", name):
+        return "bias"
+    return "weight" if _USUAL.match(leaf) else "other"
+
+
+def _kind(layer_type: str, axes: tuple[str, ...] | None) -> str:
+    name = layer_type.lower()
+    for word, kind in (
+        ("conv", "conv"),
+        ("norm", "norm"),
+        ("embed", "embedding"),
+        ("linear", "dense"),
+        ("dense", "dense"),
+        ("affine", "dense"),
+        ("fullyconnected", "dense"),
+    ):
+        if word in name:
+            return kind
+    return "other"

@@ -1,0 +1,319 @@
+"""`check`: the stages in order.
+
+    adapt -> transfer -> feed -> run -> align -> compare -> judge -> locate -> report
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from crosscheck.adapters import adapt
+from crosscheck.adapters.base import Adapter
+from crosscheck.align import Aligner
+from crosscheck.cotangents import CandidateCotangents, ReferenceCotangents
+from crosscheck.errors import CannotCompare, DeviceUnavailable, InvalidArgument, SideFailed
+from crosscheck.inputs import make_inputs
+from crosscheck.judging import Judge, is_float
+from crosscheck.locate import Locator
+from crosscheck.noise import Tolerance
+from crosscheck.observers import Recorder
+from crosscheck.pipeline import (
+    Evidence,
+    align,
+    compared_so_far,
+    judge_all,
+    oracle,
+    transfer,
+    verify_weights,
+)
+from crosscheck.reductions import Reductions
+from crosscheck.results import PHASES, Coverage, Report, Side, SiteResult, worst
+from crosscheck.run import Runner
+from crosscheck.trace import Trace
+from crosscheck.weights import Match, WeightMap
+
+__all__ = ["check"]
+
+
+def check(
+    reference: Any,
+    candidate: Any,
+    inputs: Any,
+    *,
+    candidate_inputs: Mapping[str, Any] | Callable[[dict[str, np.ndarray]], Any] | None = None,
+    weights: str | WeightMap = "copy",
+    gradients: bool = True,
+    loss: Any = None,
+    targets: Any = None,
+    optimizer: Any = None,
+    steps: int = 1,
+    train: bool = False,
+    sites: Mapping[str, str] | None = None,
+    skip: Sequence[str] = (),
+    device: str = "cpu",
+    seed: int = 0,
+    tolerance: Tolerance | None = None,
+    explain: bool = True,
+    name: str = "",
+    progress: Callable[[str], None] | None = None,
+) -> Report:
+    """Does ``candidate`` compute the same function as ``reference``, and if not, from where?
+
+    Args:
+        reference, candidate: a model or an Adapter (see `crosscheck.adapt`).
+        inputs: {name: array or spec}, or one array or spec; see `crosscheck.inputs.parse_spec`.
+        candidate_inputs: {name: array}, or a function from the reference's inputs to the
+            candidate's; default: the same.
+        weights: ``"copy"``: transfer the reference's parameters, then verify. ``"keep"``: they are
+            equal already; verify where matched. Or a `WeightMap` for what is not found by itself.
+        gradients: compare cotangents and parameter gradients as well.
+        train: run in train mode (batch statistics) and compare buffers afterwards.
+        sites: {reference site: candidate site}: overrides alignment.
+        skip: sites of either side to leave out; listed in the report.
+        device: ``"cpu"``.
+        seed: of the inputs drawn from specs and of the cotangents.
+        tolerance: an explicit `Tolerance` instead of the measured rounding floor.
+        explain: name causes; this version has no explanations yet, so none are named.
+        name: of the check, for the report.
+        progress: called with a line before each stage.
+
+    Both models are left as they were found, except for the parameters copied into the candidate.
+
+    Raises:
+        InvalidArgument, CannotCompare, DeviceUnavailable, MissingFramework, SideFailed.
+    """
+    _refuse_unsupported(loss, targets, optimizer, steps, device)
+    _check_arguments(weights, seed, skip, tolerance)
+    say = progress or (lambda line: None)
+    sides = adapt(reference), adapt(candidate)
+    ours = make_inputs(inputs, seed=seed)
+    theirs = _candidate_inputs(candidate_inputs, ours, seed)
+    backward = gradients and all(side.capabilities.cotangents for side in sides)
+
+    say(f"reference ({sides[0].framework}): forward{' and backward' if backward else ''}")
+    cotangents = ReferenceCotangents(seed, skip) if backward else None
+    first = Runner("reference", sides[0], ours, cotangents, train, seed)
+    free_reference = first.record()
+    _require_outputs(free_reference, "reference")
+    free_oracle = oracle(first)
+
+    say("weights: " + ("verify" if weights == "keep" else "match, copy, verify"))
+    second = Runner("candidate", sides[1], theirs, None, train, seed)
+    match = transfer(*sides, weights, _trial(second, free_reference, sites or {}, skip))
+    weight_results = verify_weights(match, sides[1])
+
+    say(f"candidate ({sides[1].framework}): free run")
+    if cotangents is not None:
+        second.cotangents = CandidateCotangents(
+            free_reference, cotangents.given, sites or {}, skip
+        )
+    free_candidate = _free_run(second, free_reference, free_oracle, match, sides[0])
+    _require_outputs(free_candidate, "candidate")
+    _require_finite(free_reference, free_candidate)
+
+    say("align, and force the candidate onto the reference's values")
+    aligner = Aligner(
+        free_reference, free_candidate, explicit=sites or {}, anchors=match.anchors(), skip=skip
+    )
+    alignment, forced = align(aligner, free_reference, free_candidate, second)
+
+    say(f"compare and judge {len(alignment.pairs)} sites against the float64 oracle")
+    evidence = Evidence(
+        first, second, alignment, free_reference, free_candidate, forced, match, tolerance, seed
+    )
+    judged = judge_all(evidence, free_oracle, backward=backward)
+
+    results = sorted(
+        [*weight_results, *judged.results], key=lambda r: PHASES.index(r.phase)
+    )
+    divergences = Locator(alignment, free_reference, forced).locate(results)
+    unseen = _seen_only_free(results, divergences)
+    missing = [*judged.not_compared, *_backward_missing(sides, gradients)]
+    return Report(
+        verdict=worst([*(r.verdict for r in results), *(["suspect"] if unseen else [])]),  # type: ignore[list-item]
+        seed=seed,
+        reference=_side(sides[0]),
+        candidate=_side(sides[1]),
+        environment=_environment(sides),
+        coverage=Coverage(
+            aligned=len(alignment.pairs),
+            unmatched_reference=alignment.unmatched_reference,
+            unmatched_candidate=alignment.unmatched_candidate,
+            skipped=tuple(skip),
+            parameters_matched=len(match.pairs),
+            unmatched_reference_parameters=tuple(p.name for p in match.unmatched_reference),
+            unmatched_candidate_parameters=tuple(p.name for p in match.unmatched_candidate),
+            not_compared=tuple(missing),
+        ),
+        divergences=divergences,
+        sites=tuple(results),
+        notes=tuple(unseen),
+        name=name,
+    )
+
+
+# -- arguments -------------------------------------------------------------------------------------
+
+
+def _refuse_unsupported(loss: Any, targets: Any, optimizer: Any, steps: int, device: str) -> None:
+    for name, value, default in (
+        ("loss", loss, None),
+        ("targets", targets, None),
+        ("optimizer", optimizer, None),
+        ("steps", steps, 1),
+    ):
+        if value is not default and value != default:
+            raise InvalidArgument(
+                f"{name}={value!r}: the training step is not part of this version. Leave it out: "
+                "forward, cotangents and parameter gradients are compared under seeded cotangents"
+            )
+    if device == "cuda":
+        raise DeviceUnavailable(
+            'device="cuda": the adapters of this version run on the CPU. Use device="cpu"'
+        )
+    if device != "cpu":
+        raise InvalidArgument(f'device={device!r}: must be "cpu" or "cuda"')
+
+
+def _check_arguments(weights: Any, seed: Any, skip: Any, tolerance: Any) -> None:
+    if not isinstance(weights, Mapping) and weights not in ("copy", "keep"):
+        raise InvalidArgument(
+            f'weights={weights!r}: must be "copy", "keep" or a map '
+            "{candidate parameter: reference parameter}"
+        )
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise InvalidArgument(f"seed={seed!r}: must be an integer ≥ 0")
+    if isinstance(skip, str):
+        raise InvalidArgument(f"skip={skip!r}: must be a list of sites; write skip=[{skip!r}]")
+    if tolerance is not None and not isinstance(tolerance, Tolerance):
+        raise InvalidArgument(
+            f"tolerance={tolerance!r}: must be crosscheck.Tolerance(rtol=..., atol=...)"
+        )
+
+
+def _candidate_inputs(given: Any, ours: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    if given is None:
+        return ours
+    if callable(given):
+        made = given({name: array.copy() for name, array in ours.items()})
+        if not isinstance(made, Mapping) and len(ours) == 1:
+            made = {next(iter(ours)): made}
+        return make_inputs(made, seed=seed)
+    return make_inputs(given, seed=seed)
+
+
+# -- between the stages ------------------------------------------------------------------------------
+
+
+def _trial(
+    candidate: Runner, reference: Trace, explicit: Mapping[str, str], skip: Sequence[str]
+) -> Callable[[Match], float]:
+    """How many sites match by value once the candidate holds the weights of a match."""
+
+    def count(match: Match) -> float:
+        candidate.adapter.load(match.values())
+        try:
+            trace = candidate.record()
+        except SideFailed:
+            return -1.0
+        aligner = Aligner(
+            reference, trace, explicit=explicit, anchors=match.anchors(), skip=skip
+        )
+        return float(sum(p.by == "value" for p in aligner.alignment().pairs))
+
+    return count
+
+
+def _free_run(
+    candidate: Runner, reference: Trace, free_oracle: Trace | None, match: Match, side: Adapter
+) -> Trace:
+    recorder = Recorder()
+    try:
+        return candidate.record(recorder=recorder)
+    except SideFailed as failure:
+        judge = Judge(
+            reference=reference,
+            oracle=free_oracle,
+            free_oracle=None,
+            free_candidate=reference,
+            reductions=Reductions(side.parameters(), reference, frozenset()),
+        )
+        so_far = compared_so_far(reference, recorder, match.anchors(), judge)
+        raise failure.with_comparisons(so_far) from failure.__cause__
+
+
+def _require_outputs(trace: Trace, side: str) -> None:
+    if not trace.info.outputs:
+        raise CannotCompare(
+            f"the {side} ({trace.framework}) returned no array: there is no output to compare. "
+            "Does its forward return its result?"
+        )
+
+
+def _require_finite(reference: Trace, candidate: Trace) -> None:
+    """Two outputs without a finite number agree about nothing."""
+
+    def dead(trace: Trace) -> list[str]:
+        values = [(s, trace.values["activation", s]) for s in trace.info.outputs]
+        return [
+            s for s, v in values if is_float(v) and v.size and not np.isfinite(v.astype(float)).any()
+        ]
+
+    def first(trace: Trace) -> str:
+        for site, value in trace.activations().items():
+            if is_float(value) and not np.isfinite(value.astype(float)).all():
+                return site
+        return "?"
+
+    if dead(reference) and dead(candidate):
+        raise CannotCompare(
+            f"output `{dead(reference)[0]}` holds no finite number on either side, so there is "
+            "nothing to compare.\n"
+            f"  The first NaN or Inf is at `{first(reference)}` (reference) and "
+            f"`{first(candidate)}` (candidate).\n  Fix: inputs or weights in the model's range"
+        )
+
+
+def _seen_only_free(results: Sequence[SiteResult], divergences: Sequence[Any]) -> list[str]:
+    """An output that departs in the free run though nothing was introduced anywhere: say so."""
+    if any(d.phase in ("weights", "forward") for d in divergences):
+        return []
+    last = [r for r in results if r.phase == "forward" and r.free_ratio is not None]
+    far = [r for r in last[-1:] if r.free_ratio is not None and r.free_ratio > 4 * 32.0]
+    return [
+        f"`{r.candidate}` departs in the free run ({r.free_ratio:.3g} x its floor) though no "
+        "stretch between aligned sites does: look for state that one call leaves for another"
+        for r in far
+    ]
+
+
+def _backward_missing(sides: tuple[Adapter, Adapter], gradients: bool) -> list[str]:
+    if not gradients:
+        return ["backward: gradients=False"]
+    return [
+        f"backward: the {side} ({adapter.framework}) has no backward pass"
+        for side, adapter in zip(("reference", "candidate"), sides, strict=True)
+        if not adapter.capabilities.cotangents
+    ]
+
+
+def _side(adapter: Adapter) -> Side:
+    return Side(adapter.framework, adapter.version, adapter.device)
+
+
+def _environment(sides: tuple[Adapter, Adapter]) -> dict[str, Any]:
+    from crosscheck import __version__
+
+    return {
+        "crosscheck": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "numpy": np.__version__,
+        **{side.framework: side.version for side in sides},
+        "float32_matmul": "full precision on both sides",
+        "bit_generator": "Philox-4x64-10",
+    }

@@ -1,0 +1,163 @@
+"""What is compared: the alignment spelled out as single comparisons, in execution order.
+
+Forward, each aligned layer contributes its inputs and its output. An input that is the very object
+which an aligned site produced, on both sides, is left out: it was compared there. Backward, each
+contributes the cotangent at its output (the sum over consumers) and the cotangents that it sends
+back through its inputs (its own VJP).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from crosscheck.align import Alignment, Edge, SitePair
+from crosscheck.layout import Layout
+from crosscheck.observers import Key
+from crosscheck.results import Phase
+from crosscheck.taps import COTANGENT_OF, Kind
+from crosscheck.trace import Trace
+from crosscheck.weights import Match, Transform
+
+__all__ = ["Item", "buffer_items", "gradient_items", "site_items", "weight_items"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One comparison to make.
+
+    Attributes:
+        reference, candidate: site names (with slot) or parameter names.
+        layout: maps the candidate's value onto the reference's; None if nothing does.
+        by: how the pair was found.
+    """
+
+    phase: Phase
+    kind: Kind | str
+    reference: str
+    candidate: str
+    layout: Layout | Transform | None
+    by: str
+
+    @property
+    def reference_key(self) -> Key:
+        """Key of the reference's value in its trace."""
+        return cast(Kind, self.kind), self.reference
+
+    @property
+    def candidate_key(self) -> Key:
+        """Key of the candidate's value in its trace."""
+        return cast(Kind, self.kind), self.candidate
+
+
+def site_items(
+    alignment: Alignment, reference: Trace, candidate: Trace, *, backward: bool
+) -> tuple[list[Item], list[str]]:
+    """The comparisons of activations and cotangents, in execution order.
+
+    Returns:
+        (items, lines on what could not be compared)
+    """
+    forward = [
+        Item("forward", "activation", p.reference, p.candidate, p.layout, p.by)
+        for p in alignment.pairs
+    ]
+    forward += [
+        Item("forward", "input", e.reference, e.candidate, e.layout, e.pair.by)
+        for e in alignment.edges
+        if not _same_producer(e, alignment.pairs, reference, candidate)
+    ]
+    place = {key: i for i, key in enumerate(reference.values)}
+    forward.sort(key=lambda item: place[item.reference_key])
+    if not backward:
+        return forward, []
+    everything = forward + [
+        Item("forward", "input", e.reference, e.candidate, e.layout, e.pair.by)
+        for e in alignment.edges
+        if _same_producer(e, alignment.pairs, reference, candidate)
+    ]
+    everything.sort(key=lambda item: -place[item.reference_key])
+    back, missing = _cotangents(everything, reference, candidate)
+    return forward + back, missing
+
+
+def _same_producer(
+    edge: Edge, pairs: Iterable[SitePair], reference: Trace, candidate: Trace
+) -> bool:
+    source = reference.info.sources.get(edge.reference)
+    twin = candidate.info.sources.get(edge.candidate)
+    return any(p.reference == source and p.candidate == twin and p.layout for p in pairs)
+
+
+def _cotangents(
+    forward: list[Item], reference: Trace, candidate: Trace
+) -> tuple[list[Item], list[str]]:
+    items, hidden = [], []
+    for item in forward:
+        kind = COTANGENT_OF[cast(Kind, item.kind)]
+        twin = Item("backward", kind, item.reference, item.candidate, item.layout, item.by)
+        if item.layout is None or twin.reference_key not in reference.values:
+            if twin.reference_key in reference.info.unobservable:
+                hidden.append(twin.reference)
+            continue
+        if twin.candidate_key in candidate.info.unobservable:
+            hidden.append(twin.candidate)
+            continue
+        items.append(twin)
+    lines = [
+        f"cotangent at `{site}`: overwritten in place or without a backward pass of its own"
+        for site in dict.fromkeys(hidden)
+    ]
+    return items, lines
+
+
+def gradient_items(
+    match: Match, reference: Trace, candidate: Trace
+) -> tuple[list[Item], list[str]]:
+    """The comparisons of parameter gradients, in the order of the backward pass."""
+    items, missing = [], []
+    for m in reversed(match.pairs):
+        name, twin = m.reference.name, m.candidate.name
+        if not m.reference.trainable or name not in reference.info.parameter_gradients:
+            continue
+        if m.transform.function is not None:
+            missing.append(f"gradient of `{twin}`: its weight transform has no known inverse")
+        elif twin not in candidate.info.parameter_gradients:
+            missing.append(f"gradient of `{twin}`: the candidate keeps none that is recognised")
+        else:
+            items.append(
+                Item("parameter_gradient", "parameter", name, twin, m.transform, "parameter")
+            )
+    return items, missing
+
+
+def weight_items(match: Match) -> list[Item]:
+    """Every matched parameter whose values can be put side by side."""
+    return [
+        Item("weights", "parameter", m.reference.name, m.candidate.name, m.transform, "parameter")
+        for m in match.pairs
+    ]
+
+
+def buffer_items(match: Match, reference: Trace, candidate: Trace) -> list[Item]:
+    """Matched buffers that both sides report after a run in train mode."""
+    return [
+        Item("buffer", "parameter", m.reference.name, m.candidate.name, m.transform, "parameter")
+        for m in match.pairs
+        if m.reference.name in reference.info.buffers
+        and m.candidate.name in candidate.info.buffers
+    ]
+
+
+def value_of(item: Item, trace: Trace, *, side: str) -> np.ndarray | None:
+    """The value of an item in a trace of that side; None if the run has none."""
+    name = item.reference if side == "reference" else item.candidate
+    if item.phase == "parameter_gradient":
+        return trace.info.parameter_gradients.get(name)
+    if item.phase == "buffer":
+        return trace.info.buffers.get(name)
+    key = item.reference_key if side == "reference" else item.candidate_key
+    return trace.values.get(key)

@@ -1,0 +1,81 @@
+"""Which cotangent each output of either side receives (part of stage 3, feed)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from crosscheck.align import pair_outputs
+from crosscheck.errors import CannotCompare, capped
+from crosscheck.inputs import cotangent
+from crosscheck.judging import is_float
+from crosscheck.layout import Layout, fitting, relative_error
+from crosscheck.trace import RunInfo, Trace
+
+__all__ = ["CandidateCotangents", "ReferenceCotangents"]
+
+
+@dataclass
+class ReferenceCotangents:
+    """Seeded normals for every float output of the reference that is not skipped."""
+
+    seed: int
+    skip: Sequence[str] = ()
+    given: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __call__(self, outputs: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        self.given = {
+            site: cotangent(site, value.astype(np.float32), seed=self.seed)
+            for site, value in outputs.items()
+            if is_float(value) and value.size and site not in self.skip
+        }
+        if not self.given:
+            kinds = capped(f"{s}: {v.dtype.name}{list(v.shape)}" for s, v in outputs.items())
+            raise CannotCompare(
+                "the reference has no floating-point output to send a cotangent into; its outputs "
+                f"are {kinds or 'none'}.\n  Fix: return the logits as well, or gradients=False to "
+                "compare the forward pass alone"
+            )
+        return self.given
+
+
+@dataclass
+class CandidateCotangents:
+    """The same cotangents, in the candidate's output names and layouts.
+
+    Attributes:
+        layouts: candidate output -> layout, once alignment has decided it; before that the layout
+            under which the outputs are closest.
+    """
+
+    reference: Trace
+    given: Mapping[str, np.ndarray]
+    explicit: Mapping[str, str]
+    skip: Sequence[str] = ()
+    layouts: Mapping[str, Layout | None] = field(default_factory=dict)
+
+    def __call__(self, outputs: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        info = RunInfo((), tuple(outputs), {}, {}, {})
+        candidate = Trace({("activation", s): v for s, v in outputs.items()}, info, "")
+        found = {}
+        named = {r: c for r, c in self.explicit.items() if c in outputs}
+        pairs = pair_outputs(self.reference, candidate, explicit=self.explicit, skip=self.skip)
+        for ours, theirs in [*pairs, *named.items()]:
+            if ours in self.given and is_float(outputs[theirs]):
+                layout = self._layout(ours, theirs, outputs[theirs])
+                if layout is not None:
+                    found[theirs] = layout.to_candidate(self.given[ours])
+        return found
+
+    def _layout(self, ours: str, theirs: str, value: np.ndarray) -> Layout | None:
+        if theirs in self.layouts:
+            return self.layouts[theirs]
+        truth = self.reference.values["activation", ours]
+        options = fitting(truth.shape, value.shape)
+        return min(
+            options,
+            key=lambda layout: relative_error(layout.to_reference(value), truth),
+            default=None,
+        )

@@ -1,0 +1,181 @@
+"""Stage 3, feed: a spec and a seed -> inputs and cotangents, identical on both sides.
+
+The numbers come from the Philox-4x64-10 counter generator (Salmon et al., "Parallel random
+numbers: as easy as 1, 2, 3", SC 2011) through its raw 64-bit words only. NumPy keeps raw words
+stable across versions and platforms, but not its distributions; so the distributions here are our
+own and use nothing but integer arithmetic and one exact scaling:
+
+* a standard normal is a sum of twelve 16-bit uniforms minus six (Irwin-Hall): mean 0, variance
+  1 − 2⁻³², range ±6;
+* a uniform is a 53-bit integer scaled by 2⁻⁵³;
+* an integer in [low, high) is a 64-bit word modulo the span.
+
+A value depends on the seed, on the name and on its position alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from crosscheck.errors import InvalidArgument
+
+__all__ = ["Spec", "cotangent", "draw", "make_inputs", "normal", "parse_spec"]
+
+_SPEC = re.compile(
+    r"""\s*(?P<dtype>[a-z]+\d*)\s*
+        \[(?P<shape>[\d\s,]*)\]\s*
+        (?:(?P<low>[-+\w.]+?)\s*\.\.\s*(?P<high>[-+\w.]+))?\s*$""",
+    re.VERBOSE,
+)
+_FLOATS = ("float16", "float32", "float64", "bfloat16")
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_EXAMPLES = 'for example "float32[2,3,33,47]", "int64[2,13] 4..200" or "bool[2,13]"'
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to draw: dtype, shape and, for a uniform or an integer, the half-open range."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    low: float | int | None = None
+    high: float | int | None = None
+
+
+def parse_spec(text: str, *, name: str = "input") -> Spec:
+    """Parse ``"float32[2,3]"``, ``"float32[2,3] -1..1"``, ``"int64[2,13] 4..200"`` or ``"bool[5]"``.
+
+    A range is half-open: 4..200 draws 4 to 199. Floats without a range are standard normal.
+
+    Raises:
+        InvalidArgument: not a spec; says what was wrong with it.
+    """
+    match = _SPEC.match(text)
+    if match is None:
+        raise InvalidArgument(f"input `{name}`: {text!r} is not a spec; write {_EXAMPLES}")
+    dtype = match["dtype"]
+    if dtype not in (*_FLOATS, *_INTEGERS, "bool"):
+        known = ", ".join((*_FLOATS, *_INTEGERS, "bool"))
+        raise InvalidArgument(f"input `{name}`: unknown dtype {dtype!r} in {text!r}; known: {known}")
+    shape = tuple(int(part) for part in match["shape"].split(",") if part.strip())
+    if match["low"] is None:
+        if dtype in _INTEGERS:
+            raise InvalidArgument(
+                f"input `{name}`: {text!r} needs a range, since only you know which integers the "
+                f'model can take: "{text.strip()} 0..200" draws 0 to 199'
+            )
+        return Spec(dtype, shape)
+    try:
+        number = int if dtype in _INTEGERS else float
+        low, high = number(match["low"]), number(match["high"])
+    except ValueError:
+        raise InvalidArgument(
+            f"input `{name}`: the range in {text!r} must be two {dtype} numbers, {_EXAMPLES}"
+        ) from None
+    if dtype == "bool" or not low < high or not (math.isfinite(low) and math.isfinite(high)):
+        raise InvalidArgument(
+            f"input `{name}`: the range in {text!r} must be low..high with low < high, both finite"
+            + (" (a bool takes none)" if dtype == "bool" else "")
+        )
+    return Spec(dtype, shape, low, high)
+
+
+def _stream(seed: int, name: str) -> np.random.Philox:
+    """The Philox stream of ``(seed, name)``; names separate streams through SHA-256."""
+    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+    key = int.from_bytes(digest[:16], "little")
+    return np.random.Philox(key=key)
+
+
+def _words(stream: np.random.Philox, count: int) -> np.ndarray:
+    return np.asarray(stream.random_raw(count), dtype="<u8") if count else np.zeros(0, "<u8")
+
+
+def normal(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normals (Irwin-Hall, see the module), float64, of ``shape``."""
+    count = math.prod(shape)
+    pieces = _words(_stream(seed, name), 3 * count).view("<u2").reshape(count, 12)
+    total = pieces.sum(axis=1, dtype=np.int64) * 2 - 12 * 65535  # exact, symmetric about zero
+    return (total.astype(np.float64) / 131072.0).reshape(shape)
+
+
+def draw(spec: Spec, *, seed: int, name: str) -> np.ndarray:
+    """The array of ``spec``: the same bits on every platform and NumPy version."""
+    count = math.prod(spec.shape)
+    dtype = _dtype(spec.dtype)
+    if spec.dtype == "bool":
+        return (_words(_stream(seed, name), count) >> np.uint64(63)).astype(bool).reshape(spec.shape)
+    if spec.dtype in _INTEGERS:
+        assert spec.low is not None and spec.high is not None
+        span = np.uint64(int(spec.high) - int(spec.low))
+        offsets = (_words(_stream(seed, name), count) % span).astype(np.int64)
+        return (offsets + int(spec.low)).astype(dtype).reshape(spec.shape)
+    if spec.low is None or spec.high is None:
+        return normal(seed, name, spec.shape).astype(dtype)
+    unit = (_words(_stream(seed, name), count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (unit * (spec.high - spec.low) + spec.low).astype(dtype).reshape(spec.shape)
+
+
+def _dtype(name: str) -> Any:
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def cotangent(name: str, value: np.ndarray, *, seed: int) -> np.ndarray:
+    """The seeded cotangent of one output: standard normals in the output's shape and dtype."""
+    return normal(seed, f"cotangent {name}", value.shape).astype(value.dtype)
+
+
+def make_inputs(inputs: Any, *, seed: int) -> dict[str, np.ndarray]:
+    """Turn the caller's ``inputs`` into named arrays.
+
+    Args:
+        inputs: ``{name: array or spec}``, or a single array or spec (named ``x``). An array is
+            anything that NumPy can take; a PyTorch CPU tensor too.
+        seed: of the specs.
+
+    Raises:
+        InvalidArgument: nothing given, not an array, a non-finite float, an object array.
+    """
+    named = inputs if isinstance(inputs, Mapping) else {"x": inputs}
+    if not named:
+        raise InvalidArgument(f"inputs is empty: give at least one array or spec, {_EXAMPLES}")
+    return {str(name): _one(str(name), value, seed) for name, value in named.items()}
+
+
+def _one(name: str, value: Any, seed: int) -> np.ndarray:
+    if isinstance(value, str):
+        return draw(parse_spec(value, name=name), seed=seed, name=name)
+    if isinstance(value, Spec):
+        return draw(value, seed=seed, name=name)
+    if value is None:
+        raise InvalidArgument(f"input `{name}` is None: give an array or a spec, {_EXAMPLES}")
+    if hasattr(value, "detach"):  # a PyTorch tensor, possibly one that requires a gradient
+        value = value.detach().cpu()
+    try:
+        array = np.array(value, order="C")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidArgument(
+            f"input `{name}` of type {type(value).__name__} is not an array: {error}"
+        ) from error
+    if array.dtype.kind not in "fiubc" and array.dtype.name != "bfloat16":
+        raise InvalidArgument(
+            f"input `{name}` has dtype {array.dtype}: models take numbers or booleans"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise InvalidArgument(
+            f"input `{name}` holds {array[place]} at {place}: a check starts from finite inputs. "
+            "Feed the values that make the model produce NaN, not NaN itself"
+        )
+    return array

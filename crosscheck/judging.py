@@ -1,0 +1,207 @@
+"""Stage 7 at work: take one item's values from every run and judge them (formulas: `noise`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from crosscheck.compare import Difference, compare, describe
+from crosscheck.comparisons import Item, value_of
+from crosscheck.noise import (
+    Floor,
+    Judgement,
+    Tolerance,
+    judge,
+    smallest_normal,
+    unit_roundoff,
+    within,
+)
+from crosscheck.reductions import Reductions
+from crosscheck.results import SiteResult
+from crosscheck.trace import Trace
+from crosscheck.weights import Transform
+
+__all__ = [
+    "Judge",
+    "Perturbation",
+    "exact",
+    "in_reference_layout",
+    "is_float",
+    "judge_weights",
+    "relative",
+    "shrinks",
+]
+
+NO_ORACLE = "floor from float32 perturbations: the reference does not run in float64"
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """RMS response of the oracle at one item, in the two norms."""
+
+    l2: float
+    maximum: float
+
+
+@dataclass
+class Judge:
+    """Judges items against the traces of one check.
+
+    Attributes:
+        reference: the reference's free run.
+        oracle: the reference in float64, forced at the aligned sites; None if it cannot run there.
+        free_oracle: the reference in float64, free.
+        free_candidate: the candidate's free run, for the free ratio.
+        perturbations: measured e_pert by item.
+    """
+
+    reference: Trace
+    oracle: Trace | None
+    free_oracle: Trace | None
+    free_candidate: Trace
+    reductions: Reductions
+    tolerance: Tolerance | None = None
+    perturbations: Mapping[Item, Perturbation] = field(default_factory=dict)
+
+    def judge(self, item: Item, candidate: Trace) -> SiteResult:
+        """Judge one item of a forced run."""
+        reference = value_of(item, self.reference, side="reference")
+        assert reference is not None, item
+        return self.judge_value(item, reference, value_of(item, candidate, side="candidate"))
+
+    def judge_value(
+        self, item: Item, reference: np.ndarray, raw: np.ndarray | None
+    ) -> SiteResult:
+        """Judge the candidate's value ``raw`` (own layout; None: it never arrived, so zero)."""
+        value = in_reference_layout(item, raw, reference)
+        judgement = None if value is None else self._judgement(item, value, reference)
+        result = site_result(item, reference, raw, value, judgement)
+        notes = () if self.oracle is not None or self.tolerance else (NO_ORACLE,)
+        return replace(result, free_ratio=self._free_ratio(item), notes=notes)
+
+    def _judgement(self, item: Item, value: np.ndarray, reference: np.ndarray) -> Judgement:
+        if not (is_float(value) and is_float(reference)):
+            return exact(value, reference)
+        if self.tolerance is not None and item.phase != "weights":
+            return within(self.tolerance, value, reference)
+        truth = self._truth(item, reference)
+        return judge(compare(value, truth), compare(reference, truth), self.floor(item, value))
+
+    def _truth(self, item: Item, reference: np.ndarray) -> np.ndarray:
+        oracle = None if self.oracle is None else value_of(item, self.oracle, side="reference")
+        return reference if oracle is None else oracle
+
+    def floor(self, item: Item, value: np.ndarray) -> Floor:
+        """The floor of an item whose candidate value is ``value``."""
+        reference = value_of(item, self.reference, side="reference")
+        dtypes = [value.dtype] + ([] if reference is None else [reference.dtype])
+        floor = Floor(
+            unit=unit_roundoff(*dtypes),
+            reduction=self.reductions.length(item),
+            scale=self.reductions.scale(item),
+            tiny=max(smallest_normal(d) for d in dtypes),
+        )
+        measured = self.perturbations.get(item)
+        return floor if measured is None else floor.with_perturbation(measured.l2, measured.maximum)
+
+    def _free_ratio(self, item: Item) -> float | None:
+        """The free run's error over the reference's own, accumulated from the input on."""
+        if self.free_oracle is None or item.phase == "weights":
+            return None
+        reference = value_of(item, self.reference, side="reference")
+        truth = value_of(item, self.free_oracle, side="reference")
+        raw = value_of(item, self.free_candidate, side="candidate")
+        if reference is None or truth is None or raw is None or not is_float(raw):
+            return None
+        value = in_reference_layout(item, raw, reference)
+        if value is None:
+            return math.inf
+        return judge(compare(value, truth), compare(reference, truth), self.floor(item, value)).ratio
+
+
+def in_reference_layout(
+    item: Item, raw: np.ndarray | None, reference: np.ndarray
+) -> np.ndarray | None:
+    """The candidate's value as a view in the reference's layout; None if no layout maps it."""
+    if raw is None:
+        return np.zeros(reference.shape, reference.dtype)
+    if isinstance(item.layout, Transform):
+        value = item.layout.to_reference(raw)
+    else:
+        value = None if item.layout is None else item.layout.to_reference(raw)
+    return value if value is not None and value.shape == reference.shape else None
+
+
+def is_float(value: np.ndarray) -> bool:
+    """Floating point, bfloat16 and friends included."""
+    return value.dtype.kind == "f" or value.dtype.name in ("bfloat16",)
+
+
+def exact(value: np.ndarray, reference: np.ndarray) -> Judgement:
+    """Integers and booleans: equal or not. A float against an integer is never equal."""
+    kinds = {"b": 0, "i": 1, "u": 1}
+    same_kind = kinds.get(value.dtype.kind) == kinds.get(reference.dtype.kind)
+    if same_kind and np.array_equal(value, reference):
+        return Judgement(noise_floor=0.0, ratio=0.0, verdict="agree")
+    return Judgement(noise_floor=0.0, ratio=math.inf, verdict="diverge")
+
+
+def judge_weights(item: Item, reference: np.ndarray, candidate: np.ndarray) -> SiteResult:
+    """A parameter against its counterpart: equal up to the cast between their dtypes."""
+    value = in_reference_layout(item, candidate, reference)
+    if value is None:
+        return site_result(item, reference, candidate, None, None)
+    floor = Floor(unit=unit_roundoff(value.dtype, reference.dtype))
+    same = compare(reference, reference)
+    judgement = judge(compare(value, reference), same, floor)
+    return site_result(item, reference, candidate, value, judgement)
+
+
+def site_result(
+    item: Item,
+    reference: np.ndarray,
+    raw: np.ndarray | None,
+    value: np.ndarray | None,
+    judgement: Judgement | None,
+) -> SiteResult:
+    """Put a judgement on record; without one (no common layout) the site diverges."""
+    seen = reference if raw is None else raw
+    return SiteResult(
+        phase=item.phase,
+        kind=item.kind,
+        reference=item.reference,
+        candidate=item.candidate,
+        shape=tuple(reference.shape),
+        dtype=reference.dtype.name,
+        verdict="diverge" if judgement is None else judgement.verdict,
+        noise_floor=0.0 if judgement is None else judgement.noise_floor,
+        ratio=math.inf if judgement is None else judgement.ratio,
+        free_ratio=None,
+        metrics=None if value is None else describe(value, reference),
+        candidate_shape=tuple(seen.shape),
+        candidate_dtype=seen.dtype.name,
+        aligned_by=item.by,
+    )
+
+
+def shrinks(
+    wide: Difference, narrow: Difference, *, factor: float = 1e-3
+) -> bool | None:
+    """Precision scaling: does an error vanish in float64? True: rounding. False: a bug.
+
+    None where it is neither clearly gone nor clearly still there.
+    """
+    before, after = relative(narrow), relative(wide)
+    if after <= max(factor * before, 1e-13):
+        return True
+    return False if after >= 0.3 * before else None
+
+
+def relative(difference: Difference) -> float:
+    """The larger of the two relative errors of a difference."""
+    l2 = difference.l2 / difference.truth_l2 if difference.truth_l2 > 0 else difference.l2
+    top = difference.maximum / difference.truth_max if difference.truth_max > 0 else 0.0
+    return max(l2, top)

@@ -1,0 +1,92 @@
+"""One pass over two or three arrays, in blocks that stay in the cache.
+
+Each block is read from memory once; everything that is wanted of it is computed while it is hot.
+Sums are taken in float64. Non-finite elements are counted and left out of the sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["BLOCK", "PairSums", "pair_sums"]
+
+BLOCK = 32768  # float64 temporaries of 256 KiB: they live in the second-level cache
+
+
+@dataclass
+class PairSums:
+    """Sums over the elements of ``a`` and ``b`` that are finite in both; counts of the others.
+
+    Attributes:
+        count: finite pairs.
+        diff2, a2, b2, ab: sums of (a−b)², a², b² and ab.
+        max_diff: the largest |a − b|; ``argmax`` its flat index (−1 for none).
+        max_b: the largest |b|.
+        nonfinite: elements that are NaN or Inf in a or b; ``mismatch``: those of a different kind
+            or sign; ``first_mismatch``: the first one's flat index (−1 for none).
+    """
+
+    count: int = 0
+    diff2: float = 0.0
+    a2: float = 0.0
+    b2: float = 0.0
+    ab: float = 0.0
+    max_diff: float = 0.0
+    argmax: int = -1
+    max_b: float = 0.0
+    nonfinite: int = 0
+    mismatch: int = 0
+    first_mismatch: int = -1
+
+
+def pair_sums(a: np.ndarray, b: np.ndarray) -> PairSums:
+    """Compare two arrays of one shape. Any real dtype; strided and broadcast arrays are fine.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"shapes differ: {a.shape} and {b.shape}")
+    total = PairSums()
+    flat_a, flat_b = a.reshape(-1), b.reshape(-1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for start in range(0, flat_a.size, BLOCK):
+            stop = start + BLOCK
+            _add_block(
+                total,
+                start,
+                flat_a[start:stop].astype(np.float64),
+                flat_b[start:stop].astype(np.float64),
+            )
+    return total
+
+
+def _add_block(total: PairSums, start: int, a: np.ndarray, b: np.ndarray) -> None:
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not finite.all():
+        _count_nonfinite(total, start, a, b, finite)
+        a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
+    difference = a - b
+    total.count += int(np.count_nonzero(finite))
+    total.diff2 += float(difference @ difference)
+    total.a2 += float(a @ a)
+    total.b2 += float(b @ b)
+    total.ab += float(a @ b)
+    np.abs(difference, out=difference)
+    where = int(difference.argmax())
+    if total.argmax < 0 or difference[where] > total.max_diff:
+        total.max_diff, total.argmax = float(difference[where]), start + where
+    total.max_b = max(total.max_b, float(np.abs(b).max()))
+
+
+def _count_nonfinite(
+    total: PairSums, start: int, a: np.ndarray, b: np.ndarray, finite: np.ndarray
+) -> None:
+    same = (np.isnan(a) & np.isnan(b)) | (a == b)
+    different = ~finite & ~same
+    total.nonfinite += int(np.count_nonzero(~finite))
+    total.mismatch += int(np.count_nonzero(different))
+    if total.first_mismatch < 0 and different.any():
+        total.first_mismatch = start + int(different.argmax())

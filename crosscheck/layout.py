@@ -1,0 +1,99 @@
+"""Layouts: the axis permutation that maps a candidate's value onto the reference's.
+
+Only two layouts exist between frameworks: the same, and channels last against channels first.
+They are inferred from values once per number of dimensions and then enforced; a search per tensor
+would call a transposed tensor a layout and hide the mistake.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Layout", "LayoutBook", "fitting"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """``candidate.transpose(axes)`` has the reference's layout; None is the identity."""
+
+    axes: tuple[int, ...] | None = None
+
+    def to_reference(self, candidate: np.ndarray) -> np.ndarray:
+        """A view of a candidate's value in the reference's layout."""
+        return candidate if self.axes is None else candidate.transpose(self.axes)
+
+    def to_candidate(self, reference: np.ndarray) -> np.ndarray:
+        """A view of a reference's value in the candidate's layout."""
+        return reference if self.axes is None else reference.transpose(np.argsort(self.axes))
+
+    def fits(self, reference: tuple[int, ...], candidate: tuple[int, ...]) -> bool:
+        """Whether a candidate of that shape becomes a reference of that shape."""
+        if len(reference) != len(candidate):
+            return False
+        axes = self.axes or range(len(candidate))
+        return tuple(candidate[a] for a in axes) == tuple(reference)
+
+    def __str__(self) -> str:
+        return "as it is" if self.axes is None else f"transposed {self.axes}"
+
+
+SAME = Layout()
+
+
+def _family(ndim: int) -> list[Layout]:
+    """The identity, channels last -> first, channels first -> last."""
+    if ndim < 3:
+        return [SAME]
+    inner = tuple(range(1, ndim - 1))
+    return [SAME, Layout((0, ndim - 1, *inner)), Layout((0, *range(2, ndim), 1))]
+
+
+def fitting(reference: tuple[int, ...], candidate: tuple[int, ...]) -> list[Layout]:
+    """The known layouts that map one shape onto the other."""
+    if len(reference) != len(candidate):
+        return []
+    return [one for one in _family(len(reference)) if one.fits(reference, candidate)]
+
+
+class LayoutBook:
+    """The layout of each number of dimensions, decided by votes of confirmed pairs."""
+
+    def __init__(self) -> None:
+        self._votes: defaultdict[int, Counter[Layout]] = defaultdict(Counter)
+
+    def learn(self, pairs: Iterable[tuple[np.ndarray, np.ndarray]], *, tolerance: float) -> None:
+        """Let pairs of equal content (reference, candidate) vote; ambiguous ones abstain."""
+        for reference, candidate in pairs:
+            options = [
+                layout
+                for layout in fitting(reference.shape, candidate.shape)
+                if relative_error(layout.to_reference(candidate), reference) <= tolerance
+            ]
+            if len(options) == 1:
+                self._votes[reference.ndim][options[0]] += 1
+
+    def choose(self, reference: tuple[int, ...], candidate: tuple[int, ...]) -> Layout | None:
+        """The layout between two shapes: the voted one, or the one that the shapes force."""
+        options = fitting(reference, candidate)
+        voted = self._votes[len(reference)].most_common(1)
+        if voted and voted[0][0] in options:
+            return voted[0][0]
+        return options[0] if options else None
+
+
+def relative_error(value: np.ndarray, truth: np.ndarray) -> float:
+    """‖value − truth‖ / ‖truth‖ over finite elements; 0 for two zeros; inf if NaN places differ."""
+    a, b = value.astype(np.float64), truth.astype(np.float64)
+    finite = np.isfinite(b)
+    if not np.array_equal(finite, np.isfinite(a)):
+        return float("inf")
+    if not finite.all():
+        a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
+    difference, norm = float(np.linalg.norm(a - b)), float(np.linalg.norm(b))
+    if norm == 0.0:
+        return 0.0 if difference == 0.0 else float("inf")
+    return difference / norm

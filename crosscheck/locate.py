@@ -1,0 +1,210 @@
+"""Stage 8, locate: verdicts in execution order -> divergences, the first first.
+
+In the forced run every aligned value is replaced by the reference's, so an error seen at a site was
+introduced in the stretch of code that ends there. Whom to blame follows from what was wrong:
+
+* a layer's output: the layer, since its inputs were right;
+* a layer's input: the code between the layers (glue), never the layer. If one side has a layer
+  without partner there, that layer; else the container whose code it is;
+* the cotangent that a layer sends back through its input: the layer, since what it was given and
+  its activations were right;
+* the cotangent at a layer's output, where each consumer's own was right: the code that passes the
+  output on (again a layer without partner, or the container).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from crosscheck.align import Alignment
+from crosscheck.results import Divergence, SiteResult
+from crosscheck.trace import RunInfo, Trace, owner
+
+__all__ = ["Locator"]
+
+MOST_NAMED = 8  # sites without partner that are listed with a divergence
+
+
+@dataclass(frozen=True)
+class _Blame:
+    reference: str | None
+    candidate: str | None
+    statement: str
+    between: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Locator:
+    """Names the place of every difference; knows the structure of both runs."""
+
+    alignment: Alignment
+    reference: Trace
+    candidate: Trace
+
+    def locate(self, results: Sequence[SiteResult]) -> tuple[Divergence, ...]:
+        """The divergences (and suspects) among ``results``, which are in execution order."""
+        found = []
+        last_good: dict[str, str] = {}
+        for result in results:
+            if result.verdict == "agree":
+                last_good[result.phase] = _place(result)
+                continue
+            blame = self._blame(result)
+            found.append(
+                Divergence(
+                    phase=result.phase,
+                    reference=blame.reference,
+                    candidate=blame.candidate,
+                    site=_place(result),
+                    after=last_good.get(result.phase),
+                    ratio=result.ratio,
+                    metrics=result.metrics,
+                    verdict="suspect" if result.verdict == "suspect" else "diverge",
+                    statement=_statement(result, blame),
+                    between=blame.between,
+                )
+            )
+        return tuple(found)
+
+    def _blame(self, result: SiteResult) -> _Blame:
+        if result.phase == "forward" and result.kind == "input":
+            return self._glue_forward(result)
+        if result.phase == "backward" and result.kind == "cotangent":
+            return self._glue_backward(result)
+        reference, candidate = result.reference, result.candidate
+        if result.phase == "forward":
+            return self._output(result)
+        if result.phase == "backward":
+            layer = owner(reference), owner(candidate)
+            return _Blame(*layer, "the layer's own VJP is wrong: its activations and the cotangent "
+                          "that it was given are the reference's")
+        words = {
+            "weights": "the parameter itself differs",
+            "parameter_gradient": "the gradient of this parameter is wrong: the activations and "
+            "the cotangent behind it are the reference's",
+            "buffer": "the buffer differs after the step",
+        }
+        return _Blame(reference, candidate, words.get(result.phase, ""))
+
+    def _output(self, result: SiteResult) -> _Blame:
+        between = self._loose(self.candidate, result.candidate, "candidate")
+        text = "introduced there: everything that it was given is the reference's"
+        if between:
+            text += f"; {len(between)} candidate sites without partner lie before it"
+        return _Blame(result.reference, result.candidate, text, between)
+
+    # -- glue ------------------------------------------------------------------------------------
+
+    def _glue_forward(self, result: SiteResult) -> _Blame:
+        """What layer ``L`` is given differs, though every aligned site before it is right."""
+        reference = self._loose_producer(self.reference, result.reference, "reference")
+        candidate = self._loose_producer(self.candidate, result.candidate, "candidate")
+        between = self._loose(self.candidate, result.candidate, "candidate", "input")
+        if reference or candidate:
+            return _Blame(
+                reference,
+                candidate,
+                f"what goes into `{result.candidate}` is wrong; the layer that makes it has no "
+                "partner on the other side",
+                between,
+            )
+        return _Blame(
+            self.reference.info.parents.get(owner(result.reference)),
+            self.candidate.info.parents.get(owner(result.candidate)),
+            f"what goes into `{result.candidate}` is wrong, though every layer before it is right: "
+            "the code between the layers differs",
+            between,
+        )
+
+    def _glue_backward(self, result: SiteResult) -> _Blame:
+        """The summed cotangent is wrong, though every aligned consumer's own is right."""
+        reference = self._loose_consumer(self.reference, result.reference, "reference")
+        candidate = self._loose_consumer(self.candidate, result.candidate, "candidate")
+        if reference or candidate:
+            text = (
+                f"the cotangent that arrives at `{result.candidate}` is wrong; the layer that "
+                "sends it shows none of its own to compare"
+            )
+            return _Blame(reference, candidate, text)
+        text = (
+            f"the cotangent that arrives at `{result.candidate}` is wrong, though each layer that "
+            "consumes it sends back the right one: the code between the layers differs"
+        )
+        return _Blame(
+            self._consumer_scope(self.reference, result.reference),
+            self._consumer_scope(self.candidate, result.candidate),
+            text,
+        )
+
+    def _aligned(self, side: str) -> set[str]:
+        return {getattr(p, side) for p in self.alignment.pairs}
+
+    def _loose(
+        self, trace: Trace, site: str, side: str, kind: str = "activation"
+    ) -> tuple[str, ...]:
+        """Sites without partner that ran after the last aligned one before ``site``."""
+        aligned = self._aligned(side)
+        order = [key for key in trace.values if key[0] in ("activation", "input")]
+        found: list[str] = []
+        if (kind, site) not in order:
+            return ()
+        for before_kind, before in reversed(order[: order.index((kind, site))]):  # type: ignore[arg-type]
+            if before_kind != "activation":
+                continue
+            if before in aligned:
+                break
+            found.append(before)
+        return tuple(reversed(found))[:MOST_NAMED]
+
+    def _loose_producer(self, trace: Trace, site: str, side: str) -> str | None:
+        """The layer without partner whose output is given to ``site``, if there is one."""
+        source = trace.info.sources.get(site)
+        if source is not None and source not in self._aligned(side):
+            return owner(source)
+        if source is not None:
+            return None
+        loose = self._loose(trace, site, side, "input")
+        siblings = [s for s in loose if _parent(trace.info, s) == _parent(trace.info, site)]
+        return owner(siblings[-1]) if siblings else None
+
+    def _loose_consumer(self, trace: Trace, site: str, side: str) -> str | None:
+        """A layer that consumes ``site`` and whose own VJP was not compared."""
+        aligned = self._aligned(side)
+        compared = {getattr(e, side) for e in self.alignment.edges}
+        for consumer, source in trace.info.sources.items():
+            if source != site:
+                continue
+            hidden = ("input_cotangent", consumer) in trace.info.unobservable
+            if owner(consumer) not in aligned or consumer not in compared or hidden:
+                return owner(consumer)
+        return None
+
+    def _consumer_scope(self, trace: Trace, site: str) -> str | None:
+        """The container whose code passes ``site`` on: the one that called the layer."""
+        parent = trace.info.parents.get(owner(site))
+        if parent is None and trace.info.outputs:  # a model input: the model's own code reads it
+            return owner(trace.info.outputs[0])
+        return parent
+
+
+def _parent(info: RunInfo, site: str) -> str | None:
+    return info.parents.get(owner(site))
+
+
+def _place(result: SiteResult) -> str:
+    return result.reference
+
+
+def _statement(result: SiteResult, blame: _Blame) -> str:
+    if result.metrics is None:
+        return (
+            f"shapes differ: reference {result.shape}, candidate {result.candidate_shape}; "
+            "no layout maps one onto the other"
+        )
+    if result.metrics.nonfinite_mismatch:
+        return (
+            f"{result.metrics.nonfinite_mismatch} elements are NaN or Inf on one side only, or of "
+            f"another sign; {blame.statement}"
+        )
+    return blame.statement

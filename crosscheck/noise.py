@@ -1,0 +1,149 @@
+"""Stage 7, judge: differences and the oracle -> noise floor η, ratio ρ, verdict.
+
+For one value let y64 be the oracle's, y_r the reference's, y_c the candidate's, all computed from
+the same forced inputs, and N its number of elements. Errors are taken in two norms, so that a
+small error everywhere and a large error in one place are both seen. In the 2-norm
+
+    η = max( ‖y_r − y64‖, e_pert, max(½√n, 1)·u·S ) ,   S = max(‖y64‖, scale)
+
+and in the maximum norm
+
+    η∞ = max( max|y_r − y64|, e_pert∞, ½√n·u·(S/√N)·√(2 ln N), u·max|y64| ) .
+
+* u: unit roundoff of the wider-rounding side: 2⁻²⁴ (float32), 2⁻¹¹ (float16), 2⁻⁸ (bfloat16).
+* n: length of the reductions behind the value. Rounding errors of a sum of n terms grow as √n
+  (Higham & Mary, SIAM J. Sci. Comput. 41, 2019); √(2 ln N) is the expected maximum of N normals.
+* e_pert: root mean square response of the oracle to relative perturbations of size u of everything
+  that goes into the stretch (values and weights): what ill-conditioning makes of rounding.
+  It costs oracle runs, so it is asked for only where ρ exceeds 8 without it.
+* scale: size of the terms that were summed, where the sum itself may cancel to nothing
+  (gradients: the bias in front of a BatchNorm has true gradient zero).
+
+ρ is the larger of the two ratios ‖y_c − y64‖/η. ρ ≤ 8 agrees, ρ ≤ 32 is suspect, above diverges.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from crosscheck.compare import Difference
+from crosscheck.results import Verdict
+
+__all__ = ["AGREE", "DIVERGE", "Floor", "Judgement", "Tolerance", "judge", "unit_roundoff"]
+
+AGREE = 8.0
+DIVERGE = 32.0
+_TINY = {"float64": 2.3e-308, "float16": 6.1e-05}  # smallest normal numbers; others 1.2e-38
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """An explicit tolerance instead of the floor: |candidate − reference| ≤ atol + rtol·|reference|.
+
+    Both must be given: a tolerance of which one half is a default is half a guess.
+    """
+
+    rtol: float
+    atol: float
+
+    def __post_init__(self) -> None:
+        from crosscheck.errors import InvalidArgument
+
+        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
+            if not (math.isfinite(value) and value >= 0.0):
+                raise InvalidArgument(f"Tolerance {name} is {value}: give a finite number ≥ 0")
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What an honest implementation may be off by, before ill-conditioning is measured.
+
+    Attributes:
+        unit: unit roundoff u.
+        reduction: n, number of terms summed into one element.
+        scale: S is at least this (absolute 2-norm).
+        pert_l2, pert_max: e_pert in the two norms, zero until measured.
+        tiny: smallest normal number of the storage type: underflow is rounding too.
+    """
+
+    unit: float
+    reduction: float = 1.0
+    scale: float = 0.0
+    pert_l2: float = 0.0
+    pert_max: float = 0.0
+    tiny: float = 1.2e-38
+
+    def with_perturbation(self, l2: float, maximum: float) -> Floor:
+        """The same floor with e_pert measured."""
+        return replace(self, pert_l2=l2, pert_max=maximum)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """η relative to the value's scale, ρ, and what follows."""
+
+    noise_floor: float
+    ratio: float
+    verdict: Verdict
+
+
+def unit_roundoff(*dtypes: np.dtype) -> float:
+    """The largest unit roundoff among floating-point dtypes; 0 if there is none."""
+    known = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+    return max((known.get(np.dtype(d).name, 0.0) for d in dtypes), default=0.0)
+
+
+def smallest_normal(dtype: np.dtype) -> float:
+    """The smallest normal number of a floating-point dtype."""
+    return _TINY.get(np.dtype(dtype).name, 1.2e-38)
+
+
+def judge(candidate: Difference, reference: Difference, floor: Floor) -> Judgement:
+    """Judge the candidate's error against the oracle by the reference's and the floor."""
+    size = max(reference.size, 1)
+    scale = max(reference.truth_l2, floor.scale)
+    growth = 0.5 * math.sqrt(max(floor.reduction, 1.0))
+    eta = max(
+        reference.l2,
+        floor.pert_l2,
+        max(growth, 1.0) * floor.unit * scale,
+        floor.tiny * math.sqrt(size),
+    )
+    spread = math.sqrt(2.0 * math.log(max(size, 2)))
+    eta_max = max(
+        reference.maximum,
+        floor.pert_max,
+        growth * floor.unit * scale / math.sqrt(size) * spread,
+        floor.unit * reference.truth_max,
+        floor.tiny,
+    )
+    ratio = max(candidate.l2 / eta, candidate.maximum / eta_max)
+    if candidate.mismatch:
+        ratio = math.inf
+    return Judgement(
+        noise_floor=eta / scale if scale > 0.0 else 0.0, ratio=ratio, verdict=verdict_of(ratio)
+    )
+
+
+def verdict_of(ratio: float) -> Verdict:
+    """ρ ≤ 8 agree, ρ ≤ 32 suspect, else (also NaN) diverge."""
+    if ratio <= AGREE:
+        return "agree"
+    return "suspect" if ratio <= DIVERGE else "diverge"
+
+
+def within(tolerance: Tolerance, candidate: np.ndarray, reference: np.ndarray) -> Judgement:
+    """Judge by an explicit tolerance; the ratio is the largest |c − r| / (atol + rtol·|r|)."""
+    c, r = candidate.astype(np.float64), reference.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        same = (c == r) | (np.isnan(c) & np.isnan(r))
+        allowed = tolerance.atol + tolerance.rtol * np.abs(r)
+        ratios = np.where(same, 0.0, np.abs(c - r) / allowed)
+    ratios = np.where(np.isnan(ratios), np.inf, ratios)
+    ratio = float(ratios.max(initial=0.0))
+    return Judgement(
+        noise_floor=tolerance.rtol, ratio=ratio, verdict="agree" if ratio <= 1.0 else "diverge"
+    )

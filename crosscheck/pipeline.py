@@ -1,0 +1,279 @@
+"""The stages of one check at work. `crosscheck.api` reads as the list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from crosscheck.adapters.base import Adapter
+from crosscheck.align import SAME_VALUE, Aligner, Alignment
+from crosscheck.comparisons import (
+    Item,
+    buffer_items,
+    gradient_items,
+    site_items,
+    value_of,
+    weight_items,
+)
+from crosscheck.compare import compare
+from crosscheck.cotangents import CandidateCotangents
+from crosscheck.errors import CannotCompare, SideFailed
+from crosscheck.judging import Judge, in_reference_layout, judge_weights, shrinks
+from crosscheck.layout import relative_error
+from crosscheck.noise import Tolerance
+from crosscheck.observers import Forcer, Key, Recorder
+from crosscheck.perturb import measure
+from crosscheck.reductions import Reductions
+from crosscheck.results import SiteResult
+from crosscheck.run import Runner
+from crosscheck.trace import RunInfo, Trace
+from crosscheck.weights import Match, WeightMap, layout_choices, match_parameters
+
+__all__ = ["align", "judge_all", "oracle", "transfer", "verify_weights"]
+
+MOST_ROUNDS = 12
+Progress = Callable[[str], None]
+
+
+# -- stage 2 ---------------------------------------------------------------------------------------
+
+
+def transfer(
+    reference: Adapter, candidate: Adapter, weights: str | WeightMap, trial: Callable[[Match], float]
+) -> Match:
+    """Match the parameters and, unless ``weights`` is ``"keep"``, copy them over.
+
+    Args:
+        trial: how many activations match after loading a match; decides layouts that the shapes
+            leave open (square matrices of unknown axis order) by running.
+
+    Raises:
+        CannotCompare: parameters are left over, or what was loaded does not read back.
+    """
+    given = weights if isinstance(weights, Mapping) else {}
+    match = match_parameters(reference.parameters(), candidate.parameters(), given=given)
+    if weights == "keep":
+        return match
+    match.require_complete()
+    choices = layout_choices(match) if match.ambiguous() else [{}]
+    options = [match.choosing(choice) for choice in choices]
+    scores = [trial(option) for option in options] if len(options) > 1 else [0.0]
+    match = options[int(np.argmax(scores))]
+    candidate.load(match.values())
+    _verify_loaded(match, candidate)
+    return match
+
+
+def _verify_loaded(match: Match, candidate: Adapter) -> None:
+    now = {p.name: p.value for p in candidate.parameters()}
+    for name, value in match.values().items():
+        if not np.array_equal(now[name], value.astype(now[name].dtype), equal_nan=True):
+            raise CannotCompare(
+                f"candidate parameter `{name}` does not hold what was loaded into it; is it "
+                "computed from something else, or shared with another parameter?"
+            )
+
+
+def verify_weights(match: Match, candidate: Adapter) -> list[SiteResult]:
+    """Put every matched parameter side by side, as it is now."""
+    now = {p.name: p.value for p in candidate.parameters()}
+    results = []
+    for item, pair in zip(weight_items(match), match.pairs, strict=True):
+        if pair.transform.function is not None:
+            truth, item = pair.transform.to_candidate(pair.reference.value), replace(item, layout=None)
+            item = replace(item, layout=type(pair.transform)())
+        else:
+            truth = pair.reference.value
+        results.append(judge_weights(item, truth, now[pair.candidate.name]))
+    return results
+
+
+# -- stages 4 and 5 ----------------------------------------------------------------------------------
+
+
+def align(
+    aligner: Aligner, reference: Trace, free: Trace, candidate: Runner
+) -> tuple[Alignment, Trace]:
+    """Force the candidate onto what is aligned, align what matches then, until nothing is new.
+
+    Returns:
+        The alignment, and the candidate's trace forced at exactly its sites.
+    """
+    latest = free
+    alignment = aligner.alignment(latest)
+    for _ in range(MOST_ROUNDS):
+        _fix_output_layouts(candidate, alignment)
+        latest = candidate.record(Forcer(alignment.forced_on_candidate(reference)))
+        found = aligner.match_values(latest)
+        if not found:
+            found = sum(aligner.refine(p) for p in alignment.pairs if _differs(p, reference, latest))
+        previous, alignment = alignment, aligner.alignment(latest)
+        if not found and set(previous.edges) == set(alignment.edges):
+            break
+    else:
+        latest = candidate.record(Forcer(alignment.forced_on_candidate(reference)))
+    return alignment, latest
+
+
+def _fix_output_layouts(candidate: Runner, alignment: Alignment) -> None:
+    if isinstance(candidate.cotangents, CandidateCotangents):
+        layouts = {p.candidate: p.layout for p in alignment.pairs if p.by in ("output", "explicit")}
+        candidate.cotangents.layouts = layouts
+
+
+def _differs(pair, reference: Trace, latest: Trace) -> bool:  # type: ignore[no-untyped-def]
+    value = latest.values.get(("activation", pair.candidate))
+    if value is None or pair.layout is None:
+        return True
+    truth = reference.values["activation", pair.reference]
+    return relative_error(pair.layout.to_reference(value), truth) > SAME_VALUE
+
+
+def oracle(reference: Runner, forced: Mapping[Key, np.ndarray] | None = None) -> Trace | None:
+    """The reference in float64, free or forced; None if it does not run in float64."""
+    if not reference.adapter.capabilities.float64:
+        return None
+    observers = () if forced is None else (Forcer(forced),)
+    try:
+        return reference.record(*observers, float64=True)
+    except SideFailed:
+        return None  # it ran in its own precision: what fails is float64 (fused kernels, casts)
+
+
+# -- stages 6 and 7 ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Judged:
+    """All results of a check, and what could not be compared."""
+
+    results: list[SiteResult]
+    not_compared: list[str]
+
+
+@dataclass
+class Evidence:
+    """Everything that judging may consult."""
+
+    reference: Runner
+    candidate: Runner
+    alignment: Alignment
+    free_reference: Trace
+    free_candidate: Trace
+    forced: Trace
+    match: Match
+    tolerance: Tolerance | None
+    seed: int
+
+
+def judge_all(evidence: Evidence, free_oracle: Trace | None, *, backward: bool) -> Judged:
+    """Judge every comparison; measure, repeat and rescale where something looks wrong."""
+    e = evidence
+    items, missing = site_items(e.alignment, e.free_reference, e.forced, backward=backward)
+    if backward:
+        gradients, more = gradient_items(e.match, e.free_reference, e.forced)
+        items += gradients
+        missing += more
+    items += buffer_items(e.match, e.free_reference, e.forced)
+    on_reference = e.alignment.forced_on_reference(e.free_reference)
+    judge = Judge(
+        reference=e.free_reference,
+        oracle=oracle(e.reference, on_reference),
+        free_oracle=free_oracle,
+        free_candidate=e.free_candidate,
+        reductions=Reductions(
+            e.reference.adapter.parameters(),
+            e.free_reference,
+            frozenset(p.reference for p in e.alignment.pairs),
+        ),
+        tolerance=e.tolerance,
+    )
+    results = {item: judge.judge(item, e.forced) for item in items}
+    if e.tolerance is None:
+        _refine_floors(e, judge, results, on_reference)
+        _rescale_suspects(e, judge, results)
+    _repeat(e, judge, results)
+    return Judged(list(results.values()), missing)
+
+
+def _flagged(results: Mapping[Item, SiteResult]) -> list[Item]:
+    return [i for i, r in results.items() if r.verdict != "agree" and r.metrics is not None]
+
+
+def _refine_floors(
+    e: Evidence, judge: Judge, results: dict[Item, SiteResult], forced: Mapping[Key, np.ndarray]
+) -> None:
+    """Measure e_pert for what stands out (always, where there is no float64 oracle)."""
+    wanted = _flagged(results)
+    if not wanted:
+        return
+    judge.perturbations = measure(
+        e.reference, judge, wanted, forced, parameters=e.reference.adapter.parameters(), seed=e.seed
+    )
+    for item in wanted:
+        results[item] = judge.judge(item, e.forced)
+
+
+def _rescale_suspects(e: Evidence, judge: Judge, results: dict[Item, SiteResult]) -> None:
+    """Settle suspects by precision: rounding shrinks with the unit roundoff, a bug does not."""
+    suspects = [i for i, r in results.items() if r.verdict == "suspect"]
+    if not suspects or judge.oracle is None or not e.candidate.adapter.capabilities.float64:
+        return
+    try:
+        wide = e.candidate.record(
+            Forcer(e.alignment.forced_on_candidate(e.free_reference)), float64=True
+        )
+    except SideFailed:
+        return  # the candidate has no float64: the suspects stay suspects
+    for item in suspects:
+        truth = value_of(item, judge.oracle, side="reference")
+        pair = [value_of(item, t, side="candidate") for t in (wide, e.forced)]
+        if truth is None or any(v is None for v in pair) or pair[0].dtype != np.float64:  # type: ignore[union-attr]
+            continue
+        differences = [compare(in_reference_layout(item, v, truth), truth) for v in pair]  # type: ignore[arg-type]
+        rounding = shrinks(*differences)
+        if rounding is True:
+            results[item] = replace(
+                results[item], verdict="agree", notes=("rounding: it vanishes in float64",)
+            )
+        elif rounding is False:
+            results[item] = replace(
+                results[item], verdict="diverge", notes=("not rounding: it stays in float64",)
+            )
+
+
+def _repeat(e: Evidence, judge: Judge, results: dict[Item, SiteResult]) -> None:
+    """What does not repeat is a suspect, marked unstable."""
+    wanted = _flagged(results)
+    if not wanted:
+        return
+    again = e.candidate.record(Forcer(e.alignment.forced_on_candidate(e.free_reference)))
+    for item in wanted:
+        second = judge.judge(item, again)
+        if second.verdict == "agree" and results[item].ratio != second.ratio:
+            note = f"unstable: ratio {results[item].ratio:.3g}, then {second.ratio:.3g}"
+            results[item] = replace(results[item], verdict="suspect", notes=(note,))
+
+
+# -- a candidate that fails ------------------------------------------------------------------------
+
+
+def compared_so_far(
+    reference: Trace, recorder: Recorder, anchors: Sequence[tuple[str, str]], judge: Judge
+) -> tuple[SiteResult, ...]:
+    """What a candidate that raised had in common with the reference until then (free run)."""
+    if not recorder.values:
+        return ()
+    bare = RunInfo(reference.info.inputs, (), reference.info.layers, {}, {})
+    inputs = tuple(s for k, s in recorder.values if k == "activation" and s.startswith("input:"))
+    partial = Trace(recorder.values, RunInfo(inputs, (), {}, {}, {}), "")
+    aligner = Aligner(
+        replace(reference, info=bare), partial, explicit={}, anchors=anchors, skip=()
+    )
+    alignment = aligner.alignment()
+    items, _ = site_items(alignment, reference, partial, backward=False)
+    return tuple(
+        judge.judge(item, partial) for item in items if not item.reference.startswith("input:")
+    )

@@ -1,0 +1,138 @@
+"""How long the sums behind a value are, and how large their terms: n and scale of the noise floor.
+
+Known from shapes: a parameter's axes say over what a layer sums, forward and backward; an output
+smaller than its input was reduced by the difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from crosscheck.adapters.base import Parameter
+from crosscheck.comparisons import Item
+from crosscheck.trace import Trace, owner
+
+__all__ = ["Reductions"]
+
+_KEPT_FORWARD = {"out", "channel", "row", "mult"}  # axes that a layer's output keeps
+
+
+@dataclass
+class Reductions:
+    """Lengths and scales for the comparisons of one check.
+
+    Args:
+        parameters: of the reference.
+        trace: the reference's free run.
+        aligned: the reference sites that are forced; what lies between them is one stretch.
+    """
+
+    parameters: Sequence[Parameter]
+    trace: Trace
+    aligned: frozenset[str]
+    _owned: dict[str, list[Parameter]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        layers = set(self.trace.info.layers)
+        owned: defaultdict[str, list[Parameter]] = defaultdict(list)
+        for parameter in self.parameters:
+            owned[self._stretch(parameter.layer, layers)].append(parameter)
+        self._owned = dict(owned)
+
+    def _stretch(self, layer: str, layers: set[str]) -> str:
+        """The innermost aligned site that contains a layer: where its rounding is seen."""
+        path = layer
+        while path:
+            if path in self.aligned and path in layers:
+                return path
+            path = path.rpartition(".")[0] or path.rpartition("/")[0]
+        return ""
+
+    def length(self, item: Item) -> float:
+        """n: number of terms summed into one element of the value."""
+        if item.phase == "parameter_gradient":
+            return self._gradient_length(item.reference)
+        if item.phase not in ("forward", "backward") or item.kind == "input":
+            return 1.0
+        site = owner(item.reference).partition("#")[0]
+        parameters = self._owned.get(site, [])
+        if item.kind == "activation":
+            return max([self._shrinkage(item.reference), *map(_forward_length, parameters)])
+        if item.kind == "input_cotangent":
+            return max([1.0, *map(_backward_length, parameters)])
+        return 4.0  # a sum over the few consumers of the value
+
+    def scale(self, item: Item) -> float:
+        """Size (2-norm) of a gradient whose terms did not cancel; 0 where nothing is known.
+
+        √numel·√n·rms(dy)·rms(x): n terms of random sign in every element.
+        """
+        if item.phase != "parameter_gradient":
+            return 0.0
+        parameter = next(p for p in self.parameters if p.name == item.reference)
+        dy = self.trace.values.get(("cotangent", parameter.layer))
+        if dy is None or parameter.kind == "embedding":
+            return 0.0
+        x = self.trace.values.get(("input", parameter.layer))
+        dense = parameter.role == "weight" and parameter.kind in ("dense", "conv")
+        rms_x = _rms(x) if dense and x is not None else 1.0
+        n = self._gradient_length(item.reference)
+        return math.sqrt(parameter.value.size * n) * _rms(dy) * rms_x
+
+    def _shrinkage(self, site: str) -> float:
+        value = self.trace.values["activation", site]
+        inputs = [
+            self.trace.values["input", s].size for s in self.trace.inputs_of(owner(site))
+        ]
+        return max(1.0, *(size / max(value.size, 1) for size in inputs)) if inputs else 1.0
+
+    def _gradient_length(self, name: str) -> float:
+        parameter = next(p for p in self.parameters if p.name == name)
+        value = self.trace.values.get(("activation", parameter.layer))
+        if value is None:
+            sizes = [v.size for (kind, _), v in self.trace.values.items() if kind == "activation"]
+            return max(1.0, max(sizes, default=1) / max(parameter.value.size, 1))
+        kept = math.prod(
+            n
+            for n, axis in zip(parameter.value.shape, parameter.axes or (), strict=False)
+            if axis in _KEPT_FORWARD
+        )
+        return max(1.0, value.size / max(kept, 1))
+
+
+def _forward_length(parameter: Parameter) -> float:
+    """Terms behind one output element: the product of the axes that the output does not keep."""
+    if parameter.role != "weight" or parameter.kind == "embedding":
+        return 1.0
+    if parameter.kind == "norm":
+        return float(parameter.value.size)
+    if parameter.axes is None:
+        return float(parameter.value.size / max(1, min(parameter.value.shape, default=1)))
+    return float(_product(parameter, lambda axis: axis not in _KEPT_FORWARD))
+
+
+def _backward_length(parameter: Parameter) -> float:
+    """Terms behind one element of the input's cotangent: the axes that the input does not have."""
+    if parameter.role != "weight" or parameter.kind == "embedding":
+        return 1.0
+    if parameter.kind == "norm" or parameter.axes is None:
+        return float(parameter.value.size / max(1, min(parameter.value.shape, default=1)))
+    return float(_product(parameter, lambda axis: axis not in ("in", "channel")))
+
+
+def _product(parameter: Parameter, chosen) -> int:  # type: ignore[no-untyped-def]
+    assert parameter.axes is not None
+    return math.prod(
+        n for n, axis in zip(parameter.value.shape, parameter.axes, strict=True) if chosen(axis)
+    )
+
+
+def _rms(value: np.ndarray) -> float:
+    flat = value.reshape(-1).astype(np.float64)
+    finite = flat[np.isfinite(flat)]
+    return float(np.sqrt(np.mean(finite * finite))) if finite.size else 0.0

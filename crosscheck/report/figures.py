@@ -1,0 +1,101 @@
+"""Stage 10, report: bars of ratio by site, one column a site (or the largest of several)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.text import Text
+
+from crosscheck.report import words
+from crosscheck.report.words import Page
+from crosscheck.results import Phase, SiteResult
+
+__all__ = ["figure"]
+
+BARS = "▁▂▃▄▅▆▇█"
+ASCII_BARS = "_.-=+*#@"
+# Every step is a factor of 4, placed so that 8 and 32 are steps: the height tells the verdict.
+STEPS = (0.5, 2.0, 8.0, 32.0, 128.0, 512.0, 2048.0)
+# With a tolerance the ratio that matters is 1.
+TOLERANCE_STEPS = (0.0625, 0.25, 1.0, 4.0, 16.0, 64.0, 256.0)
+TITLES: tuple[tuple[Phase, str], ...] = (
+    ("forward", "forward"),
+    ("backward", "backward"),
+    ("parameter_gradient", "parameter gradients"),
+)
+INDENT = "    "
+STYLES = {" ": "green", "?": "yellow", "!": "red"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: how high (0 to 7) and its mark (``" "``, ``"?"`` suspect, ``"!"`` diverges)."""
+
+    level: int
+    mark: str
+
+
+def binned(ratios: Sequence[float], width: int) -> list[float]:
+    """At most ``width`` numbers: the largest of each of as many nearly equal runs."""
+    n = len(ratios)
+    bins = min(n, width)
+    return [max(ratios[i * n // bins : (i + 1) * n // bins]) for i in range(bins)]
+
+
+def columns(ratios: Sequence[float], page: Page) -> list[Column]:
+    """What to draw for ``ratios`` on ``page``."""
+    steps = _steps(page)
+    made = []
+    for ratio in binned([words.magnitude(r) for r in ratios], page.width - len(INDENT)):
+        mark = " "
+        if ratio > page.unit.suspect:
+            mark = "!" if ratio > page.unit.diverge else "?"
+        made.append(Column(sum(ratio > step for step in steps), mark))
+    return made
+
+
+def figure(groups: dict[Phase, list[SiteResult]], page: Page) -> list[Text]:
+    """Bars for the forward and the backward pass and the gradients, and how to read them."""
+    lines = [Text(f"ratio to {page.unit.name} by site, in execution order", style="bold")]
+    for phase, title in TITLES:
+        lines += _bars(title, groups.get(phase, []), page)
+    return [*lines, *_legend(page)]
+
+
+def _steps(page: Page) -> tuple[float, ...]:
+    return STEPS if page.unit.suspect > 1.0 else TOLERANCE_STEPS
+
+
+def _bars(title: str, rows: Sequence[SiteResult], page: Page) -> list[Text]:
+    head = Text("  ").append(f"{title}: ", style="bold")
+    if not rows:
+        return [head.append("nothing compared", style="dim")]
+    drawn = columns([s.ratio for s in rows], page)
+    peak = max(rows, key=lambda s: words.magnitude(s.ratio))
+    most = words.counted(len(rows), "value", "values")
+    if len(drawn) < len(rows):
+        most += f", {_bin_size(len(rows), len(drawn))} a column"
+    most += f", largest {words.ratio_text(peak.ratio)} at "
+    room = page.width - len(title) - len(most) - 4
+    head.append(most).append(words.short_place(peak, page, max(room, 12)), style="bold")
+    glyphs = ASCII_BARS if page.ascii else BARS
+    bars, marks = Text(INDENT), Text(INDENT)
+    for column in drawn:
+        bars.append(glyphs[column.level], style=STYLES[column.mark])
+        marks.append(column.mark, style=STYLES[column.mark])
+    return [head, bars, marks] if marks.plain.strip() else [head, bars]
+
+
+def _bin_size(n: int, bins: int) -> str:
+    return str(n // bins) if n % bins == 0 else f"{n // bins} or {n // bins + 1}"
+
+
+def _legend(page: Page) -> list[Text]:
+    glyphs = ASCII_BARS if page.ascii else BARS
+    pieces = [f"{g} {s:g}" for g, s in zip(glyphs, _steps(page), strict=False)]
+    scale = f"  up to: {'  '.join(pieces)}  {glyphs[-1]} more"
+    marks = page.unit.marks
+    if len(scale) + len(marks) + 4 <= page.width:
+        return [Text(f"{scale}    {marks}", style="dim")]
+    return [Text(scale, style="dim"), Text("  " + marks, style="dim")]

@@ -1,0 +1,218 @@
+"""What a check gives back: frozen, plain data. Rendering lives in `crosscheck.report`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = [
+    "Cause",
+    "Coverage",
+    "Divergence",
+    "Metrics",
+    "Phase",
+    "Report",
+    "Side",
+    "SiteResult",
+    "Verdict",
+    "worst",
+]
+
+Verdict = Literal["agree", "suspect", "diverge"]
+Phase = Literal[
+    "weights", "forward", "loss", "backward", "parameter_gradient", "update", "buffer"
+]
+PHASES: tuple[Phase, ...] = (
+    "weights",
+    "forward",
+    "loss",
+    "backward",
+    "parameter_gradient",
+    "update",
+    "buffer",
+)
+_SEVERITY: dict[str, int] = {"agree": 0, "suspect": 1, "diverge": 2}
+
+
+def worst(verdicts: list[Verdict]) -> Verdict:
+    """The most severe of ``verdicts``; agree for none."""
+    return max(verdicts, key=_SEVERITY.__getitem__, default="agree")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """How the candidate's value differs from the reference's, both as they ran (no oracle).
+
+    Attributes:
+        rel_l2: ‖candidate − reference‖₂ / ‖reference‖₂ over the elements finite on both sides;
+            the absolute norm where the reference is zero.
+        max_abs: the largest |candidate − reference| over the same elements.
+        worst_index: where that is, in the reference's layout; None for an empty tensor. Where
+            non-finite values differ, the first such place.
+        cosine: cosine similarity; 1.0 where both are zero.
+        nonfinite: number of elements that are NaN or Inf on at least one side.
+        nonfinite_mismatch: how many of those differ between the sides, in kind or sign.
+        worst_reference, worst_candidate: the two values at ``worst_index``.
+    """
+
+    rel_l2: float
+    max_abs: float
+    worst_index: tuple[int, ...] | None
+    cosine: float
+    nonfinite: int
+    nonfinite_mismatch: int = 0
+    worst_reference: float | None = None
+    worst_candidate: float | None = None
+
+
+@dataclass(frozen=True)
+class SiteResult:
+    """One comparison, judged.
+
+    Attributes:
+        phase: see `Phase`.
+        kind: ``"activation"``, ``"input"`` (what a layer was given: differs only where the code
+            between layers differs), ``"cotangent"``, ``"input_cotangent"`` (a layer's own VJP) or
+            ``"parameter"``.
+        reference, candidate: site or parameter names on the two sides.
+        shape, dtype: of the reference's value; the candidate's in ``candidate_shape`` / ``_dtype``.
+        verdict: of the forced run: is an error *introduced* here?
+        noise_floor: η, relative to the value's scale (see `crosscheck.noise`).
+        ratio: ρ, the candidate's error over η in the forced run. Infinite where the shapes or the
+            non-finite values differ.
+        free_ratio: the same in the free run, against errors accumulated from the input on; None
+            where the free run has no such value. Large here and small in ``ratio``: inherited.
+        metrics: candidate against reference in the forced run; None where shapes differ.
+        notes: what the reader has to know of this comparison (fallback floor, instability, ...).
+    """
+
+    phase: Phase
+    kind: str
+    reference: str
+    candidate: str
+    shape: tuple[int, ...]
+    dtype: str
+    verdict: Verdict
+    noise_floor: float
+    ratio: float
+    free_ratio: float | None
+    metrics: Metrics | None
+    candidate_shape: tuple[int, ...] = ()
+    candidate_dtype: str = ""
+    aligned_by: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A porting mistake that explains a divergence; ``verified`` only if reproducing it did."""
+
+    name: str
+    statement: str
+    verified: bool
+    residual_ratio: float
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """An introduced difference.
+
+    Attributes:
+        phase: see `Phase`.
+        reference, candidate: the layer to blame on each side, None where one side has none.
+            Forward: the site whose value is wrong. Backward: the layer whose VJP returned the
+            wrong cotangent. Weights, gradients, updates, buffers: the parameter or buffer.
+        site: where it was seen.
+        after: the last site before it (in execution order) that agrees; None for the first.
+        ratio: ρ at ``site``.
+        metrics: at ``site``.
+        causes: best first.
+        verdict: ``"diverge"`` or ``"suspect"``.
+        statement: one sentence for the reader.
+        between: sites without a partner inside the interval, which may hold the error.
+    """
+
+    phase: Phase
+    reference: str | None
+    candidate: str | None
+    site: str
+    after: str | None
+    ratio: float
+    metrics: Metrics | None
+    causes: tuple[Cause, ...] = ()
+    verdict: Verdict = "diverge"
+    statement: str = ""
+    between: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What was compared, and everything that was not."""
+
+    aligned: int = 0
+    unmatched_reference: tuple[str, ...] = ()
+    unmatched_candidate: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    parameters_matched: int = 0
+    unmatched_reference_parameters: tuple[str, ...] = ()
+    unmatched_candidate_parameters: tuple[str, ...] = ()
+    not_compared: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two implementations."""
+
+    framework: str
+    version: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of one check. ``print(report)`` shows it; see also `save_json`, `save_html`."""
+
+    verdict: Verdict
+    seed: int
+    reference: Side
+    candidate: Side
+    environment: Mapping[str, Any]
+    coverage: Coverage
+    divergences: tuple[Divergence, ...]
+    sites: tuple[SiteResult, ...]
+    notes: tuple[str, ...] = ()
+    name: str = field(default="")
+
+    @property
+    def first_divergence(self) -> Divergence | None:
+        """The first introduced divergence; a suspect only where nothing diverges."""
+        certain = (d for d in self.divergences if d.verdict == "diverge")
+        return next(certain, next(iter(self.divergences), None))
+
+    def save_json(self, path: str | os.PathLike[str]) -> None:
+        """Write ``report.json`` (schema 1) atomically."""
+        from crosscheck.report.json import dumps
+        from crosscheck.report.write import write_atomically
+
+        write_atomically(path, dumps(self) + "\n")
+
+    def save_html(self, path: str | os.PathLike[str]) -> None:
+        """Write a self-contained HTML page atomically."""
+        from crosscheck.report.html import render
+        from crosscheck.report.write import write_atomically
+
+        write_atomically(path, render(self))
+
+    def raise_if_diverged(self) -> None:
+        """Raise `Diverged` (an AssertionError) unless the verdict is ``agree``."""
+        if self.verdict != "agree":
+            from crosscheck.errors import Diverged
+
+            raise Diverged(str(self), self)
+
+    def __str__(self) -> str:
+        from crosscheck.report.terminal import to_text
+
+        return to_text(self)

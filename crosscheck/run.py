@@ -1,0 +1,86 @@
+"""Stage 4, run: an adapter and an observer -> a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from crosscheck.adapters.base import Adapter, CotangentSource, ModelRaised
+from crosscheck.errors import SideFailed
+from crosscheck.observers import Recorder, chain
+from crosscheck.taps import Observer
+from crosscheck.trace import RunInfo, Trace
+
+__all__ = ["Runner"]
+
+SideName = Literal["reference", "candidate"]
+
+
+@dataclass
+class Runner:
+    """One side of a check: its adapter and what every run of it is given.
+
+    Attributes:
+        side: for error messages.
+        cotangents: None where there is no backward pass to compare.
+    """
+
+    side: SideName
+    adapter: Adapter
+    inputs: Mapping[str, np.ndarray]
+    cotangents: CotangentSource | None = None
+    train: bool = False
+    seed: int = 0
+
+    def run(
+        self,
+        observer: Observer,
+        *,
+        float64: bool = False,
+        overrides: Mapping[str, np.ndarray] | None = None,
+    ) -> RunInfo:
+        """Run once.
+
+        Raises:
+            SideFailed: the model raised; says where.
+        """
+        try:
+            return self.adapter.run(
+                self.inputs,
+                observer,
+                cotangents=self.cotangents,
+                float64=float64,
+                overrides=overrides,
+                train=self.train,
+                seed=self.seed,
+            )
+        except ModelRaised as raised:
+            cause = raised.__cause__
+            assert cause is not None
+            raise SideFailed(
+                self.side,
+                raised.site,
+                stage=raised.stage,
+                framework=self.adapter.framework,
+                cause=cause,
+            ) from cause
+
+    def record(
+        self,
+        *observers: Observer,
+        float64: bool = False,
+        overrides: Mapping[str, np.ndarray] | None = None,
+        recorder: Recorder | None = None,
+    ) -> Trace:
+        """Run once and keep every value (before any other observer replaces it).
+
+        Args:
+            observers: consulted after the recorder; may replace values.
+            recorder: pass one in to have what was recorded even if the run fails.
+        """
+        recorder = recorder or Recorder()
+        info = self.run(chain(recorder, *observers), float64=float64, overrides=overrides)
+        return Trace(values=recorder.values, info=info, framework=self.adapter.framework)

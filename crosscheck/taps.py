@@ -1,0 +1,191 @@
+"""The tap: an identity at a site, with an observer that may look at a value or replace it.
+
+Everything that crosscheck does to a model goes through this one operation::
+
+    observer(site, kind, value) -> None | replacement
+
+``kind`` is one of
+
+* ``"activation"``: what a layer returned (forward pass),
+* ``"input"``: what a layer was given (forward pass),
+* ``"cotangent"``: the gradient of the loss with respect to an activation, summed over everything
+  that consumed it (backward pass),
+* ``"input_cotangent"``: the gradient that one layer sends back through one of its inputs, which is
+  that layer's own VJP and nobody else's (backward pass).
+
+Values are NumPy arrays; an adapter converts them from and to its framework. Recording, comparing
+and forcing are observers (`crosscheck.observers`); adapters install taps and know nothing of them.
+
+`tap` and `tap_cotangent` are the public half, for code that has no layers. Outside a run they
+return their argument.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+__all__ = ["Kind", "Observer", "Session", "active_session", "tap", "tap_cotangent"]
+
+Kind = Literal["activation", "input", "cotangent", "input_cotangent"]
+Observer = Callable[[str, Kind, np.ndarray], "np.ndarray | None"]
+T = TypeVar("T")
+
+_ACTIVE: ContextVar[Session | None] = ContextVar("crosscheck_session", default=None)
+
+FORWARD: tuple[Kind, Kind] = ("activation", "input")
+COTANGENT_OF: dict[Kind, Kind] = {"activation": "cotangent", "input": "input_cotangent"}
+
+
+def tap(name: str, value: T) -> T:
+    """Make ``value`` visible as the site ``name`` while a check runs; else return it as it is.
+
+    Works on PyTorch, TensorFlow and NumPy values. Inside a layer that is a site itself the name is
+    relative to it: ``tap("scores", s)`` in ``blocks.0.attn`` is the site ``blocks.0.attn.scores``.
+    """
+    session = _ACTIVE.get()
+    return value if session is None else session.tap(name, value)
+
+
+def tap_cotangent(name: str, value: T) -> T:
+    """In a hand-written backward pass: the cotangent of the activation tapped as ``name``."""
+    session = _ACTIVE.get()
+    return value if session is None else session.tap_cotangent(name, value)
+
+
+def active_session() -> Session | None:
+    """The session of the run in progress in this context, or None."""
+    return _ACTIVE.get()
+
+
+class Session:
+    """The bookkeeping of one run of one model: site names, order, edges, absent cotangents.
+
+    Adapters subclass it with their framework's way to tap a tensor (`tap_value`).
+
+    Attributes:
+        layers: site -> name of the layer's type (``"Linear"``), for the report and alignment.
+        sources: site of an input -> site of the activation that it is (the same object).
+        unobservable: (kind, site) whose cotangent the framework cannot show (values overwritten
+            in place behind a view); they are left out of the comparison and listed.
+    """
+
+    def __init__(self, observer: Observer, *, separator: str, root: str) -> None:
+        self.observer = observer
+        self.separator = separator
+        self.root = root
+        self.layers: dict[str, str] = {}
+        self.sources: dict[str, str] = {}
+        self.parents: dict[str, str] = {}
+        self.unobservable: set[tuple[Kind, str]] = set()
+        self._calls: Counter[str] = Counter()
+        self._stack: list[str] = []
+        self._producers: dict[int, tuple[weakref.ref[Any], str]] = {}
+        self._awaiting: dict[tuple[Kind, str], tuple[tuple[int, ...], np.dtype]] = {}
+
+    # -- one run -----------------------------------------------------------------------------
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Make this session the one that the public `tap` speaks to."""
+        token = _ACTIVE.set(self)
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(token)
+
+    def begin(self, path: str, layer: str) -> str:
+        """A call of the layer at ``path`` begins; gives the name of its site."""
+        site = self.new_site(path, layer)
+        self._stack.append(site)
+        return site
+
+    def end(self) -> None:
+        """The innermost call has returned. After an exception nobody calls this, so that
+        `current` still names the site at which the model failed."""
+        self._stack.pop()
+
+    def enter(self, site: str) -> None:
+        """Work on ``site`` begins again (its hand-written backward)."""
+        self._stack.append(site)
+
+    def new_site(self, path: str, layer: str) -> str:
+        """Name the next call of ``path``: the path itself, then ``path#2``, ``path#3``, ..."""
+        self._calls[path] += 1
+        count = self._calls[path]
+        site = path if count == 1 else f"{path}#{count}"
+        self.layers[site] = layer
+        if self._stack:
+            self.parents[site] = self._stack[-1]
+        return site
+
+    @property
+    def current(self) -> str | None:
+        """The innermost site in progress; after an exception, the one at which it was raised."""
+        return self._stack[-1] if self._stack else None
+
+    # -- one value ---------------------------------------------------------------------------
+
+    def observe(self, site: str, kind: Kind, value: np.ndarray) -> np.ndarray | None:
+        """Show ``value`` to the observer; a replacement has its shape and dtype, or is refused."""
+        self._awaiting.pop((kind, site), None)
+        replacement = self.observer(site, kind, value)
+        if replacement is None:
+            return None
+        if replacement.shape != value.shape:
+            raise AssertionError(
+                f"replacement for {kind} of {site}: shape {replacement.shape}, not {value.shape}"
+            )
+        return np.ascontiguousarray(replacement, dtype=value.dtype)
+
+    def expect_cotangent(self, site: str, kind: Kind, value: np.ndarray) -> None:
+        """A cotangent may arrive here; if none does, `flush` reports a zero."""
+        self._awaiting[COTANGENT_OF[kind], site] = (value.shape, value.dtype)
+
+    def forget_cotangent(self, site: str, kind: Kind) -> None:
+        """The framework cannot show the cotangent at this place after all."""
+        self._awaiting.pop((COTANGENT_OF[kind], site), None)
+        self.unobservable.add((COTANGENT_OF[kind], site))
+
+    def flush(self) -> None:
+        """Report every cotangent that never arrived as the zero that it is."""
+        for (kind, site), (shape, dtype) in list(self._awaiting.items()):
+            self.observe(site, kind, np.zeros(shape, dtype))
+
+    def produced(self, value: Any, site: str) -> None:
+        """Remember that the object ``value`` is the activation at ``site``."""
+        try:
+            self._producers[id(value)] = (weakref.ref(value), site)
+        except TypeError:  # a type without weak references is not followed
+            return
+
+    def producer(self, value: Any) -> str | None:
+        """The site whose activation this very object is, or None."""
+        known = self._producers.get(id(value))
+        return known[1] if known is not None and known[0]() is value else None
+
+    # -- the public taps ---------------------------------------------------------------------
+
+    def tap(self, name: str, value: Any) -> Any:
+        site = self.new_site(self._scoped(name), "tap")
+        return self.tap_value(site, "activation", value)
+
+    def tap_cotangent(self, name: str, value: Any) -> Any:
+        raise TypeError(
+            f"tap_cotangent({name!r}): only a hand-written backward pass (NumPy) needs it; "
+            "here the framework carries the cotangent through crosscheck.tap by itself"
+        )
+
+    def _scoped(self, name: str) -> str:
+        here = (self.current or self.root).partition("#")[0]
+        return name if here == self.root else f"{here}{self.separator}{name}"
+
+    def tap_value(self, site: str, kind: Kind, value: Any) -> Any:
+        """Tap one tensor of the framework; returns what the model goes on with."""
+        raise NotImplementedError

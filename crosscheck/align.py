@@ -7,8 +7,9 @@ In this order:
    not depend on layout proposes, and an element-wise comparison in an enforced layout confirms.
    With the values matched so far forced onto the candidate, those behind a divergence match again;
    `crosscheck.api` repeats this until nothing new is found;
-3. only where a matched pair differs, to narrow the interval before it: by the parameters that were
-   transferred to both layers (anchors), then by order, shape and name.
+3. only where something matched differs, to narrow the stretch before it: the layers that produced
+   a differing input; layers whose parameters were transferred (anchors); then order, shape and
+   name. One pair at a time, the earliest, since what lies behind it may then match by value.
 
 Sites without a partner are a result. A site that merely repeats the value of a matched one (a
 dropout in eval mode, a wrapper around its last layer) is compared in effect and is not listed.
@@ -22,14 +23,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from crosscheck.assignment import best_monotone
 from crosscheck.errors import CannotCompare, InvalidArgument, capped
 from crosscheck.layout import SAME, Layout, LayoutBook, relative_error
 from crosscheck.names import Tokens, canonical, similarity
 from crosscheck.observers import Key
+from crosscheck.taps import Kind
 from crosscheck.trace import Trace, owner
 
 __all__ = ["Aligner", "Alignment", "Edge", "SitePair", "pair_outputs"]
 
+_AT_OUTPUTS: tuple[Kind, Kind] = ("activation", "cotangent")
+_AT_INPUTS: tuple[Kind, Kind] = ("input", "input_cotangent")
 SAME_VALUE = 1e-3
 """Relative 2-norm below which two values are taken for the same quantity. Far above rounding, so
 that a small defect does not break alignment; far below what unrelated values show."""
@@ -69,18 +74,18 @@ class Alignment:
         table: dict[Key, tuple[Key, Layout]] = {}
         for pair in self.pairs:
             if pair.layout is not None:
-                for kind in ("activation", "cotangent"):
+                for kind in _AT_OUTPUTS:
                     table[kind, pair.candidate] = ((kind, pair.reference), pair.layout)
         for edge in self.edges:
-            for kind in ("input", "input_cotangent"):
+            for kind in _AT_INPUTS:
                 table[kind, edge.candidate] = ((kind, edge.reference), edge.layout)
         return ForcedValues(reference.values, table)
 
     def forced_on_reference(self, reference: Trace) -> ForcedValues:
         """The same values under the reference's own names (for the oracle)."""
         pairs = [p.reference for p in self.pairs if p.layout is not None]
-        keys: list[Key] = [(k, s) for s in pairs for k in ("activation", "cotangent")]
-        keys += [(k, e.reference) for e in self.edges for k in ("input", "input_cotangent")]
+        keys: list[Key] = [(k, s) for s in pairs for k in _AT_OUTPUTS]
+        keys += [(k, e.reference) for e in self.edges for k in _AT_INPUTS]
         return ForcedValues(reference.values, {key: (key, SAME) for key in keys})
 
 
@@ -139,7 +144,8 @@ def _alike(prints: np.ndarray, one: np.ndarray) -> np.ndarray:
     scale = max(one[1], np.finfo(np.float64).tiny)
     # Minimum and maximum are compared against their own size: one element may carry them.
     sizes = np.maximum(np.abs(one), scale)
-    return (np.abs(prints - one) <= 2.0 * SAME_VALUE * sizes).all(axis=1)
+    close: np.ndarray = (np.abs(prints - one) <= 2.0 * SAME_VALUE * sizes).all(axis=1)
+    return close
 
 
 @dataclass
@@ -233,27 +239,40 @@ class Aligner:
                     proposals.append((self._likeness(r, c), r, c))
         return self._accept(proposals, "value")
 
-    def refine(self, pair: SitePair) -> int:
-        """Pair sites inside the interval that ends in ``pair``, which differs. Returns how many."""
-        inside_r = self._before(self.reference, pair.reference, set(self._pairs))
-        inside_c = self._before(self.candidate, pair.candidate, self._taken)
-        anchored = [
-            (r, c)
-            for r, c in self._anchored_sites()
-            if r in inside_r and c in inside_c
-        ]
-        if anchored:
-            for r, c in anchored:
+    def refine(self, trace: Trace, *, at_once: bool = False) -> int:
+        """Pair sites in the first stretch of a forced run that ends in a difference.
+
+        Args:
+            trace: the candidate, forced at the pairs found so far.
+            at_once: take all anchored pairs of the stretch, not only the earliest.
+
+        Returns:
+            How many pairs were added.
+        """
+        for kind, pair, edge in self._differences(trace):
+            if edge is not None and self._pair_producers(edge, trace):
+                return 1
+            inside_r = self._stretch(self.reference, kind, pair.reference, set(self._pairs))
+            inside_c = self._stretch(self.candidate, kind, pair.candidate, self._taken)
+            anchored = [
+                (r, c) for r, c in self._anchored_sites() if r in inside_r and c in inside_c
+            ]
+            anchored.sort(key=lambda rc: self.reference.order[rc[0]])
+            chosen = anchored if at_once else anchored[:1]
+            for r, c in chosen:
                 self._add(r, c, "anchor")
-            return len(anchored)
-        return self._match_order(inside_r, inside_c)
+            if chosen:
+                return len(chosen)
+            ordered = self._by_order(inside_r, inside_c)
+            if ordered:
+                self._add(*ordered[0], "order")
+                return 1
+        return 0
 
     def alignment(self, trace: Trace | None = None) -> Alignment:
-        """The result so far; ``trace``: the candidate's latest run, for the inputs of its layers."""
+        """The result so far; ``trace``: the candidate's latest run, for its layers' inputs."""
         candidate = self.candidate if trace is None else _Side.of(trace)
-        pairs = tuple(
-            sorted(self._pairs.values(), key=lambda p: self.reference.order[p.reference])
-        )
+        pairs = tuple(sorted(self._pairs.values(), key=lambda p: self.reference.order[p.reference]))
         return Alignment(
             pairs=pairs,
             edges=tuple(e for p in pairs if p.layout for e in self._edges(p, candidate.trace)),
@@ -283,9 +302,10 @@ class Aligner:
             if len(shape) < 3:
                 continue
             for c, other in self.candidate.shapes.items():
-                if sorted(shape) == sorted(other) and _alike(
-                    self.candidate.prints[c][None], self.reference.prints[r]
-                ).all():
+                if (
+                    sorted(shape) == sorted(other)
+                    and _alike(self.candidate.prints[c][None], self.reference.prints[r]).all()
+                ):
                     proposals.append((self.reference.value(r), self.candidate.value(c)))
                     break
         self.book.learn(proposals, tolerance=SAME_VALUE)
@@ -330,16 +350,55 @@ class Aligner:
             self._add(r, c, by)
         return len(self._pairs) - before
 
-    def _before(self, side: _Side, site: str, taken: set[str]) -> set[str]:
-        """Free sites that ran between the last matched site before ``site`` and ``site``."""
-        sites = list(side.order)
-        inside = []
-        for other in reversed(sites[: side.order[site]]):
-            if other in taken:
-                break
-            if other not in self._skip:
-                inside.append(other)
-        return set(inside)
+    def _differences(self, trace: Trace) -> list[tuple[Kind, SitePair, Edge | None]]:
+        """Everything matched that differs in a forced run, in the reference's order."""
+        alignment = self.alignment(trace)
+        found: list[tuple[Kind, SitePair, Edge | None]] = []
+        for pair in alignment.pairs:
+            value = trace.values.get(("activation", pair.candidate))
+            truth = self.reference.value(pair.reference)
+            if value is None or pair.layout is None or _far(value, truth, pair.layout):
+                found.append(("activation", pair, None))
+        for edge in alignment.edges:
+            value = trace.values["input", edge.candidate]
+            truth = self.reference.trace.values["input", edge.reference]
+            if _far(value, truth, edge.layout):
+                found.append(("input", edge.pair, edge))
+        place = {key: i for i, key in enumerate(self.reference.trace.values)}
+        return sorted(
+            found, key=lambda f: place[f[0], f[1].reference if f[2] is None else f[2].reference]
+        )
+
+    def _pair_producers(self, edge: Edge, trace: Trace) -> bool:
+        """Pair the two layers that made a differing input, if neither has a partner yet."""
+        r = self.reference.trace.info.sources.get(edge.reference)
+        c = trace.info.sources.get(edge.candidate)
+        if r is None or c is None or r in self._pairs or c in self._taken:
+            return False
+        before = len(self._pairs)
+        if self.book.choose(self.reference.shapes[r], self.candidate.shapes[c]) is not None:
+            self._add(r, c, "order")
+        return len(self._pairs) > before
+
+    def _stretch(self, side: _Side, kind: Kind, site: str, taken: set[str]) -> set[str]:
+        """Free sites that may lie behind a difference at ``site``.
+
+        Those that ran after the last matched site before it; of a container's output, also all
+        that the container called; if there is none, its elder siblings and what they called.
+        """
+        free = [s for s in side.order if s not in taken and s not in self._skip]
+        earlier = [s for s in free if side.order[s] < side.order[site]]
+        last = max(
+            (i for s, i in side.order.items() if s in taken and s != site and i < side.order[site]),
+            default=-1,
+        )
+        inside = {s for s in earlier if side.order[s] > last}
+        if kind == "activation":
+            inside |= {s for s in earlier if site in _ancestors(side.trace, s)}
+        if not inside:
+            parent = side.trace.info.parents.get(owner(site))
+            inside = {s for s in earlier if parent in _ancestors(side.trace, s)}
+        return inside
 
     def _anchored_sites(self) -> list[tuple[str, str]]:
         found = []
@@ -350,19 +409,19 @@ class Aligner:
                     found.append((call, twin))
         return found
 
-    def _match_order(self, inside_r: set[str], inside_c: set[str]) -> int:
-        """The longest common subsequence of shapes, in execution order."""
+    def _by_order(self, inside_r: set[str], inside_c: set[str]) -> list[tuple[str, str]]:
+        """Layers of one type or alike in name, with shapes that fit, in execution order."""
         ours = sorted(inside_r, key=self.reference.order.__getitem__)
         theirs = sorted(inside_c, key=self.candidate.order.__getitem__)
-        pairs = _longest_common(
-            ours,
-            theirs,
-            lambda r, c: self.book.choose(self.reference.shapes[r], self.candidate.shapes[c])
-            is not None,
-        )
-        for r, c in pairs:
-            self._add(r, c, "order")
-        return len(pairs)
+        score = np.zeros((len(ours), len(theirs)))
+        for i, r in enumerate(ours):
+            for j, c in enumerate(theirs):
+                shapes = self.reference.shapes[r], self.candidate.shapes[c]
+                name = similarity(self.reference.names[r], self.candidate.names[c])
+                alike = self.reference.kind(r) == self.candidate.kind(c) or name >= 0.6
+                if alike and self.book.choose(*shapes) is not None:
+                    score[i, j] = 0.2 + 2.0 * max(name, 0.5) ** 2
+        return [(ours[i], theirs[j]) for i, j in best_monotone(score)]
 
     def _edges(self, pair: SitePair, candidate: Trace) -> list[Edge]:
         reference = self.reference.trace
@@ -417,23 +476,18 @@ def _calls(side: _Side, layer: str) -> list[str]:
     return found
 
 
-def _longest_common(ours: list[str], theirs: list[str], fits) -> list[tuple[str, str]]:  # type: ignore[no-untyped-def]
-    rows, columns = len(ours), len(theirs)
-    best = np.zeros((rows + 1, columns + 1), np.int64)
-    for i in range(rows - 1, -1, -1):
-        for j in range(columns - 1, -1, -1):
-            take = best[i + 1, j + 1] + 1 if fits(ours[i], theirs[j]) else 0
-            best[i, j] = max(take, best[i + 1, j], best[i, j + 1])
-    pairs, i, j = [], 0, 0
-    while i < rows and j < columns:
-        if fits(ours[i], theirs[j]) and best[i, j] == best[i + 1, j + 1] + 1:
-            pairs.append((ours[i], theirs[j]))
-            i, j = i + 1, j + 1
-        elif best[i + 1, j] >= best[i, j + 1]:
-            i += 1
-        else:
-            j += 1
-    return pairs
+def _far(value: np.ndarray, truth: np.ndarray, layout: Layout) -> bool:
+    return relative_error(layout.to_reference(value), truth) > SAME_VALUE
+
+
+def _ancestors(trace: Trace, site: str) -> set[str]:
+    """The calls during which ``site`` was called."""
+    found: set[str] = set()
+    parent = trace.info.parents.get(owner(site))
+    while parent is not None and parent not in found:
+        found.add(parent)
+        parent = trace.info.parents.get(parent)
+    return found
 
 
 def pair_outputs(

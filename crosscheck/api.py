@@ -1,6 +1,6 @@
 """`check`: the stages in order.
 
-    adapt -> transfer -> feed -> run -> align -> compare -> judge -> locate -> report
+adapt -> transfer -> feed -> run -> align -> compare -> judge -> locate -> report
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import numpy as np
 from crosscheck.adapters import adapt
 from crosscheck.adapters.base import Adapter
 from crosscheck.align import Aligner
+from crosscheck.arrays import is_float
 from crosscheck.cotangents import CandidateCotangents, ReferenceCotangents
 from crosscheck.errors import CannotCompare, DeviceUnavailable, InvalidArgument, SideFailed
 from crosscheck.inputs import make_inputs
-from crosscheck.judging import Judge, is_float
+from crosscheck.judging import Judge
 from crosscheck.locate import Locator
 from crosscheck.noise import Tolerance
 from crosscheck.observers import Recorder
@@ -108,9 +109,7 @@ def check(
 
     say(f"candidate ({sides[1].framework}): free run")
     if cotangents is not None:
-        second.cotangents = CandidateCotangents(
-            free_reference, cotangents.given, sites or {}, skip
-        )
+        second.cotangents = CandidateCotangents(free_reference, cotangents.given, sites or {}, skip)
     free_candidate = _free_run(second, free_reference, free_oracle, match, sides[0])
     _require_outputs(free_candidate, "candidate")
     _require_finite(free_reference, free_candidate)
@@ -127,9 +126,7 @@ def check(
     )
     judged = judge_all(evidence, free_oracle, backward=backward)
 
-    results = sorted(
-        [*weight_results, *judged.results], key=lambda r: PHASES.index(r.phase)
-    )
+    results = sorted([*weight_results, *judged.results], key=lambda r: PHASES.index(r.phase))
     divergences = Locator(alignment, free_reference, forced).locate(results)
     unseen = _seen_only_free(results, divergences)
     missing = [*judged.not_compared, *_backward_missing(sides, gradients)]
@@ -138,7 +135,7 @@ def check(
         seed=seed,
         reference=_side(sides[0]),
         candidate=_side(sides[1]),
-        environment=_environment(sides),
+        environment=_environment(sides, tolerance),
         coverage=Coverage(
             aligned=len(alignment.pairs),
             unmatched_reference=alignment.unmatched_reference,
@@ -206,7 +203,7 @@ def _candidate_inputs(given: Any, ours: dict[str, np.ndarray], seed: int) -> dic
     return make_inputs(given, seed=seed)
 
 
-# -- between the stages ------------------------------------------------------------------------------
+# -- between the stages ----------------------------------------------------------------------------
 
 
 def _trial(
@@ -220,9 +217,7 @@ def _trial(
             trace = candidate.record()
         except SideFailed:
             return -1.0
-        aligner = Aligner(
-            reference, trace, explicit=explicit, anchors=match.anchors(), skip=skip
-        )
+        aligner = Aligner(reference, trace, explicit=explicit, anchors=match.anchors(), skip=skip)
         return float(sum(p.by == "value" for p in aligner.alignment().pairs))
 
     return count
@@ -260,7 +255,9 @@ def _require_finite(reference: Trace, candidate: Trace) -> None:
     def dead(trace: Trace) -> list[str]:
         values = [(s, trace.values["activation", s]) for s in trace.info.outputs]
         return [
-            s for s, v in values if is_float(v) and v.size and not np.isfinite(v.astype(float)).any()
+            s
+            for s, v in values
+            if is_float(v) and v.size and not np.isfinite(v.astype(float)).any()
         ]
 
     def first(trace: Trace) -> str:
@@ -305,7 +302,7 @@ def _side(adapter: Adapter) -> Side:
     return Side(adapter.framework, adapter.version, adapter.device)
 
 
-def _environment(sides: tuple[Adapter, Adapter]) -> dict[str, Any]:
+def _environment(sides: tuple[Adapter, Adapter], tolerance: Tolerance | None) -> dict[str, Any]:
     from crosscheck import __version__
 
     return {
@@ -316,4 +313,5 @@ def _environment(sides: tuple[Adapter, Adapter]) -> dict[str, Any]:
         **{side.framework: side.version for side in sides},
         "float32_matmul": "full precision on both sides",
         "bit_generator": "Philox-4x64-10",
+        **({} if tolerance is None else {"tolerance": str(tolerance)}),
     }

@@ -147,8 +147,7 @@ def buffer_items(match: Match, reference: Trace, candidate: Trace) -> list[Item]
     return [
         Item("buffer", "parameter", m.reference.name, m.candidate.name, m.transform, "parameter")
         for m in match.pairs
-        if m.reference.name in reference.info.buffers
-        and m.candidate.name in candidate.info.buffers
+        if m.reference.name in reference.info.buffers and m.candidate.name in candidate.info.buffers
     ]
 
 

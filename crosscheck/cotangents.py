@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from crosscheck.align import pair_outputs
+from crosscheck.arrays import is_float
 from crosscheck.errors import CannotCompare, capped
 from crosscheck.inputs import cotangent
-from crosscheck.judging import is_float
 from crosscheck.layout import Layout, fitting, relative_error
 from crosscheck.trace import RunInfo, Trace
 

@@ -2,7 +2,7 @@
 
     CrosscheckError
     ├── InvalidArgument      the caller's mistake: an argument that cannot be used as given
-    ├── CannotCompare        both sides work, but nothing (or not everything) can be put side by side
+    ├── CannotCompare        both sides work, but something cannot be put side by side
     ├── MissingFramework     a framework is needed and not installed; says which extra brings it
     ├── DeviceUnavailable    a device was asked for that a side cannot run on
     ├── TraceFormatError     a trace file that is not one

@@ -20,7 +20,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class Spec:
 
 
 def parse_spec(text: str, *, name: str = "input") -> Spec:
-    """Parse ``"float32[2,3]"``, ``"float32[2,3] -1..1"``, ``"int64[2,13] 4..200"`` or ``"bool[5]"``.
+    """Parse a spec: ``float32[2,3]``, ``float32[2,3] -1..1``, ``int64[2,13] 4..200``, ``bool[5]``.
 
     A range is half-open: 4..200 draws 4 to 199. Floats without a range are standard normal.
 
@@ -63,7 +63,9 @@ def parse_spec(text: str, *, name: str = "input") -> Spec:
     dtype = match["dtype"]
     if dtype not in (*_FLOATS, *_INTEGERS, "bool"):
         known = ", ".join((*_FLOATS, *_INTEGERS, "bool"))
-        raise InvalidArgument(f"input `{name}`: unknown dtype {dtype!r} in {text!r}; known: {known}")
+        raise InvalidArgument(
+            f"input `{name}`: unknown dtype {dtype!r} in {text!r}; known: {known}"
+        )
     shape = tuple(int(part) for part in match["shape"].split(",") if part.strip())
     if match["low"] is None:
         if dtype in _INTEGERS:
@@ -103,7 +105,7 @@ def normal(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
     count = math.prod(shape)
     pieces = _words(_stream(seed, name), 3 * count).view("<u2").reshape(count, 12)
     total = pieces.sum(axis=1, dtype=np.int64) * 2 - 12 * 65535  # exact, symmetric about zero
-    return (total.astype(np.float64) / 131072.0).reshape(shape)
+    return cast(np.ndarray, (total.astype(np.float64) / 131072.0).reshape(shape))
 
 
 def draw(spec: Spec, *, seed: int, name: str) -> np.ndarray:
@@ -111,7 +113,8 @@ def draw(spec: Spec, *, seed: int, name: str) -> np.ndarray:
     count = math.prod(spec.shape)
     dtype = _dtype(spec.dtype)
     if spec.dtype == "bool":
-        return (_words(_stream(seed, name), count) >> np.uint64(63)).astype(bool).reshape(spec.shape)
+        top_bits = _words(_stream(seed, name), count) >> np.uint64(63)
+        return top_bits.astype(bool).reshape(spec.shape)
     if spec.dtype in _INTEGERS:
         assert spec.low is not None and spec.high is not None
         span = np.uint64(int(spec.high) - int(spec.low))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from crosscheck.arrays import is_float
 from crosscheck.compare import Difference, compare, describe
 from crosscheck.comparisons import Item, value_of
 from crosscheck.noise import (
@@ -29,7 +30,6 @@ __all__ = [
     "Perturbation",
     "exact",
     "in_reference_layout",
-    "is_float",
     "judge_weights",
     "relative",
     "shrinks",
@@ -72,9 +72,7 @@ class Judge:
         assert reference is not None, item
         return self.judge_value(item, reference, value_of(item, candidate, side="candidate"))
 
-    def judge_value(
-        self, item: Item, reference: np.ndarray, raw: np.ndarray | None
-    ) -> SiteResult:
+    def judge_value(self, item: Item, reference: np.ndarray, raw: np.ndarray | None) -> SiteResult:
         """Judge the candidate's value ``raw`` (own layout; None: it never arrived, so zero)."""
         value = in_reference_layout(item, raw, reference)
         judgement = None if value is None else self._judgement(item, value, reference)
@@ -119,7 +117,9 @@ class Judge:
         value = in_reference_layout(item, raw, reference)
         if value is None:
             return math.inf
-        return judge(compare(value, truth), compare(reference, truth), self.floor(item, value)).ratio
+        return judge(
+            compare(value, truth), compare(reference, truth), self.floor(item, value)
+        ).ratio
 
 
 def in_reference_layout(
@@ -133,11 +133,6 @@ def in_reference_layout(
     else:
         value = None if item.layout is None else item.layout.to_reference(raw)
     return value if value is not None and value.shape == reference.shape else None
-
-
-def is_float(value: np.ndarray) -> bool:
-    """Floating point, bfloat16 and friends included."""
-    return value.dtype.kind == "f" or value.dtype.name in ("bfloat16",)
 
 
 def exact(value: np.ndarray, reference: np.ndarray) -> Judgement:
@@ -187,9 +182,7 @@ def site_result(
     )
 
 
-def shrinks(
-    wide: Difference, narrow: Difference, *, factor: float = 1e-3
-) -> bool | None:
+def shrinks(wide: Difference, narrow: Difference, *, factor: float = 1e-3) -> bool | None:
     """Precision scaling: does an error vanish in float64? True: rounding. False: a bug.
 
     None where it is neither clearly gone nor clearly still there.

@@ -77,8 +77,11 @@ class Locator:
             return self._output(result)
         if result.phase == "backward":
             layer = owner(reference), owner(candidate)
-            return _Blame(*layer, "the layer's own VJP is wrong: its activations and the cotangent "
-                          "that it was given are the reference's")
+            return _Blame(
+                *layer,
+                "the layer's own VJP is wrong: its activations and the cotangent "
+                "that it was given are the reference's",
+            )
         words = {
             "weights": "the parameter itself differs",
             "parameter_gradient": "the gradient of this parameter is wrong: the activations and "

@@ -41,7 +41,7 @@ _TINY = {"float64": 2.3e-308, "float16": 6.1e-05}  # smallest normal numbers; ot
 
 @dataclass(frozen=True)
 class Tolerance:
-    """An explicit tolerance instead of the floor: |candidate − reference| ≤ atol + rtol·|reference|.
+    """Instead of the measured floor: |candidate − reference| ≤ atol + rtol·|reference|.
 
     Both must be given: a tolerance of which one half is a default is half a guess.
     """

@@ -1,2 +1,225 @@
+"""A pair: a reference, its candidates and their inputs, as a file that people keep and run."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from crosscheck.errors import EXTRAS, CrosscheckError, InvalidArgument, MissingFramework, capped
+from crosscheck.results import Report
+
+__all__ = ["Pair", "load_model", "load_pair"]
+
+
+@dataclass(frozen=True)
 class Pair:
-    def __init__(self,*a,**k): self.__dict__.update(k)
+    """What `crosscheck run` checks: a file or a folder with ``pair.py`` that defines ``pair``.
+
+    Attributes:
+        reference: a model, or a function without arguments that makes one (so that loading the
+            file imports no framework).
+        candidate: the same, or {name: model or function} for several ports of one reference.
+        inputs: as for `crosscheck.check`, or a function seed -> inputs.
+        candidate_inputs: as for `crosscheck.check`, or {candidate name: that} where they differ.
+        name: for the report; default: the folder's or file's name.
+        options: further arguments of `crosscheck.check` (``sites``, ``skip``, ``weights``, ...).
+    """
+
+    reference: Any
+    candidate: Any
+    inputs: Any
+    candidate_inputs: Any = None
+    name: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __init__(
+        self,
+        reference: Any,
+        candidate: Any,
+        inputs: Any,
+        *,
+        candidate_inputs: Any = None,
+        name: str = "",
+        **options: Any,
+    ) -> None:
+        from crosscheck.api import check
+
+        known = set(inspect.signature(check).parameters) - {"progress"}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise InvalidArgument(
+                f"Pair: unknown option {capped(unknown)}; check takes {', '.join(sorted(known))}"
+            )
+        for key, value in (
+            ("reference", reference),
+            ("candidate", candidate),
+            ("inputs", inputs),
+            ("candidate_inputs", candidate_inputs),
+            ("name", name),
+            ("options", options),
+        ):
+            object.__setattr__(self, key, value)
+
+    def candidates(self) -> tuple[str, ...]:
+        """The names of the candidates; one without a name is ``candidate``."""
+        return tuple(self.candidate) if isinstance(self.candidate, Mapping) else ("candidate",)
+
+    def check(
+        self,
+        candidate: str | None = None,
+        *,
+        seed: int = 0,
+        progress: Callable[[str], None] | None = None,
+        alter: Callable[[Any], Any] | None = None,
+        **options: Any,
+    ) -> Report:
+        """Check one candidate (default: the first).
+
+        Args:
+            alter: called with the candidate's model before the check, to try a change on it; what
+                it returns, unless None, takes the model's place.
+            options: override the pair's own.
+
+        Raises:
+            InvalidArgument: no such candidate. And whatever `crosscheck.check` raises.
+        """
+        from crosscheck.api import check
+
+        name = candidate or self.candidates()[0]
+        if name not in self.candidates():
+            raise InvalidArgument(
+                f"pair `{self.name}` has no candidate `{name}`; it has {capped(self.candidates())}"
+            )
+        chosen = self.candidate[name] if isinstance(self.candidate, Mapping) else self.candidate
+        given = self.candidate_inputs
+        if isinstance(given, Mapping) and isinstance(self.candidate, Mapping):
+            given = given.get(name)
+        with missing_frameworks(f"pair `{self.name}`, candidate `{name}`"):
+            reference_model, candidate_model = make(self.reference), make(chosen)
+            inputs = self.inputs(seed) if callable(self.inputs) else self.inputs
+        if alter is not None:
+            altered = alter(candidate_model)
+            candidate_model = candidate_model if altered is None else altered
+        arguments: dict[str, Any] = {
+            "seed": seed,
+            "progress": progress,
+            "name": f"{self.name}: {name}",
+        }
+        arguments |= {"candidate_inputs": given, **self.options, **options}
+        return check(reference_model, candidate_model, inputs, **arguments)
+
+
+class missing_frameworks:  # noqa: N801  (reads as a statement)
+    """Say which extra to install when a model's own import of a framework fails."""
+
+    def __init__(self, needed_for: str) -> None:
+        self._needed_for = needed_for
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, ModuleNotFoundError) and not isinstance(error, CrosscheckError):
+            root = (error.name or "").partition(".")[0]
+            if root in EXTRAS:
+                raise MissingFramework(root, needed_for=self._needed_for) from error
+
+
+def make(model: Any) -> Any:
+    """A model from what a file defines: the model itself, or what makes it.
+
+    A class, and a function that can be called without arguments, make one; anything else is one.
+    """
+    if isinstance(model, type):
+        return model()
+    if inspect.isfunction(model) or inspect.ismethod(model):
+        parameters = inspect.signature(model).parameters.values()
+        required = [
+            p
+            for p in parameters
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        return model() if not required else model
+    return model
+
+
+def load_pair(path: str | Path) -> Pair:
+    """Load ``pair`` from a Python file, or from ``pair.py`` in a folder.
+
+    Raises:
+        InvalidArgument: no such file, or it defines no Pair.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "pair.py"
+    if not file.is_file():
+        raise InvalidArgument(
+            f"{path}: no such pair. Give a Python file that defines `pair = crosscheck.Pair(...)`, "
+            "or a folder with such a pair.py"
+        )
+    module = load_module(file)
+    pair = getattr(module, "pair", None)
+    if not isinstance(pair, Pair):
+        found = "nothing of that name" if pair is None else f"a {type(pair).__name__}"
+        raise InvalidArgument(f"{file}: must define `pair = crosscheck.Pair(...)`; found {found}")
+    if not pair.name:
+        name = file.parent.resolve().name if file.name == "pair.py" else file.stem
+        object.__setattr__(pair, "name", name)
+    return pair
+
+
+def load_model(text: str) -> Any:
+    """Load ``FILE.py:NAME``: a model, a class or a function that makes one.
+
+    Raises:
+        InvalidArgument: the text has another form, or the file or name does not exist.
+    """
+    path, separator, name = text.rpartition(":")
+    if not separator or not path or not name:
+        raise InvalidArgument(f"{text!r}: write FILE.py:NAME, for example net.py:build")
+    file = Path(path)
+    if not file.is_file():
+        raise InvalidArgument(f"{text!r}: there is no file {path}")
+    with missing_frameworks(text):
+        value: Any = load_module(file)
+        for part in name.split("."):
+            if not hasattr(value, part):
+                public = [n for n in vars(value) if not n.startswith("_")]
+                raise InvalidArgument(f"{path} defines no `{name}`; it has {capped(public)}")
+            value = getattr(value, part)
+        return make(value)
+
+
+def load_module(file: Path) -> ModuleType:
+    """Import a file, as part of its package if it lies in one (so that its imports work)."""
+    file = file.resolve()
+    parts, root = [file.stem], file.parent
+    while (root / "__init__.py").is_file():
+        parts.insert(0, root.name)
+        root = root.parent
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    name = ".".join(parts)
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(file):
+        return loaded
+    if loaded is None and len(parts) > 1:
+        return importlib.import_module(name)
+    # A lone file: under a name of its own, since `net.py` may exist in two folders.
+    spec = importlib.util.spec_from_file_location(f"crosscheck_loaded_{abs(hash(str(file)))}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
+    return module

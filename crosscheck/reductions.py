@@ -86,10 +86,8 @@ class Reductions:
 
     def _shrinkage(self, site: str) -> float:
         value = self.trace.values["activation", site]
-        inputs = [
-            self.trace.values["input", s].size for s in self.trace.inputs_of(owner(site))
-        ]
-        return max(1.0, *(size / max(value.size, 1) for size in inputs)) if inputs else 1.0
+        inputs = [self.trace.values["input", s].size for s in self.trace.inputs_of(owner(site))]
+        return max([1.0, *(float(size / max(value.size, 1)) for size in inputs)])
 
     def _gradient_length(self, name: str) -> float:
         parameter = next(p for p in self.parameters if p.name == name)
@@ -102,7 +100,7 @@ class Reductions:
             for n, axis in zip(parameter.value.shape, parameter.axes or (), strict=False)
             if axis in _KEPT_FORWARD
         )
-        return max(1.0, value.size / max(kept, 1))
+        return max(1.0, float(value.size / max(kept, 1)))
 
 
 def _forward_length(parameter: Parameter) -> float:

@@ -21,9 +21,7 @@ __all__ = [
 ]
 
 Verdict = Literal["agree", "suspect", "diverge"]
-Phase = Literal[
-    "weights", "forward", "loss", "backward", "parameter_gradient", "update", "buffer"
-]
+Phase = Literal["weights", "forward", "loss", "backward", "parameter_gradient", "update", "buffer"]
 PHASES: tuple[Phase, ...] = (
     "weights",
     "forward",

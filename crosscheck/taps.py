@@ -174,7 +174,9 @@ class Session:
 
     def tap(self, name: str, value: Any) -> Any:
         site = self.new_site(self._scoped(name), "tap")
-        return self.tap_value(site, "activation", value)
+        tapped = self.tap_value(site, "activation", value)
+        self.produced(tapped, site)
+        return tapped
 
     def tap_cotangent(self, name: str, value: Any) -> Any:
         raise TypeError(

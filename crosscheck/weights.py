@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from crosscheck.adapters.base import Parameter
+from crosscheck.assignment import best_monotone
 from crosscheck.errors import CannotCompare, InvalidArgument, capped
 from crosscheck.names import canonical, similarity
 
@@ -128,7 +129,7 @@ def _unmatched_text(
     text += f"\n  Nearest free {other} parameter: `{near.name}` {near.value.shape}."
     names = (first.name, near.name) if side == "candidate" else (near.name, first.name)
     return (
-        f'{text}\n  Fix: weights={{"{names[0]}": "{names[1]}"}} (with a transform where the layouts '
+        f'{text}\n  Fix: weights={{"{names[0]}": "{names[1]}"}} (with a transform where layouts '
         'differ), or weights="keep" if they are equal already.'
     )
 
@@ -170,7 +171,7 @@ def _permuted(order: tuple[int, ...]) -> Transform:
 
 
 def _orders(ndim: int) -> list[tuple[int, ...]]:
-    """Orders of axes in use: same, transposed; for convolutions OIHW, HWIO, OHWI, IHWO, HWOI, IOHW."""
+    """Orders of axes in use: same, transposed, and those of convolution kernels."""
     same = tuple(range(ndim))
     if ndim < 2:
         return [same]
@@ -284,7 +285,7 @@ def _assign(score: np.ndarray) -> list[tuple[int, int]]:
     rows, columns = list(range(score.shape[0])), list(range(score.shape[1]))
     found: list[tuple[int, int]] = []
     while rows and columns:
-        pairs = _best_monotone(score[np.ix_(rows, columns)])
+        pairs = best_monotone(score[np.ix_(rows, columns)])
         if not pairs:
             return found
         found += [(rows[i], columns[j]) for i, j in pairs]
@@ -294,27 +295,8 @@ def _assign(score: np.ndarray) -> list[tuple[int, int]]:
     return found
 
 
-def _best_monotone(score: np.ndarray) -> list[tuple[int, int]]:
-    n, m = score.shape
-    best = np.zeros((n + 1, m + 1))
-    for i in range(n - 1, -1, -1):
-        for j in range(m - 1, -1, -1):
-            take = score[i, j] + best[i + 1, j + 1] if score[i, j] > 0 else -1.0
-            best[i, j] = max(take, best[i + 1, j], best[i, j + 1])
-    pairs, i, j = [], 0, 0
-    while i < n and j < m:
-        if score[i, j] > 0 and best[i, j] == score[i, j] + best[i + 1, j + 1]:
-            pairs.append((i, j))
-            i, j = i + 1, j + 1
-        elif best[i + 1, j] >= best[i, j + 1]:
-            i += 1
-        else:
-            j += 1
-    return pairs
-
-
 def _by_convention(pairs: list[Matched]) -> list[Matched]:
-    """Settle open layouts (square matrices) by those that the same kind of layer shows elsewhere."""
+    """Settle open layouts (square matrices) by those that layers of the same kind show."""
     shown: defaultdict[tuple[str, int], set[Transform]] = defaultdict(set)
     for m in pairs:
         if not m.alternatives:
@@ -362,7 +344,7 @@ def _given_pair(reference: Parameter, candidate: Parameter, rule: Any) -> Matche
         transform = Transform(axes=tuple(rule))
     else:
         raise InvalidArgument(
-            f"weights=: the transform of `{candidate.name}` is {rule!r}; give \"transpose\", an "
+            f'weights=: the transform of `{candidate.name}` is {rule!r}; give "transpose", an '
             f"order of the {reference.value.ndim} axes, or a function of an array"
         )
     shape = transform.to_candidate(reference.value).shape

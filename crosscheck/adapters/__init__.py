@@ -48,7 +48,7 @@ def adapt(model: Any, **options: Any) -> Adapter:
         if framework in sys.modules:
             find = importlib.import_module(module).find
             try:
-                adapter = find(model, **options)
+                adapter: Adapter | None = find(model, **options)
             except TypeError as error:
                 if options and "unexpected keyword" in str(error):
                     continue

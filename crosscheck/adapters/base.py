@@ -140,7 +140,6 @@ class Adapter(abc.ABC):
         """
 
 
-
 def input_site(name: str) -> str:
     """The site of a model's input."""
     return f"input:{name}"
@@ -181,7 +180,9 @@ def call_arguments(
     except (TypeError, ValueError):  # builtins and extension types have no signature
         return list(inputs.values()), {}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    by_name = {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    by_name = {
+        n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
     if all(name in by_name for name in inputs) or (takes_any and not by_name):
         return [], dict(inputs)
     return list(inputs.values()), {}

@@ -13,14 +13,12 @@ a run without taps: what one layer sends back is summed before it joins the rest
 from __future__ import annotations
 
 import inspect
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import keras
 import numpy as np
-from keras.src.backend.common import global_state
 
 from crosscheck.adapters.base import (
     Adapter,
@@ -31,13 +29,8 @@ from crosscheck.adapters.base import (
     guarded,
     input_site,
 )
-from crosscheck.adapters.keras_parameters import (
-    describe,
-    discover,
-    own_variables,
-    seed_generators,
-    variables,
-)
+from crosscheck.adapters.keras_parameters import Layers, describe, discover, variables
+from crosscheck.adapters.keras_state import in_float64, left_as_found, with_values
 from crosscheck.errors import InvalidArgument, capped
 from crosscheck.structure import leaves, replace_leaves
 from crosscheck.taps import COTANGENT_OF, Kind, Observer, Session, active_session
@@ -45,12 +38,9 @@ from crosscheck.trace import RunInfo
 
 if keras.config.backend() == "tensorflow":  # else `find` says what to do
     import tensorflow as tf
-    from tensorflow.python.eager import context, record
-    from tensorflow.python.ops import stateful_random_ops
+    from tensorflow.python.eager import record
 
 __all__ = ["KerasAdapter", "find"]
-
-Layers = Mapping[str, keras.layers.Layer]
 
 
 def _is_tensor(value: Any) -> bool:
@@ -221,10 +211,10 @@ class KerasAdapter(Adapter):
         session = _KerasSession(observer, separator=self.separator, root=root)
         calls = _Calls(session, layers)
         with ExitStack() as stack:
-            stack.enter_context(_left_as_found(layers, seed=seed))
-            stack.enter_context(_with_values(layers, overrides or {}, float64=float64))
+            stack.enter_context(left_as_found(layers, seed=seed))
+            stack.enter_context(with_values(layers, overrides or {}, float64=float64))
             if float64:
-                stack.enter_context(_in_float64(layers))
+                stack.enter_context(in_float64(layers))
             stack.enter_context(calls.patched())
             stack.enter_context(tf.device("CPU:0"))
             fed = {name: _feed(array, float64=float64) for name, array in inputs.items()}
@@ -363,110 +353,6 @@ def _takes_one(call: Any) -> bool:
         and p.name not in ("training", "mask")
     ]
     return len(positional) == 1 and not any(p.kind is p.VAR_POSITIONAL for p in parameters)
-
-
-@contextmanager
-def _with_values(
-    layers: Layers, overrides: Mapping[str, np.ndarray], *, float64: bool
-) -> Iterator[None]:
-    """Other values, in other variables: the user's own are not written to, only set aside."""
-    known = {name: variable for name, _, _, variable in variables(layers)}
-    changed = known if float64 else {name: known[name] for name in overrides}
-    kept = [(v, v._value, v._dtype) for v in changed.values()]
-    try:
-        for name, variable in changed.items():
-            value = overrides.get(name, variable._value)
-            dtype = "float64" if float64 else variable._dtype
-            variable._value = tf.Variable(tf.cast(value, dtype), trainable=variable.trainable)
-            variable._dtype = dtype
-        yield
-    finally:
-        for variable, own, dtype in kept:
-            variable._value, variable._dtype = own, dtype
-
-
-@contextmanager
-def _in_float64(layers: Layers) -> Iterator[None]:
-    """Every layer computes in float64; so do the inputs that functional models cast to."""
-    floatx = keras.config.floatx()
-    policies = [
-        (layer, layer._dtype_policy)
-        for layer in layers.values()
-        if keras.backend.is_float_dtype(layer.compute_dtype)
-    ]
-    models = [m for layer in layers.values() for m in (layer, getattr(layer, "_functional", None))]
-    symbols = {id(t): t for model in models for t in getattr(model, "_inputs", None) or ()}
-    dtypes = [(t, t._dtype) for t in symbols.values() if keras.backend.is_float_dtype(t.dtype)]
-    try:
-        keras.config.set_floatx("float64")
-        for layer, _ in policies:
-            layer._dtype_policy = keras.DTypePolicy("float64")
-        for symbol, _ in dtypes:
-            symbol._dtype = "float64"
-        yield
-    finally:
-        keras.config.set_floatx(floatx)
-        for layer, policy in policies:
-            layer._dtype_policy = policy
-        for symbol, dtype in dtypes:
-            symbol._dtype = dtype
-
-
-@contextmanager
-def _left_as_found(layers: Layers, *, seed: int) -> Iterator[None]:
-    """Variables, losses, eager mode, precision flags and random states are put back."""
-    eager = tf.config.functions_run_eagerly()
-    tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
-    states = [g.state for g in seed_generators(layers.values())]
-    # A read shares the variable's memory until that is written to.
-    own = {id(v): v for layer in layers.values() for v in own_variables(layer)}
-    kept = [(v, v._value.read_value()) for v in (*own.values(), *states)]
-    losses = [(layer, list(layer._losses), set(layer._loss_ids)) for layer in layers.values()]
-    try:
-        with _random_states(seed):
-            tf.config.run_functions_eagerly(True)
-            tf.config.experimental.enable_tensor_float_32_execution(False)
-            for index, state in enumerate(states):
-                state.assign([(seed + index) % 2**31, 0])
-            yield
-    finally:
-        tf.config.experimental.enable_tensor_float_32_execution(tf32)
-        tf.config.run_functions_eagerly(eager)
-        for variable, value in kept:
-            if not np.array_equal(variable._value.numpy(), value.numpy()):
-                variable._value.assign(value)
-        for layer, values, ids in losses:
-            layer._losses[:] = values
-            layer._loss_ids.clear()
-            layer._loss_ids.update(ids)
-
-
-@contextmanager
-def _random_states(seed: int) -> Iterator[None]:
-    """Seed every global generator within reach, and put them back at the end.
-
-    TensorFlow keeps the counters of its stateful random ops inside cached kernels, where nobody
-    can read them: those start over after a run, as they do after ``tf.random.set_seed``.
-    """
-    python, numpy_state = random.getstate(), np.random.get_state()
-    eager = context.context()
-    before, rng = eager._seed, getattr(eager, "_rng", None)
-    names = ("global_random_seed", "global_seed_generator")
-    attributes = [(name, global_state.get_global_attribute(name)) for name in names]
-    generator = stateful_random_ops.global_generator
-    try:
-        keras.utils.set_random_seed(seed)
-        tf.random.set_global_generator(tf.random.Generator.from_seed(seed))
-        yield
-    finally:
-        eager._set_global_seed(before)
-        if rng is not None:
-            eager._rng = rng
-        stateful_random_ops.global_generator = generator
-        for name, value in attributes:
-            global_state.set_global_attribute(name, value)
-        random.setstate(python)
-        np.random.set_state(numpy_state)
 
 
 def find(model: Any) -> KerasAdapter | None:

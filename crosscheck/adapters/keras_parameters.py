@@ -11,7 +11,10 @@ import numpy as np
 
 from crosscheck.adapters.base import Parameter
 
-__all__ = ["describe", "discover", "own_variables", "seed_generators", "variables"]
+__all__ = ["Layers", "all_variables", "describe", "discover", "seed_generators", "variables"]
+
+Layers = Mapping[str, keras.layers.Layer]
+"""path -> layer, the model itself under ``""``."""
 
 _SPATIAL = {1: ("w",), 2: ("h", "w"), 3: ("d", "h", "w")}
 _CONV = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
@@ -84,13 +87,24 @@ def own_variables(layer: keras.layers.Layer) -> list[Any]:
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
+def all_variables(layers: Iterable[keras.layers.Layer]) -> list[Any]:
+    """Those of all layers, each once, with the states that a stateful RNN keeps to itself."""
+    found = {}
+    for layer in layers:
+        states = keras.tree.flatten(getattr(layer, "states", None))
+        for variable in (*own_variables(layer), *states):
+            if isinstance(variable, keras.Variable) and variable._value is not None:
+                found[id(variable)] = variable
+    return list(found.values())
+
+
 def seed_generators(layers: Iterable[keras.layers.Layer]) -> list[Any]:
     """The random generators of all layers, each once."""
     return list({id(g): g for layer in layers for g in layer._seed_generators}.values())
 
 
 def variables(
-    layers: Mapping[str, keras.layers.Layer],
+    layers: Layers,
 ) -> Iterator[tuple[str, str, keras.layers.Layer, Any]]:
     """(name, layer path, layer, variable) of all floating-point variables; shared ones once."""
     seen: set[int] = set()
@@ -103,7 +117,7 @@ def variables(
                 yield (f"{path}/{name}" if path else name), path, layer, variable
 
 
-def describe(layers: Mapping[str, keras.layers.Layer]) -> tuple[Parameter, ...]:
+def describe(layers: Layers) -> tuple[Parameter, ...]:
     """All parameters and buffers, layer by layer."""
     described = []
     for name, path, layer, variable in variables(layers):

@@ -8,10 +8,11 @@ found is in `crosscheck.adapters.numpy_parameters`.
 
 from __future__ import annotations
 
+import copy
 import functools
 import random
 import types
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +29,8 @@ from crosscheck.adapters.base import (
     guarded,
     input_site,
 )
-from crosscheck.adapters.numpy_parameters import Slot, find_slots
+from crosscheck.adapters.numpy_parameters import Slot, attributes_of, find_slots, slots_of
+from crosscheck.arrays import is_float
 from crosscheck.errors import InvalidArgument
 from crosscheck.structure import leaves, replace_leaves
 from crosscheck.taps import Kind, Observer, Session
@@ -41,10 +43,6 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, (np.ndarray, np.generic))
 
 
-def _is_float(value: Any) -> bool:
-    return value.dtype.kind == "f" or value.dtype.name == "bfloat16"
-
-
 class _NumpySession(Session):
     """Taps on arrays. The backward half is explicit: layers and `tap_cotangent` report it."""
 
@@ -55,9 +53,7 @@ class _NumpySession(Session):
     def tap_value(self, site: str, kind: Kind, value: Any) -> Any:
         array = np.asarray(value)
         replacement = self.observe(site, kind, array)
-        if replacement is not None and not (
-            kind == "input" and np.array_equal(replacement, array)
-        ):
+        if replacement is not None and not (kind == "input" and np.array_equal(replacement, array)):
             return replacement
         return value
 
@@ -120,7 +116,7 @@ class _Layers:
             if source is not None:
                 session.sources[site] = source
             value = session.tap_value(site, "input", value)
-            if _is_float(value):
+            if is_float(value):
                 call.inputs.append(site)
                 self._expect(site, "input", value, has_backward)
             return value
@@ -129,7 +125,7 @@ class _Layers:
             site = call.site + suffix
             value = session.tap_value(site, "activation", value)
             session.produced(value, site)
-            if _is_float(value):
+            if is_float(value):
                 call.outputs.append(site)
                 self._expect(site, "activation", value, has_backward)
             if layer is self._root:
@@ -236,9 +232,7 @@ class NumpyAdapter(Adapter):
             buffers=buffers if train else None,
         )
 
-    def _prepare(
-        self, overrides: Mapping[str, np.ndarray], *, float64: bool, train: bool
-    ) -> None:
+    def _prepare(self, overrides: Mapping[str, np.ndarray], *, float64: bool, train: bool) -> None:
         for slot in self._slots:
             value = overrides.get(slot.name, slot.get())
             slot.set(np.array(value, dtype=np.float64 if float64 else slot.get().dtype))
@@ -258,7 +252,7 @@ class NumpyAdapter(Adapter):
         site = input_site(name)
         session.layers[site] = "input"
         value = np.array(array, order="C")
-        if float64 and _is_float(value):
+        if float64 and is_float(value):
             value = value.astype(np.float64)
         tapped = session.tap_value(site, "activation", value)
         session.produced(tapped, site)
@@ -271,12 +265,12 @@ class NumpyAdapter(Adapter):
         cotangents: CotangentSource,
         tapped: Mapping[str, Any],
     ) -> None:
-        floats = [(site, value) for site, value in layers.outputs if _is_float(value)]
+        floats = [(site, value) for site, value in layers.outputs if is_float(value)]
         wanted = cotangents({site: np.asarray(value) for site, value in layers.outputs})
         arriving = [
             np.asarray(wanted[s], v.dtype) if s in wanted else np.zeros_like(v) for s, v in floats
         ]
-        float_inputs = [n for n, v in tapped.items() if _is_float(v)]
+        float_inputs = [n for n, v in tapped.items() if is_float(v)]
         for name in float_inputs:
             session.expect_cotangent(input_site(name), "activation", tapped[name])
         with guarded(session, "backward"):
@@ -352,7 +346,7 @@ def discover(model: Any) -> dict[str, Any]:
         elif _is_layer(value) and id(value) not in seen:
             seen.add(id(value))
             found[path] = value
-            for name, item in _attributes(value).items():
+            for name, item in attributes_of(value).items():
                 if not name.startswith("_"):
                     visit(item, f"{path}.{name}" if path else name)
 
@@ -364,12 +358,6 @@ def _is_layer(value: Any) -> bool:
     return callable(getattr(value, "forward", None)) and not isinstance(
         value, (type, types.ModuleType)
     )
-
-
-def _attributes(value: Any) -> dict[str, Any]:
-    slots = [s for c in type(value).__mro__ for s in getattr(c, "__slots__", ())]
-    slotted = {s: getattr(value, s) for s in slots if hasattr(value, s) and s != "__dict__"}
-    return slotted | getattr(value, "__dict__", {})
 
 
 def _signature_of(model: Any) -> Any:
@@ -386,12 +374,21 @@ def _install(stack: ExitStack, layer: Any, method: str, wrapper: Callable[..., A
     through the class, so there a dispatching function goes on the class for the time of the run.
     """
     cls = type(layer)
+    called = method == "forward" and "__call__" in dir(cls)
+    if called and _undispatched(cls, "__call__") is _undispatched(cls, method):
+        _dispatch(stack, cls, "__call__", layer, wrapper)
     if hasattr(layer, "__dict__"):
         layer.__dict__[method] = wrapper
-        if method == "forward" and getattr(cls, "__call__", None) is getattr(cls, method, cls):
-            _dispatch(stack, cls, "__call__", layer, wrapper)
     else:
         _dispatch(stack, cls, method, layer, wrapper)
+
+
+def _undispatched(cls: type, method: str) -> Any:
+    """What the class itself defines, beneath what was put there for other layers of its class."""
+    function = getattr(cls, method, cls)
+    while hasattr(function, "_crosscheck_original"):
+        function = function._crosscheck_original
+    return function
 
 
 def _dispatch(stack: ExitStack, cls: type, method: str, layer: Any, wrapper: Any) -> None:
@@ -403,6 +400,7 @@ def _dispatch(stack: ExitStack, cls: type, method: str, layer: Any, wrapper: Any
             return wrapper(*args, **kwargs)
         return original(self, *args, **kwargs)
 
+    dispatching._crosscheck_original = original  # type: ignore[attr-defined]
     setattr(cls, method, dispatching)
     stack.callback(setattr, cls, method, original) if own else stack.callback(delattr, cls, method)
 
@@ -410,7 +408,14 @@ def _dispatch(stack: ExitStack, cls: type, method: str, layer: Any, wrapper: Any
 @contextmanager
 def _left_as_found(layers: Any, slots: list[Slot], *, seed: int) -> Iterator[None]:
     """Attributes, parameters, gradients and the global random states are put back."""
-    attributes = [(layer, dict(layer.__dict__)) for layer in layers if hasattr(layer, "__dict__")]
+    attributes = [(layer, attributes_of(layer)) for layer in layers]
+    # Layers keep what backward needs in lists and dicts; those are put back with their contents.
+    containers = [
+        (value, copy.copy(value))
+        for _, values_of in attributes
+        for value in values_of.values()
+        if type(value) in (list, dict, set, defaultdict, deque)
+    ]
     values = [(slot, slot.get(), np.array(slot.get())) for slot in slots]
     gradients = [(slot, slot.save_gradient()) for slot in slots]
     numpy_state, python_state = np.random.get_state(), random.getstate()
@@ -421,14 +426,27 @@ def _left_as_found(layers: Any, slots: list[Slot], *, seed: int) -> Iterator[Non
     finally:
         np.random.set_state(numpy_state)
         random.setstate(python_state)
-        for layer, attributes_before in attributes:
-            layer.__dict__.clear()
-            layer.__dict__.update(attributes_before)
+        for layer, before in attributes:
+            _put_back(layer, before)
+        for container, contents in containers:
+            container.clear()
+            (container.extend if hasattr(container, "extend") else container.update)(contents)
         for slot, array, value in values:
             array[...] = value  # the very array that was there, with what was in it
             slot.set(array)
         for slot, gradient in gradients:
             slot.restore_gradient(gradient)
+
+
+def _put_back(layer: Any, attributes: Mapping[str, Any]) -> None:
+    for name in attributes_of(layer).keys() - attributes.keys():
+        object.__delattr__(layer, name)
+    if hasattr(layer, "__dict__"):  # in their old order, past any __setattr__
+        own = {name: value for name, value in attributes.items() if name not in slots_of(layer)}
+        layer.__dict__.clear()
+        layer.__dict__.update(own)
+    for name in slots_of(layer) & attributes.keys():
+        object.__setattr__(layer, name, attributes[name])
 
 
 def find(

@@ -9,7 +9,7 @@ Recognised, in this order:
    or with a gradient beside them: ``layer.dW``, ``layer.W_grad``, ``layer.grad_W``, ``layer.d_W``.
 
 A layer may name the axes of its parameters in a class attribute
-``axes = {"weight": ("in", "out"), ...}``; else the layout is found from shapes (`crosscheck.weights`).
+``axes = {"weight": ("in", "out"), ...}``; else `crosscheck.weights` finds the layout from shapes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 from crosscheck.adapters.base import Parameter
 
-__all__ = ["Slot", "find_slots"]
+__all__ = ["Slot", "attributes_of", "find_slots", "slots_of"]
 
 _USUAL = re.compile(
     r"""(w|b|u|r|e|weights?|bias(es)?|kernel|gamma|beta|g|scale|shift|embeddings?|table)  # plain
@@ -48,7 +48,9 @@ class Slot:
     buffer: bool
     get: Callable[[], np.ndarray]
     set: Callable[[np.ndarray], None]
-    gradients: tuple[tuple[Any, str], ...]  # (dict or object, key) candidates, best first
+    # (how to reach the dict or object, key), best first. Looked up when it is needed: a backward
+    # pass may fill an empty dict, or put a new one in its place.
+    gradients: tuple[tuple[Callable[[], Any], str], ...]
 
     def parameter(self) -> Parameter:
         """The description that `crosscheck.weights` works with."""
@@ -65,7 +67,8 @@ class Slot:
         )
 
     def _place(self) -> tuple[Any, str] | None:
-        for owner, key in self.gradients:
+        for reach, key in self.gradients:
+            owner = reach()
             if isinstance(owner, Mapping):
                 if isinstance(owner.get(key), np.ndarray):
                     return owner, key
@@ -97,13 +100,30 @@ class Slot:
         array = owner[key] if isinstance(owner, Mapping) else getattr(owner, key)
         return place, array, np.array(array)
 
-    def restore_gradient(self, saved: tuple[tuple[Any, str], np.ndarray, np.ndarray] | None) -> None:
+    def restore_gradient(
+        self, saved: tuple[tuple[Any, str], np.ndarray, np.ndarray] | None
+    ) -> None:
         """Put back what `save_gradient` saw."""
         if saved is None:
             return
         place, array, value = saved
         array[...] = value
         _put(*place, array)
+
+
+def slots_of(value: Any) -> set[str]:
+    """Names of the attributes that live in ``__slots__``."""
+    found: set[str] = set()
+    for cls in type(value).__mro__:
+        names = cls.__dict__.get("__slots__", ())
+        found.update((names,) if isinstance(names, str) else names)
+    return {name for name in found if hasattr(value, name)} - {"__dict__", "__weakref__"}
+
+
+def attributes_of(value: Any) -> dict[str, Any]:
+    """All attributes of an instance, in ``__slots__`` or not."""
+    slotted = {name: getattr(value, name) for name in sorted(slots_of(value))}
+    return slotted | getattr(value, "__dict__", {})
 
 
 def _put(owner: Any, key: str, value: np.ndarray) -> None:
@@ -130,7 +150,9 @@ def _slots_of(path: str, layer: Any) -> list[Slot]:
     axes = axes if isinstance(axes, Mapping) else {}
     prefix = f"{path}." if path else ""
 
-    def slot(leaf: str, owner: Any, key: str, gradients: list[tuple[Any, str]]) -> Slot:
+    def slot(
+        leaf: str, owner: Any, key: str, gradients: list[tuple[Callable[[], Any], str]]
+    ) -> Slot:
         names = axes.get(leaf)
         is_dict = isinstance(owner, Mapping)
         return Slot(
@@ -149,21 +171,22 @@ def _slots_of(path: str, layer: Any) -> list[Slot]:
     for bag in ("params", "parameters", "buffers"):
         store = getattr(layer, bag, None)
         if isinstance(store, MutableMapping):
-            grads = getattr(layer, "grads", None) or getattr(layer, "gradients", None)
-            holders = [grads] if isinstance(grads, Mapping) else []
+            holders = [_attribute(layer, "grads"), _attribute(layer, "gradients")]
             for key, value in store.items():
                 if _is_float_array(value):
                     places = [(g, k) for g in holders for k in (key, *_gradient_names(key))]
                     found.append(slot(key, store, key, places + _beside(layer, key)))
-    for name, value in getattr(layer, "__dict__", {}).items():
+    for name, value in attributes_of(layer).items():
         if name.startswith("_"):
             continue
         if _is_float_array(value) and _is_parameter(layer, name, axes):
             found.append(slot(name, layer, name, _beside(layer, name)))
         elif hasattr(value, "grad") and not callable(getattr(value, "forward", None)):
-            inner = next((k for k in ("data", "value") if _is_float_array(getattr(value, k, None))), None)
+            inner = next(
+                (k for k in ("data", "value") if _is_float_array(getattr(value, k, None))), None
+            )
             if inner is not None:
-                found.append(slot(name, value, inner, [(value, "grad")]))
+                found.append(slot(name, value, inner, [(_the(value), "grad")]))
     return found
 
 
@@ -175,7 +198,7 @@ def _is_parameter(layer: Any, name: str, axes: Mapping[str, Any]) -> bool:
     if name in axes or _USUAL.match(name):
         # `dW` beside `W` is its gradient, however usual its name.
         return not any(
-            name in _gradient_names(other) for other in vars(layer) if other != name
+            name in _gradient_names(other) for other in attributes_of(layer) if other != name
         )
     return any(hasattr(layer, gradient) for gradient in _gradient_names(name))
 
@@ -184,8 +207,22 @@ def _gradient_names(name: str) -> list[str]:
     return [pattern.format(name) for pattern in _GRADIENT_NAMES]
 
 
-def _beside(layer: Any, name: str) -> list[tuple[Any, str]]:
-    return [(layer, gradient) for gradient in _gradient_names(name)]
+def _beside(layer: Any, name: str) -> list[tuple[Callable[[], Any], str]]:
+    return [(_the(layer), gradient) for gradient in _gradient_names(name)]
+
+
+def _the(owner: Any) -> Callable[[], Any]:
+    return lambda: owner
+
+
+def _attribute(owner: Any, name: str) -> Callable[[], Any]:
+    """The dict that is there now; anything else (a method named ``grads``) has no gradients."""
+
+    def reach() -> Any:
+        value = getattr(owner, name, None)
+        return value if isinstance(value, Mapping) else None
+
+    return reach
 
 
 def _role(leaf: str) -> str:

@@ -94,17 +94,38 @@ class _AllFloat64(TorchFunctionMode):
 class _TorchSession(Session):
     """Taps on tensors. Hooks hold site names and this session, never a tensor."""
 
+    def __init__(self, observer: Observer, *, separator: str, root: str) -> None:
+        super().__init__(observer, separator=separator, root=root)
+        self._watched: dict[int, weakref.ref[torch.Tensor]] = {}
+        self._views: list[tuple[str, torch.Tensor, int]] = []
+
     def tap_value(self, site: str, kind: Kind, value: torch.Tensor) -> torch.Tensor:
         host = to_host(value)
         replacement = self.observe(site, kind, host)
         if replacement is not None and not (kind == "input" and np.array_equal(replacement, host)):
             value = _Replace.apply(value, [from_host(replacement, value)])  # type: ignore[no-untyped-call]
-        elif kind == "input" and value.requires_grad:
+        elif value.requires_grad and (kind == "input" or self._is_shared(value)):
             value = value.view_as(value)
+            if kind == "activation":
+                self._views.append((site, value.detach(), value._version))
         if value.requires_grad:
             self.expect_cotangent(site, kind, host)
             self._watch(site, kind, value)
         return value
+
+    def _is_shared(self, value: torch.Tensor) -> bool:
+        """A layer returns a tensor that is a site already (what its last layer returned, or its
+        own input), or a parameter: a hook on it would see other consumers too, run in the wrong
+        order, or stay behind on the parameter."""
+        known = self._watched.get(id(value))
+        return value.is_leaf or (known is not None and known() is value)
+
+    def forget_overwritten(self) -> None:
+        """An output view that was overwritten in place has been rebuilt without our hook."""
+        for site, alias, version in self._views:
+            if alias._version != version:
+                self.forget_cotangent(site, "activation")
+        self._views.clear()
 
     def _watch(self, site: str, kind: Kind, value: torch.Tensor) -> None:
         def on_cotangent(gradient: torch.Tensor) -> torch.Tensor | None:
@@ -114,6 +135,7 @@ class _TorchSession(Session):
             return None if replacement is None else from_host(replacement, gradient)
 
         value.register_hook(on_cotangent)  # type: ignore[no-untyped-call]
+        self._watched[id(value)] = weakref.ref(value)
 
 
 class _Hooks:
@@ -229,6 +251,7 @@ class TorchAdapter(Adapter):
                 self._forward(tapped, replaced)
             gradients: dict[str, np.ndarray] = {}
             if cotangents is not None:
+                session.forget_overwritten()
                 wanted = cotangents({site: to_host(t) for site, t in hooks.outputs})
                 with guarded(session, "backward"):
                     gradients = self._backward(hooks.outputs, wanted, fed, replaced)
@@ -351,5 +374,3 @@ def _left_as_found(model: torch.nn.Module, *, train: bool, seed: int) -> Iterato
 def find(model: Any) -> TorchAdapter | None:
     """An adapter if ``model`` is a PyTorch module, else None."""
     return TorchAdapter(model) if isinstance(model, torch.nn.Module) else None
-
-

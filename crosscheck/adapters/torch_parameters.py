@@ -64,6 +64,7 @@ def describe(
     Integer buffers (counters such as ``num_batches_tracked``) carry no weights and are left out.
     """
     modules = dict(model.named_modules())
+    found: list[tuple[str, torch.Tensor, bool]]
     found = [(name, tensor, False) for name, tensor in model.named_parameters()]
     found += [(n, b, True) for n, b in model.named_buffers() if _is_state(modules, n, b)]
     order = {name: i for i, name in enumerate(modules)}
@@ -87,9 +88,6 @@ def describe(
 
 
 def _is_state(modules: dict[str, nn.Module], name: str, buffer: torch.Tensor) -> bool:
-    """A buffer that holds learned state: floating point, saved in the state dict.
-
-    Constants registered as buffers (masks, position tables) are the model's own code.
-    """
+    """Whether a buffer holds running statistics; masks and tables are the model's own constants."""
     layer, _, leaf = name.rpartition(".")
     return leaf in ("running_mean", "running_var") and buffer.is_floating_point()

@@ -70,15 +70,20 @@ def _add_block(total: PairSums, start: int, a: np.ndarray, b: np.ndarray) -> Non
         a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
     difference = a - b
     total.count += int(np.count_nonzero(finite))
-    total.diff2 += float(difference @ difference)
-    total.a2 += float(a @ a)
-    total.b2 += float(b @ b)
-    total.ab += float(a @ b)
+    total.diff2 += _dot(difference, difference)
+    total.a2 += _dot(a, a)
+    total.b2 += _dot(b, b)
+    total.ab += _dot(a, b)
     np.abs(difference, out=difference)
     where = int(difference.argmax())
     if total.argmax < 0 or difference[where] > total.max_diff:
         total.max_diff, total.argmax = float(difference[where]), start + where
     total.max_b = max(total.max_b, float(np.abs(b).max()))
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> float:
+    # Not BLAS: its sums depend on the number of threads, and its threads fight the frameworks'.
+    return float(np.einsum("i,i->", a, b))
 
 
 def _count_nonfinite(

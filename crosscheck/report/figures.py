@@ -57,7 +57,8 @@ def columns(ratios: Sequence[float], page: Page) -> list[Column]:
 
 def figure(groups: dict[Phase, list[SiteResult]], page: Page) -> list[Text]:
     """Bars for the forward and the backward pass and the gradients, and how to read them."""
-    lines = [Text(f"ratio to {page.unit.name} by site, in execution order", style="bold")]
+    title = f"ratio to {page.unit.name} by site, in execution order"
+    lines = [Text(row, style="bold") for row in page.wrap(title)]
     for phase, title in TITLES:
         lines += _bars(title, groups.get(phase, []), page)
     return [*lines, *_legend(page)]
@@ -68,23 +69,38 @@ def _steps(page: Page) -> tuple[float, ...]:
 
 
 def _bars(title: str, rows: Sequence[SiteResult], page: Page) -> list[Text]:
-    head = Text("  ").append(f"{title}: ", style="bold")
     if not rows:
-        return [head.append("nothing compared", style="dim")]
+        return [_headed(title, Text("nothing compared", style="dim"))]
     drawn = columns([s.ratio for s in rows], page)
-    peak = max(rows, key=lambda s: words.magnitude(s.ratio))
-    most = words.counted(len(rows), "value", "values")
-    if len(drawn) < len(rows):
-        most += f", {_bin_size(len(rows), len(drawn))} a column"
-    most += f", largest {words.ratio_text(peak.ratio)} at "
-    room = page.width - len(title) - len(most) - 4
-    head.append(most).append(words.short_place(peak, page, max(room, 12)), style="bold")
     glyphs = ASCII_BARS if page.ascii else BARS
     bars, marks = Text(INDENT), Text(INDENT)
     for column in drawn:
         bars.append(glyphs[column.level], style=STYLES[column.mark])
         marks.append(column.mark, style=STYLES[column.mark])
+    head = _headed(title, _peak(title, rows, len(drawn), page))
     return [head, bars, marks] if marks.plain.strip() else [head, bars]
+
+
+def _headed(title: str, text: Text) -> Text:
+    return Text("  ").append(f"{title}: ", style="bold").append_text(text)
+
+
+def _peak(title: str, rows: Sequence[SiteResult], bins: int, page: Page) -> Text:
+    """How many values, how many to a column, the largest and where: as much as there is room."""
+    peak = max(rows, key=lambda s: words.magnitude(s.ratio))
+    most = f"largest {words.ratio_text(peak.ratio)} at "
+    parts = [words.counted(len(rows), "value", "values")]
+    if bins < len(rows):
+        parts.append(f"{_bin_size(len(rows), bins)} a column")
+    room = page.width - len(title) - 4
+    name = min(16, len(words.short_place(peak, page, page.width)))
+    while parts and len(", ".join([*parts, most])) > room - name:
+        parts.pop(0)
+    most = ", ".join([*parts, most])
+    if room - len(most) < 8:
+        most = most.removeprefix("largest ")
+    place = words.short_place(peak, page, room - len(most))
+    return Text(most).append(place, style="bold")
 
 
 def _bin_size(n: int, bins: int) -> str:
@@ -98,4 +114,5 @@ def _legend(page: Page) -> list[Text]:
     marks = page.unit.marks
     if len(scale) + len(marks) + 4 <= page.width:
         return [Text(f"{scale}    {marks}", style="dim")]
-    return [Text(scale, style="dim"), Text("  " + marks, style="dim")]
+    rows = page.wrap(scale.strip(), 2) + page.wrap(marks, 2)
+    return [Text(row, style="dim") for row in rows]

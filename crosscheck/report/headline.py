@@ -36,7 +36,7 @@ def headline(report: Report, page: Page) -> list[Line]:
         lines += _both_sides(report, row, page)
     lines.append(Line(2, _size(first, row, page)))
     lines += _where(report, first, row, page)
-    if first.verdict == "suspect" and page.unit.suspect < page.unit.diverge:
+    if first.verdict == "suspect" and page.unit.suspect < first.ratio <= page.unit.diverge:
         lines.append(Line(2, _SUSPECT.format(page.unit)))
     return lines + _causes(first, page)
 

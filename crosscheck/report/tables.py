@@ -16,7 +16,7 @@ __all__ = ["around", "largest"]
 NEIGHBOURS = 4
 LARGEST = 3
 SITE = 28  # the site column is not squeezed below this while another column can go
-EXPENDABLE = ("shape", "floor", "free")
+EXPENDABLE = ("shape", "floor", "free", "error")
 STYLES = {"introduced": "red", "suspect": "yellow", "inherited": "cyan", "ok": "green"}
 
 
@@ -52,7 +52,7 @@ def _legend(rows: Sequence[SiteResult], page: Page) -> list[Text]:
     both = "; ".join(lines)
     if len(both) + 2 <= page.width:
         lines = [both] if both else []
-    return [Text("  " + page.start(line, page.width - 2), style="dim") for line in lines]
+    return [Text(row, style="dim") for line in lines for row in page.wrap(line, 2)]
 
 
 def _table(
@@ -65,9 +65,10 @@ def _table(
     cells = {id(row): _cells(row, page) for row in rows}
     names = _fitting(list(cells.values()), page)
     widths = {n: max(len(n), *(len(c[n]) for c in cells.values())) for n in names}
-    room = page.width - 4 - sum(w + 2 for w in widths.values())
+    room = page.width - 2 - sum(w + 2 for w in widths.values())
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    site = max(2 + _longest(rows, page, room), 6)
+    titles = [len(title) for title, _ in groups if title is not None]
+    site = 2 + max([_longest(rows, page, room), *titles])
     table.add_column("  site", width=site, no_wrap=True, overflow="crop")
     for name in names:
         table.add_column(
@@ -122,7 +123,7 @@ def _fitting(cells: Sequence[dict[str, str]], page: Page) -> list[str]:
     names = ["shape", "error", "floor", "ratio", "free", "verdict"]
     for expendable in EXPENDABLE:
         used = sum(2 + max(len(n), *(len(c[n]) for c in cells)) for n in names)
-        if page.width - 4 - used >= SITE:
+        if page.width - 2 - used >= (SITE if expendable != "error" else SITE // 2):
             break
         names.remove(expendable)
     return names

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-import textwrap
 from collections.abc import Iterable
 from typing import TextIO
 
@@ -107,17 +106,10 @@ def _lines(lines: Iterable[Line], page: Page) -> list[RenderableType]:
 
 def _paragraph(line: Line, page: Page) -> Text:
     """``line`` wrapped at words, what follows its first row indented by two more."""
-    first = " " * line.indent
     if line.tight:
-        text = first + page.start(line.text, page.width - line.indent)
+        text = " " * line.indent + page.start(line.text, page.width - line.indent)
     else:
-        text = textwrap.fill(
-            line.text,
-            page.width,
-            initial_indent=first,
-            subsequent_indent=first + "  ",
-            break_on_hyphens=False,
-        )
+        text = "\n".join(page.wrap(line.text, line.indent))
     return _styled(text, line.tone)
 
 

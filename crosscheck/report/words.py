@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -97,6 +98,16 @@ class Page:
             return name
         keep = max(width - len(dots), 2)
         return name[: keep // 2] + dots + name[len(name) - (keep + 1) // 2 :]
+
+    def wrap(self, text: str, indent: int = 0) -> list[str]:
+        """The rows of a paragraph; all but the first are indented by two more."""
+        return textwrap.wrap(
+            text,
+            self.width,
+            initial_indent=" " * indent,
+            subsequent_indent=" " * (indent + 2),
+            break_on_hyphens=False,
+        )
 
     def start(self, text: str, width: int) -> str:
         """``text``, cut at its end to ``width`` characters."""
@@ -207,7 +218,7 @@ def label(result: SiteResult) -> tuple[str, str]:
 def short_place(result: SiteResult, page: Page, width: int) -> str:
     """`label` by the reference's name alone."""
     before = label(result)[0]
-    return before + page.short(result.reference, max(width - len(before), 8))
+    return before + page.short(result.reference, max(width - len(before), 3))
 
 
 def short_label(result: SiteResult, page: Page, width: int) -> str:

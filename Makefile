@@ -1,0 +1,47 @@
+# make run    environment, installation, the main job: three checks of one port
+# make test   environment, installation, lint, types, tests
+# make quick  the same without the slow tests
+# Everything lives in .venv; nothing is installed twice.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+export CUDA_VISIBLE_DEVICES ?= -1
+
+.DEFAULT_GOAL := help
+.PHONY: help run test quick lint defects clean
+
+help:
+	@sed -n '1,4s/^# //p' Makefile
+
+# PyTorch first and by its exact version: a range would admit a newer build with gigabytes of CUDA.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "crosscheck needs Python 3.11 or newer; set PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,keras,dev]'
+	@touch $(STAMP)
+
+run: $(STAMP)
+	$(BIN)/python scripts/main_job.py
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+quick: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+defects: $(STAMP)
+	$(BIN)/python scripts/planted_defects.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache out

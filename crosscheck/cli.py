@@ -1,0 +1,195 @@
+"""The command line. Exit status: 0 agree, 1 suspect or diverge, 2 could not compare."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from crosscheck import __version__
+from crosscheck.errors import CrosscheckError, InvalidArgument
+
+if TYPE_CHECKING:
+    from crosscheck.results import Report
+
+__all__ = ["main"]
+
+AGREE, DIFFER, NOT_COMPARED = 0, 1, 2
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="crosscheck")
+def main() -> None:
+    """Tell whether a port of a neural network computes the same function as its reference, and if
+    not, where it first departs.
+
+    \b
+    Exit status:
+      0  the two agree, up to rounding
+      1  suspect or diverging
+      2  could not compare (one line on stderr says why and what to do)
+    """
+    # TensorFlow writes to stderr from C++ while it loads; the report is not helped by it.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@main.command()
+@click.argument("pair", required=False, type=click.Path(path_type=Path))
+@click.option("--reference", metavar="FILE.py:NAME", help="The reference model, without a PAIR.")
+@click.option(
+    "--candidate",
+    metavar="NAME",
+    help="Which candidate of the PAIR (default: its first); without a PAIR, FILE.py:NAME.",
+)
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME=SPEC",
+    help='An input, for example x="float32[2,3,33,47]" or ids="int64[2,13] 0..200" (half-open).',
+)
+@click.option(
+    "--weights", type=click.Choice(["copy", "keep"]), help="Copy the reference's, or not."
+)
+@click.option("--forward-only", is_flag=True, help="Leave out cotangents and gradients.")
+@click.option("--train", is_flag=True, help="Train mode: batch statistics, buffers compared.")
+@click.option("--skip", multiple=True, metavar="SITE", help="Leave a site out (reported).")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--json", "json_path", metavar="F", help="Write report.json; `-`: print it alone.")
+@click.option("--html", "html_path", metavar="F", help="Write a self-contained HTML report.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+def run(
+    pair: Path | None,
+    reference: str | None,
+    candidate: str | None,
+    inputs: tuple[str, ...],
+    json_path: str | None,
+    html_path: str | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Check one port.
+
+    PAIR is a Python file, or a folder with pair.py, that defines pair = crosscheck.Pair(...).
+
+    \b
+    Examples:
+      crosscheck run models/cnn --candidate keras
+      crosscheck run --reference net.py:Net --candidate port.py:build --input x=float32[2,3,33,47]
+      crosscheck run models/gpt --seed 7 --json report.json --html report.html
+    """
+    try:
+        with progress(quiet) as say:
+            report = _check(pair, reference, candidate, inputs, options, say)
+        if json_path not in (None, "-"):
+            report.save_json(json_path)
+        if html_path is not None:
+            report.save_html(html_path)
+    except CrosscheckError as error:
+        fail(error)
+    except Exception as error:  # exit status 1 would read as a divergence
+        traceback.print_exc()
+        fail(error)
+    _show(report, json_path)
+    raise SystemExit(AGREE if report.verdict == "agree" else DIFFER)
+
+
+def _check(
+    pair: Path | None,
+    reference: str | None,
+    candidate: str | None,
+    inputs: tuple[str, ...],
+    options: dict[str, Any],
+    say: Callable[[str], None],
+) -> Report:
+    from crosscheck.pair import Pair, load_model, load_pair
+
+    arguments = {
+        "seed": options["seed"],
+        "device": options["device"],
+        "gradients": not options["forward_only"],
+    }
+    arguments |= {k: options[k] for k in ("weights", "train") if options[k]}
+    if options["skip"]:
+        arguments["skip"] = options["skip"]
+    if pair is not None:
+        if reference or inputs:
+            raise InvalidArgument("give a PAIR, or --reference, --candidate and --input, not both")
+        loaded = load_pair(pair)
+        names = loaded.candidates()
+        if candidate is None and len(names) > 1:
+            say(f"candidates: {', '.join(names)}; checking {names[0]} (--candidate for another)")
+        return loaded.check(candidate, progress=say, **arguments)
+    if not reference or not candidate or not inputs:
+        raise InvalidArgument(
+            "give a PAIR, or all of --reference FILE.py:NAME, --candidate FILE.py:NAME and "
+            "--input NAME=SPEC"
+        )
+    say(f"load {reference} and {candidate}")
+    whole = Pair(
+        load_model(reference), load_model(candidate), _inputs(inputs), name=Path(candidate).name
+    )
+    return whole.check(progress=say, **arguments)
+
+
+def _inputs(texts: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, separator, spec = text.partition("=")
+        if not separator or not name.strip():
+            raise InvalidArgument(f'--input {text!r}: write NAME=SPEC, such as x="float32[2,3]"')
+        if name.strip() in found:
+            raise InvalidArgument(f"--input {name.strip()} is given twice")
+        found[name.strip()] = spec
+    return found
+
+
+def _show(report: Report, json_path: str | None) -> None:
+    if json_path == "-":
+        from crosscheck.report.json import dumps
+
+        click.echo(dumps(report))
+    else:
+        from crosscheck.report.terminal import print_report
+
+        print_report(report)
+
+
+def fail(error: BaseException) -> NoReturn:
+    """One line on stderr and exit status 2."""
+    text = " ".join(str(error).split())
+    click.echo(f"crosscheck: {type(error).__name__}: {text}", err=True)
+    raise SystemExit(NOT_COMPARED)
+
+
+class progress:  # noqa: N801  (a context manager that reads as a statement)
+    """Stages on stderr as they begin: a spinner on a terminal, plain lines elsewhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._status: Any = None
+
+    def __enter__(self) -> Callable[[str], None]:
+        if self._quiet:
+            return lambda line: None
+        if not sys.stderr.isatty():
+            return lambda line: click.echo(f"... {line}", err=True)
+        from rich.console import Console
+
+        self._status = Console(stderr=True).status("loading")
+        self._status.start()
+        return lambda line: self._status.update(line)  # type: ignore[no-any-return]
+
+    def __exit__(self, *error: Any) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A residual convolutional network on handwritten digits, taller than wide."""

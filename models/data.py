@@ -1,0 +1,69 @@
+"""Real inputs without a download: scikit-learn's digits and the text of Python's help topics."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+VOCABULARY = "\n" + "".join(map(chr, range(32, 127)))  # newline and printable ASCII: 96 characters
+
+
+def digits_batch(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """``n`` digits drawn by ``seed``: pixels (n, 64) float32 in [0, 1] and labels (n,) int64."""
+    pixels, labels = digits()
+    chosen = np.random.default_rng(seed).choice(len(labels), n, replace=False)
+    return pixels[chosen], labels[chosen]
+
+
+def digit_images(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same digits as images (n, 1, 8, 6): without the outer columns, height is not width."""
+    pixels, labels = digits_batch(seed, n)
+    return as_images(pixels), labels
+
+
+def text_batch(seed: int, batch: int, length: int) -> np.ndarray:
+    """``batch`` passages drawn by ``seed``: indices into `VOCABULARY`, (batch, length) int64."""
+    tokens = text_tokens()
+    start = np.random.default_rng(seed).integers(0, len(tokens) - length, batch)
+    return tokens[start[:, None] + np.arange(length)]  # (batch, length)
+
+
+@functools.cache
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """All 1797 digits, pixels (n, 64) float32 in [0, 1] and labels (n,) int64."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return (data.data / 16).astype(np.float32), data.target.astype(np.int64)
+
+
+def as_images(pixels: np.ndarray) -> np.ndarray:
+    """(n, 64) -> (n, 1, 8, 6)."""
+    return np.ascontiguousarray(pixels.reshape(-1, 1, 8, 8)[..., 1:7])
+
+
+@functools.cache
+def text_tokens() -> np.ndarray:
+    """The help text as tokens (n,) int64; characters outside the vocabulary are dropped."""
+    index = {character: i for i, character in enumerate(VOCABULARY)}
+    return np.array([index[c] for c in _text() if c in index], dtype=np.int64)
+
+
+def _text() -> str:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # some distributions leave it out
+        return _zen()
+    return "\n".join(topics[name] for name in sorted(topics))
+
+
+def _zen() -> str:
+    """The Zen of Python, which `this` keeps in ROT13 and prints on import."""
+    import codecs
+    import contextlib
+    import io
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        import this
+    return codecs.decode(this.s, "rot13")

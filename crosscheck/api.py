@@ -30,6 +30,7 @@ from crosscheck.pipeline import (
     oracle,
     transfer,
     verify_weights,
+    with_vjps,
 )
 from crosscheck.reductions import Reductions
 from crosscheck.results import PHASES, Coverage, Report, Side, SiteResult, worst
@@ -98,8 +99,9 @@ def check(
     say(f"reference ({sides[0].framework}): forward{' and backward' if backward else ''}")
     cotangents = ReferenceCotangents(seed, skip) if backward else None
     first = Runner("reference", sides[0], ours, cotangents, train, seed)
-    free_reference = first.record()
+    free_reference = first.record(passive=True)
     _require_outputs(free_reference, "reference")
+    free_reference = with_vjps(first, free_reference)
     free_oracle = oracle(first)
 
     say("weights: " + ("verify" if weights == "keep" else "match, copy, verify"))
@@ -214,7 +216,7 @@ def _trial(
     def count(match: Match) -> float:
         candidate.adapter.load(match.values())
         try:
-            trace = candidate.record()
+            trace = candidate.record(passive=True)
         except SideFailed:
             return -1.0
         aligner = Aligner(reference, trace, explicit=explicit, anchors=match.anchors(), skip=skip)
@@ -228,7 +230,7 @@ def _free_run(
 ) -> Trace:
     recorder = Recorder()
     try:
-        return candidate.record(recorder=recorder)
+        return candidate.record(recorder=recorder, passive=True)
     except SideFailed as failure:
         judge = Judge(
             reference=reference,

@@ -30,7 +30,7 @@ from crosscheck.run import Runner
 from crosscheck.trace import RunInfo, Trace
 from crosscheck.weights import Match, Transform, WeightMap, layout_choices, match_parameters
 
-__all__ = ["align", "judge_all", "oracle", "transfer", "verify_weights"]
+__all__ = ["align", "judge_all", "oracle", "transfer", "verify_weights", "with_vjps"]
 
 MOST_ROUNDS = 40
 SINGLE_ROUNDS = 12  # after so many rounds, take what is likely, not only what is next
@@ -124,13 +124,28 @@ def _fix_output_layouts(candidate: Runner, alignment: Alignment) -> None:
         candidate.cotangents.layouts = layouts
 
 
+def with_vjps(reference: Runner, free: Trace) -> Trace:
+    """The reference's free trace, with each layer's own VJP (``input_cotangent``) added.
+
+    A free run is passive, so that it is what the model computes when nobody looks; it cannot show
+    those. A second run, forced onto the first one's values, adds them and changes nothing else.
+    """
+    if reference.cotangents is None:
+        return free
+    again = reference.record(Forcer(free.values))
+    vjps = {key: value for key, value in again.values.items() if key[0] == "input_cotangent"}
+    hidden = free.info.unobservable | again.info.unobservable
+    info = replace(free.info, unobservable=hidden)
+    return replace(free, values={**free.values, **vjps}, info=info)
+
+
 def oracle(reference: Runner, forced: Mapping[Key, np.ndarray] | None = None) -> Trace | None:
     """The reference in float64, free or forced; None if it does not run in float64."""
     if not reference.adapter.capabilities.float64:
         return None
     observers = () if forced is None else (Forcer(forced),)
     try:
-        return reference.record(*observers, float64=True)
+        return reference.record(*observers, float64=True, passive=forced is None)
     except SideFailed:
         return None  # it ran in its own precision: what fails is float64 (fused kernels, casts)
 

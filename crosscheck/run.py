@@ -41,6 +41,7 @@ class Runner:
         *,
         float64: bool = False,
         overrides: Mapping[str, np.ndarray] | None = None,
+        passive: bool = False,
     ) -> RunInfo:
         """Run once.
 
@@ -56,6 +57,7 @@ class Runner:
                 overrides=overrides,
                 train=self.train,
                 seed=self.seed,
+                passive=passive,
             )
         except ModelRaised as raised:
             cause = raised.__cause__
@@ -74,13 +76,17 @@ class Runner:
         float64: bool = False,
         overrides: Mapping[str, np.ndarray] | None = None,
         recorder: Recorder | None = None,
+        passive: bool = False,
     ) -> Trace:
         """Run once and keep every value (before any other observer replaces it).
 
         Args:
             observers: consulted after the recorder; may replace values.
             recorder: pass one in to have what was recorded even if the run fails.
+            passive: a free run, bit for bit what the model does without taps.
         """
         recorder = recorder or Recorder()
-        info = self.run(chain(recorder, *observers), float64=float64, overrides=overrides)
+        info = self.run(
+            chain(recorder, *observers), float64=float64, overrides=overrides, passive=passive
+        )
         return Trace(values=recorder.values, info=info, framework=self.adapter.framework)

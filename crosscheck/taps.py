@@ -76,8 +76,11 @@ class Session:
             in place behind a view); they are left out of the comparison and listed.
     """
 
-    def __init__(self, observer: Observer, *, separator: str, root: str) -> None:
+    def __init__(
+        self, observer: Observer, *, separator: str, root: str, passive: bool = False
+    ) -> None:
         self.observer = observer
+        self.passive = passive
         self.separator = separator
         self.root = root
         self.layers: dict[str, str] = {}
@@ -138,6 +141,8 @@ class Session:
         replacement = self.observer(site, kind, value)
         if replacement is None:
             return None
+        if self.passive:
+            raise AssertionError(f"a passive run was asked to replace the {kind} of {site}")
         if replacement.shape != value.shape:
             raise AssertionError(
                 f"replacement for {kind} of {site}: shape {replacement.shape}, not {value.shape}"

@@ -113,6 +113,7 @@ class Adapter(abc.ABC):
         overrides: Mapping[str, np.ndarray] | None = None,
         train: bool = False,
         seed: int = 0,
+        passive: bool = False,
     ) -> RunInfo:
         """Run the model once, forward and, where ``cotangents`` is given, backward.
 
@@ -130,6 +131,10 @@ class Adapter(abc.ABC):
             overrides: parameter name -> value to use instead, for this run only.
             train: train mode (batch statistics); eval mode otherwise.
             seed: of the framework's global generators, for this run only.
+            passive: insert nothing into the graph, so that outputs and gradients are bit for bit
+                those of a run without taps. To see the cotangent of one *input* of a layer takes a
+                node there, which sums what the layer sends back before it joins the rest; so a
+                passive run shows no ``input_cotangent``, and its observer may not replace.
 
         The model is left as it was found: parameters, buffers, modes, hooks, gradients, and the
         framework's random state and precision flags.

@@ -6,8 +6,7 @@ replacement), backward it shows the cotangent. Every layer call taps its inputs 
 their own, so that the cotangent seen there is that layer's own VJP. Everything runs eagerly, or
 the values inside a ``tf.function`` would stay out of sight.
 
-Where a tensor has three or more uses, a sum of cotangents may be taken in another order than in
-a run without taps: what one layer sends back is summed before it joins the rest.
+A passive run has no nodes: there the tape is asked for the cotangents of the activations as such.
 """
 
 from __future__ import annotations
@@ -76,7 +75,14 @@ def _is_watched(value: Any) -> bool:
 
 
 class _KerasSession(Session):
-    """Taps on eager tensors. Nodes hold site names and this session, never an activation."""
+    """Taps on eager tensors. Nodes hold site names and this session, never an activation; a
+    passive run keeps the activations until its backward pass has asked the tape about them."""
+
+    def __init__(
+        self, observer: Observer, *, separator: str, root: str, passive: bool = False
+    ) -> None:
+        super().__init__(observer, separator=separator, root=root, passive=passive)
+        self.watched: list[tuple[str, Any]] = []  # (site, activation) of a passive run
 
     def tap(self, name: str, value: Any) -> Any:
         if not _is_tensor(value):  # symbolic: a layer works out its shapes
@@ -89,7 +95,13 @@ class _KerasSession(Session):
         if replacement is not None and kind == "input" and np.array_equal(replacement, host):
             replacement = None
         if _is_watched(value):
+            if self.passive and kind == "input":
+                return value
             self.expect_cotangent(site, kind, host)
+            # A tensor that is a site already gets a node even so: the cotangents differ.
+            if self.passive and self.producer(value) is None:
+                self.watched.append((site, value))
+                return value
             tapped = self._node(site, kind, value, replacement)
         elif replacement is not None:
             tapped = _tensor(replacement)
@@ -204,11 +216,12 @@ class KerasAdapter(Adapter):
         overrides: Mapping[str, np.ndarray] | None = None,
         train: bool = False,
         seed: int = 0,
+        passive: bool = False,
     ) -> RunInfo:
         layers = self._layers()
         taken = any(path.partition("/")[0] == "output" for path in layers)
         root = "model_output" if taken else "output"
-        session = _KerasSession(observer, separator=self.separator, root=root)
+        session = _KerasSession(observer, separator=self.separator, root=root, passive=passive)
         calls = _Calls(session, layers)
         with ExitStack() as stack:
             stack.enter_context(left_as_found(layers, seed=seed))
@@ -223,7 +236,7 @@ class KerasAdapter(Adapter):
             if cotangents is not None:
                 wanted = cotangents({site: t.numpy() for site, t in calls.outputs})
                 with guarded(session, "backward"):
-                    gradients = _backward(tape, calls.outputs, wanted, layers, fed)
+                    gradients = _backward(session, tape, calls.outputs, wanted, layers, fed)
                 session.flush()
             buffers = {p.name: np.array(p.value) for p in describe(layers) if p.buffer}
         return RunInfo.of(
@@ -296,6 +309,7 @@ def _sources(layers: Layers, fed: Mapping[str, Any]) -> list[Any]:
 
 
 def _backward(
+    session: _KerasSession,
     tape: Any,
     outputs: list[tuple[str, Any]],
     cotangents: Mapping[str, np.ndarray],
@@ -303,7 +317,8 @@ def _backward(
     fed: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
     roots = [(t, cotangents[s]) for s, t in outputs if s in cotangents and t.dtype.is_floating]
-    sources = _sources(layers, fed)
+    own = _sources(layers, fed)
+    sources = [*own, *(tensor for _, tensor in session.watched)]
     found: list[Any] = [None] * len(sources)
     if roots and sources:
         found = tape.gradient(
@@ -311,6 +326,11 @@ def _backward(
             sources,
             output_gradients=[_tensor(np.asarray(c, t.dtype.as_numpy_dtype)) for t, c in roots],
         )
+    for (site, _), cotangent in reversed(
+        list(zip(session.watched, found[len(own) :], strict=True))
+    ):
+        if cotangent is not None:
+            session.observe(site, "cotangent", _dense(cotangent))
     return {
         name: np.zeros(tuple(v.shape), v.dtype.as_numpy_dtype) if g is None else _dense(g)
         for (name, v), g in zip(_trainable(layers).items(), found, strict=False)

@@ -46,8 +46,10 @@ def _is_array(value: Any) -> bool:
 class _NumpySession(Session):
     """Taps on arrays. The backward half is explicit: layers and `tap_cotangent` report it."""
 
-    def __init__(self, observer: Observer, *, separator: str, root: str) -> None:
-        super().__init__(observer, separator=separator, root=root)
+    def __init__(
+        self, observer: Observer, *, separator: str, root: str, passive: bool = False
+    ) -> None:
+        super().__init__(observer, separator=separator, root=root, passive=passive)
         self._open_taps: defaultdict[str, list[str]] = defaultdict(list)
 
     def tap_value(self, site: str, kind: Kind, value: Any) -> Any:
@@ -206,8 +208,11 @@ class NumpyAdapter(Adapter):
         overrides: Mapping[str, np.ndarray] | None = None,
         train: bool = False,
         seed: int = 0,
+        passive: bool = False,
     ) -> RunInfo:
-        session = _NumpySession(observer, separator=self.separator, root=self._root)
+        session = _NumpySession(
+            observer, separator=self.separator, root=self._root, passive=passive
+        )
         layers = _Layers(session, self.model, self._layers)
         with ExitStack() as stack:
             stack.enter_context(_left_as_found(self._layers.values(), self._slots, seed=seed))

@@ -94,8 +94,10 @@ class _AllFloat64(TorchFunctionMode):
 class _TorchSession(Session):
     """Taps on tensors. Hooks hold site names and this session, never a tensor."""
 
-    def __init__(self, observer: Observer, *, separator: str, root: str) -> None:
-        super().__init__(observer, separator=separator, root=root)
+    def __init__(
+        self, observer: Observer, *, separator: str, root: str, passive: bool = False
+    ) -> None:
+        super().__init__(observer, separator=separator, root=root, passive=passive)
         self._watched: dict[int, weakref.ref[torch.Tensor]] = {}
         self._views: list[tuple[str, torch.Tensor, int]] = []
 
@@ -104,6 +106,8 @@ class _TorchSession(Session):
         replacement = self.observe(site, kind, host)
         if replacement is not None and not (kind == "input" and np.array_equal(replacement, host)):
             value = _Replace.apply(value, [from_host(replacement, value)])  # type: ignore[no-untyped-call]
+        elif kind == "input" and self.passive:
+            return value
         elif value.requires_grad and (kind == "input" or self._is_shared(value)):
             value = value.view_as(value)
             if kind == "activation":
@@ -234,8 +238,11 @@ class TorchAdapter(Adapter):
         overrides: Mapping[str, np.ndarray] | None = None,
         train: bool = False,
         seed: int = 0,
+        passive: bool = False,
     ) -> RunInfo:
-        session = _TorchSession(observer, separator=self.separator, root=self._root)
+        session = _TorchSession(
+            observer, separator=self.separator, root=self._root, passive=passive
+        )
         hooks = _Hooks(session, self.model)
         with ExitStack() as stack:
             stack.enter_context(_left_as_found(self.model, train=train, seed=seed))

@@ -105,13 +105,23 @@ class StateContract(Suite):
             dys.extend(rng.normal(size=v.shape).astype(v.dtype) for v in outputs.values())
             return dict(zip(outputs, dys, strict=True))
 
-        values, info = record(adapter, inputs, cotangents=cotangents)
+        values, info = record(adapter, inputs, cotangents=cotangents, passive=True)
         outputs, gradients = self.kit.bare(model, inputs, dys)
         for site, output in zip(info.outputs, outputs, strict=True):
             assert values["activation", site].tobytes() == output.tobytes()
         assert set(info.parameter_gradients) == set(gradients)
         for parameter, gradient in gradients.items():
             assert info.parameter_gradients[parameter].tobytes() == gradient.tobytes(), parameter
+
+    def test_a_passive_run_shows_the_same_and_refuses_to_replace(self) -> None:
+        _, adapter = self.model("mlp")
+        active, _ = record(adapter)
+        passive, _ = record(adapter, passive=True)
+        assert {k for k in active if k[0] != "input_cotangent"} <= set(passive)
+        for key, value in passive.items():
+            np.testing.assert_allclose(value, active[key], rtol=1e-5, atol=1e-6)
+        with pytest.raises(AssertionError, match="passive run was asked to replace"):
+            record(adapter, observer=lambda site, kind, value: value, passive=True)
 
     def test_two_runs_are_identical(self) -> None:
         _, adapter = self.model("dropout")

@@ -211,3 +211,33 @@ def test_two_models_at_once_do_not_mix() -> None:
 def test_find_leaves_others_alone() -> None:
     assert find(object()) is None
     assert find(lambda x: x) is None
+
+
+def test_a_passive_run_is_neutral_where_a_layer_uses_its_input_three_times() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(6, 6) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(self.q(x) @ self.k(x).mT, -1) @ self.v(x)
+
+    class Block(nn.Module):  # post-norm: the residual and the attention use the same x
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn, self.norm = Attention(), nn.LayerNorm(6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(x + self.attn(x))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), Block(), Block(), nn.Linear(6, 3))
+    x = np.random.default_rng(0).normal(size=(5, 7, 4)).astype(np.float32)
+    dy = np.random.default_rng(1).normal(size=(5, 7, 3)).astype(np.float32)
+    values, info = record(
+        TorchAdapter(model), {"x": x}, cotangents=lambda o: {"output": dy}, passive=True
+    )
+    outputs, gradients = TorchKit().bare(model, {"x": x}, [dy])
+    assert values["activation", "output"].tobytes() == outputs[0].tobytes()
+    for name, gradient in gradients.items():
+        assert info.parameter_gradients[name].tobytes() == gradient.tobytes(), name

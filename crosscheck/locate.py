@@ -92,7 +92,7 @@ class Locator:
 
     def _output(self, result: SiteResult) -> _Blame:
         between = self._loose(self.candidate, result.candidate, "candidate")
-        text = "introduced there: everything that it was given is the reference's"
+        text = "everything that it was given is the reference's"
         if between:
             text += f"; {len(between)} candidate sites without partner lie before it"
         return _Blame(result.reference, result.candidate, text, between)

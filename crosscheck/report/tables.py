@@ -36,7 +36,10 @@ def largest(report: Report, page: Page) -> list[Text | Table]:
     groups: list[tuple[str | None, Sequence[SiteResult]]] = []
     for phase, rows in words.by_phase(report.sites).items():
         top = sorted(rows, key=lambda s: words.magnitude(s.ratio), reverse=True)[:LARGEST]
-        groups.append((words.PASS[phase], top))
+        if any(words.magnitude(row.ratio) > 0 for row in top):  # equal bits need no table
+            groups.append((words.PASS[phase], top))
+    if not groups:
+        return []
     shown = [row for _, members in groups for row in members]
     title = Text("largest ratios", style="bold")
     return [title, _table(groups, page), *_legend(shown, page)]

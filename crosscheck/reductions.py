@@ -95,20 +95,25 @@ class Reductions:
         if value is None:
             sizes = [v.size for (kind, _), v in self.trace.values.items() if kind == "activation"]
             return max(1.0, max(sizes, default=1) / max(parameter.value.size, 1))
-        kept = math.prod(
-            n
-            for n, axis in zip(parameter.value.shape, parameter.axes or (), strict=False)
-            if axis in _KEPT_FORWARD
-        )
+        kept = _kept(parameter, value.shape)
         return max(1.0, float(value.size / max(kept, 1)))
+
+
+def _kept(parameter: Parameter, shape: tuple[int, ...]) -> int:
+    """How many elements of an output of ``shape`` one term of a gradient sum is shared among."""
+    if parameter.axes is None:  # then the largest axis that the output has as well
+        return max((n for n in parameter.value.shape if n in shape[1:]), default=1)
+    return math.prod(
+        n
+        for n, axis in zip(parameter.value.shape, parameter.axes, strict=True)
+        if axis in _KEPT_FORWARD
+    )
 
 
 def _forward_length(parameter: Parameter) -> float:
     """Terms behind one output element: the product of the axes that the output does not keep."""
-    if parameter.role != "weight" or parameter.kind == "embedding":
-        return 1.0
-    if parameter.kind == "norm":
-        return float(parameter.value.size)
+    if parameter.role != "weight" or parameter.kind in ("embedding", "norm"):
+        return 1.0  # a norm's sums make statistics, in whose error they largely cancel
     if parameter.axes is None:
         return float(parameter.value.size / max(1, min(parameter.value.shape, default=1)))
     return float(_product(parameter, lambda axis: axis not in _KEPT_FORWARD))
@@ -116,9 +121,9 @@ def _forward_length(parameter: Parameter) -> float:
 
 def _backward_length(parameter: Parameter) -> float:
     """Terms behind one element of the input's cotangent: the axes that the input does not have."""
-    if parameter.role != "weight" or parameter.kind == "embedding":
+    if parameter.role != "weight" or parameter.kind in ("embedding", "norm"):
         return 1.0
-    if parameter.kind == "norm" or parameter.axes is None:
+    if parameter.axes is None:
         return float(parameter.value.size / max(1, min(parameter.value.shape, default=1)))
     return float(_product(parameter, lambda axis: axis not in ("in", "channel")))
 

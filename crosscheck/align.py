@@ -17,16 +17,26 @@ dropout in eval mode, a wrapper around its last layer) is compared in effect and
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from crosscheck.assignment import best_monotone
 from crosscheck.errors import CannotCompare, InvalidArgument, capped
-from crosscheck.layout import SAME, Layout, LayoutBook, relative_error
-from crosscheck.names import Tokens, canonical, similarity
+from crosscheck.fingerprints import (
+    SAME_VALUE,
+    PreparedTrace,
+    difference,
+    looks_like,
+    repeating,
+    size_and_kind,
+)
+from crosscheck.layout import SAME, Layout, LayoutBook, fitting, relative_error
+from crosscheck.names import canonical, similarity
 from crosscheck.observers import Key
 from crosscheck.taps import Kind
 from crosscheck.trace import Trace, owner
@@ -35,9 +45,12 @@ __all__ = ["Aligner", "Alignment", "Edge", "SitePair", "pair_outputs"]
 
 _AT_OUTPUTS: tuple[Kind, Kind] = ("activation", "cotangent")
 _AT_INPUTS: tuple[Kind, Kind] = ("input", "input_cotangent")
-SAME_VALUE = 1e-3
-"""Relative 2-norm below which two values are taken for the same quantity. Far above rounding, so
-that a small defect does not break alignment; far below what unrelated values show."""
+ROUNDING = 1e-6
+"""Relative 2-norm up to which two float32 values are taken for equally equal."""
+CLOSER = 0.3
+"""How much closer than an anchored pair, and how close, two values must be to replace it."""
+WINDOW = 200
+"""Most sites of a stretch that are paired by order: only the earliest pair is taken at a time."""
 
 
 @dataclass(frozen=True)
@@ -109,74 +122,6 @@ class ForcedValues(Mapping[Key, np.ndarray]):
         return len(self._table)
 
 
-# -- fingerprints --------------------------------------------------------------------------------
-
-
-def fingerprint(value: np.ndarray) -> np.ndarray:
-    """Numbers that no permutation of the elements changes: six moments and the NaN count.
-
-    Returns:
-        float64 (7,): mean, rms, mean |x|, signed cube root of the third moment, min, max (over
-        finite elements), count of non-finite elements.
-    """
-    flat = value.reshape(-1).astype(np.float64)
-    finite = np.isfinite(flat)
-    bad = flat.size - int(np.count_nonzero(finite))
-    flat = flat[finite] if bad else flat
-    if flat.size == 0:
-        return np.array([0, 0, 0, 0, 0, 0, bad], np.float64)
-    square = flat * flat
-    return np.array(
-        [
-            flat.mean(),
-            np.sqrt(square.mean()),
-            np.abs(flat).mean(),
-            np.cbrt((square * flat).mean()),
-            flat.min(),
-            flat.max(),
-            bad,
-        ]
-    )
-
-
-def _alike(prints: np.ndarray, one: np.ndarray) -> np.ndarray:
-    """Which rows of ``prints`` (m, 7) could be the same content as ``one`` (7,)."""
-    scale = max(one[1], np.finfo(np.float64).tiny)
-    # Minimum and maximum are compared against their own size: one element may carry them.
-    sizes = np.maximum(np.abs(one), scale)
-    close: np.ndarray = (np.abs(prints - one) <= 2.0 * SAME_VALUE * sizes).all(axis=1)
-    return close
-
-
-@dataclass
-class _Side:
-    """One trace, prepared for matching."""
-
-    trace: Trace
-    names: dict[str, Tokens]
-    order: dict[str, int]
-    shapes: dict[str, tuple[int, ...]]
-    prints: dict[str, np.ndarray] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, trace: Trace) -> _Side:
-        values = trace.activations()
-        shapes = {site: value.shape for site, value in values.items()}
-        return cls(
-            trace=trace,
-            names=canonical(values),
-            order={site: i for i, site in enumerate(values)},
-            shapes=shapes,
-            prints={site: fingerprint(value) for site, value in values.items()},
-        )
-
-    def value(self, site: str) -> np.ndarray:
-        return self.trace.values["activation", site]
-
-    def kind(self, site: str) -> str:
-        return self.trace.info.layers.get(owner(site), "").lower()
-
-
 class Aligner:
     """Pairs found so far between a reference's free trace and runs of a candidate.
 
@@ -187,7 +132,7 @@ class Aligner:
         skip: sites (of either side) to leave out.
 
     Raises:
-        InvalidArgument: an explicit or skipped site does not exist.
+        InvalidArgument: an explicit or skipped site does not exist, or one is paired twice.
         CannotCompare: an output without a counterpart.
     """
 
@@ -200,8 +145,8 @@ class Aligner:
         anchors: Sequence[tuple[str, str]],
         skip: Sequence[str] = (),
     ) -> None:
-        self.reference = _Side.of(reference)
-        self.candidate = _Side.of(candidate)
+        self.reference = PreparedTrace.of(reference)
+        self.candidate = PreparedTrace.of(candidate)
         self.book = LayoutBook()
         self._anchors = anchors
         self._skip = set(skip)
@@ -221,22 +166,26 @@ class Aligner:
 
     def match_values(self, trace: Trace | None = None) -> int:
         """Pair free sites with equal values; of a forced run if one is given. Returns how many."""
-        candidate = self.candidate if trace is None else _Side.of(trace)
-        free_c = self._free(candidate, self._taken)
+        candidate = self.candidate if trace is None else PreparedTrace.of(trace)
         proposals = []
-        by_size: defaultdict[int, list[str]] = defaultdict(list)
-        for site in free_c:
-            by_size[int(np.prod(candidate.shapes[site]))].append(site)
-        tables = {n: np.array([candidate.prints[s] for s in sites]) for n, sites in by_size.items()}
+        groups: defaultdict[tuple[int, str], list[str]] = defaultdict(list)
+        known = self.candidate.order  # a forced run may take another branch
+        for site in (s for s in self._free(candidate, self._taken) if s in known):
+            groups[size_and_kind(candidate.value(site))].append(site)
+        tables = {g: np.array([candidate.print_of(s) for s in ss]) for g, ss in groups.items()}
         for r in self._free(self.reference, self._pairs):
-            size = int(np.prod(self.reference.shapes[r]))
-            if size == 0 or size not in tables:
+            value = self.reference.value(r)
+            group = size_and_kind(value)
+            if value.size == 0 or group not in tables:
                 continue
-            for i in np.flatnonzero(_alike(tables[size], self.reference.prints[r])):
-                c = by_size[size][i]
-                layout = self.book.choose(self.reference.shapes[r], candidate.shapes[c])
-                if layout is not None and self._same(r, c, layout, candidate):
-                    proposals.append((self._likeness(r, c), r, c))
+            for i in np.flatnonzero(looks_like(tables[group], self.reference.print_of(r))):
+                c = groups[group][i]
+                layout = self.book.choose(value.shape, candidate.shapes[c])
+                if layout is None or (self.reference.is_constant(r) and not self._akin(r, c)):
+                    continue
+                error = difference(layout.to_reference(candidate.value(c)), value)
+                if error <= SAME_VALUE:
+                    proposals.append((self._likeness(r, c, error), r, c))
         return self._accept(proposals, "value")
 
     def refine(self, trace: Trace, *, at_once: bool = False) -> int:
@@ -249,21 +198,25 @@ class Aligner:
         Returns:
             How many pairs were added.
         """
+        free_r = self._free(self.reference, self._pairs)
+        free_c = self._free(self.candidate, self._taken)
+        if not free_r or not free_c:
+            return 0
+        anchored = self._anchored_sites()
         for kind, pair, edge in self._differences(trace):
             if edge is not None and self._pair_producers(edge, trace):
                 return 1
-            inside_r = self._stretch(self.reference, kind, pair.reference, set(self._pairs))
-            inside_c = self._stretch(self.candidate, kind, pair.candidate, self._taken)
-            anchored = [
-                (r, c) for r, c in self._anchored_sites() if r in inside_r and c in inside_c
-            ]
-            anchored.sort(key=lambda rc: self.reference.order[rc[0]])
-            chosen = anchored if at_once else anchored[:1]
+            inside_r = _stretch(self.reference, kind, pair.reference, self._pairs, free_r)
+            inside_c = _stretch(self.candidate, kind, pair.candidate, self._taken, free_c)
+            here = [(r, c) for r, c in anchored if r in inside_r and c in inside_c]
+            here.sort(key=lambda rc: self.reference.order[rc[0]])
+            chosen = here if at_once else here[:1]
             for r, c in chosen:
-                self._add(r, c, "anchor")
+                ends = self._closest(r, c, anchored, inside_r, inside_c, trace)
+                self._add(*ends, "anchor" if ends == (r, c) else "value")
             if chosen:
                 return len(chosen)
-            ordered = self._by_order(inside_r, inside_c)
+            ordered = self._aliases(pair, inside_r, inside_c) or self._by_order(inside_r, inside_c)
             if ordered:
                 self._add(*ordered[0], "order")
                 return 1
@@ -271,11 +224,11 @@ class Aligner:
 
     def alignment(self, trace: Trace | None = None) -> Alignment:
         """The result so far; ``trace``: the candidate's latest run, for its layers' inputs."""
-        candidate = self.candidate if trace is None else _Side.of(trace)
+        candidate = self.candidate.trace if trace is None else trace
         pairs = tuple(sorted(self._pairs.values(), key=lambda p: self.reference.order[p.reference]))
         return Alignment(
             pairs=pairs,
-            edges=tuple(e for p in pairs if p.layout for e in self._edges(p, candidate.trace)),
+            edges=tuple(e for p in pairs if p.layout for e in self._edges(p, candidate)),
             unmatched_reference=self._unmatched(self.reference, set(self._pairs)),
             unmatched_candidate=self._unmatched(self.candidate, self._taken),
         )
@@ -290,23 +243,34 @@ class Aligner:
             for name in names:
                 if name not in side.order:
                     raise InvalidArgument(_no_such_site("sites=", name, side))
+        twice = [c for c, count in Counter(explicit.values()).items() if count > 1]
+        if twice:
+            raise InvalidArgument(
+                f"sites= pairs {capped(twice)} of the candidate with several reference sites; "
+                "a site has one counterpart"
+            )
         for name in self._skip:
             if name not in self.reference.order and name not in self.candidate.order:
                 raise InvalidArgument(_no_such_site("skip=", name, self.reference))
 
     def _learn_layouts(self) -> None:
         """Let sites with equal content vote; the first partner of each is enough."""
-
+        groups: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)
+        for c, shape in self.candidate.shapes.items():
+            if len(shape) >= 3:
+                groups[tuple(sorted(shape))].append(c)
+        tables = {g: np.array([self.candidate.print_of(c) for c in cs]) for g, cs in groups.items()}
         proposals = []
         for r, shape in self.reference.shapes.items():
-            if len(shape) < 3:
+            group = tuple(sorted(shape))
+            if len(shape) < 3 or group not in tables:
                 continue
-            for c, other in self.candidate.shapes.items():
-                if (
-                    sorted(shape) == sorted(other)
-                    and _alike(self.candidate.prints[c][None], self.reference.prints[r]).all()
-                ):
-                    proposals.append((self.reference.value(r), self.candidate.value(c)))
+            value = self.reference.value(r)
+            for i in np.flatnonzero(looks_like(tables[group], self.reference.print_of(r))):
+                other = self.candidate.value(groups[group][i])
+                known = fitting(shape, other.shape)
+                if any(difference(k.to_reference(other), value) <= SAME_VALUE for k in known):
+                    proposals.append((value, other))
                     break
         self.book.learn(proposals, tolerance=SAME_VALUE)
 
@@ -318,21 +282,26 @@ class Aligner:
         return list(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else []
 
     def _add(self, r: str, c: str, by: str) -> None:
-        if r in self._pairs or c in self._taken or r in self._skip or c in self._skip:
+        if r in self._pairs or c in self._taken:
+            return
+        if by != "explicit" and (r in self._skip or c in self._skip):
             return
         layout = self.book.choose(self.reference.shapes[r], self.candidate.shapes[c])
         self._pairs[r] = SitePair(r, c, layout, by)
         self._taken.add(c)
 
-    def _free(self, side: _Side, taken: Mapping[str, object] | set[str]) -> list[str]:
+    def _free(self, side: PreparedTrace, taken: Mapping[str, object] | set[str]) -> list[str]:
         return [s for s in side.order if s not in taken and s not in self._skip]
 
-    def _same(self, r: str, c: str, layout: Layout, candidate: _Side) -> bool:
-        value = layout.to_reference(candidate.value(c))
-        return relative_error(value, self.reference.value(r)) <= SAME_VALUE
+    def _akin(self, r: str, c: str) -> bool:
+        """Whether names or types of two layers have something in common."""
+        types = self.reference.kind(r), self.candidate.kind(c)
+        names = self.reference.names[r], self.candidate.names[c]
+        return types[0] == types[1] != "" or similarity(*names) >= 0.5
 
-    def _likeness(self, r: str, c: str) -> float:
-        """Which of several equal values belong together: names, layer types, place in the run."""
+    def _likeness(self, r: str, c: str, error: float) -> float:
+        """Which of several equal values belong together: names, layer types, place in the run, and
+        how equal they are (a residual stream may hardly change from one layer to the next)."""
         place = abs(
             self.reference.order[r] / len(self.reference.order)
             - self.candidate.order[c] / len(self.candidate.order)
@@ -342,6 +311,7 @@ class Aligner:
             similarity(self.reference.names[r], self.candidate.names[c])
             + 0.5 * (types[0] == types[1] != "")
             - place
+            - 0.2 * math.log10(max(error / ROUNDING, 1.0))
         )
 
     def _accept(self, proposals: list[tuple[float, str, str]], by: str) -> int:
@@ -380,26 +350,6 @@ class Aligner:
             self._add(r, c, "order")
         return len(self._pairs) > before
 
-    def _stretch(self, side: _Side, kind: Kind, site: str, taken: set[str]) -> set[str]:
-        """Free sites that may lie behind a difference at ``site``.
-
-        Those that ran after the last matched site before it; of a container's output, also all
-        that the container called; if there is none, its elder siblings and what they called.
-        """
-        free = [s for s in side.order if s not in taken and s not in self._skip]
-        earlier = [s for s in free if side.order[s] < side.order[site]]
-        last = max(
-            (i for s, i in side.order.items() if s in taken and s != site and i < side.order[site]),
-            default=-1,
-        )
-        inside = {s for s in earlier if side.order[s] > last}
-        if kind == "activation":
-            inside |= {s for s in earlier if site in _ancestors(side.trace, s)}
-        if not inside:
-            parent = side.trace.info.parents.get(owner(site))
-            inside = {s for s in earlier if parent in _ancestors(side.trace, s)}
-        return inside
-
     def _anchored_sites(self) -> list[tuple[str, str]]:
         found = []
         for r_layer, c_layer in self._anchors:
@@ -409,17 +359,61 @@ class Aligner:
                     found.append((call, twin))
         return found
 
+    def _closest(
+        self,
+        r: str,
+        c: str,
+        anchored: Sequence[tuple[str, str]],
+        inside_r: set[str],
+        inside_c: set[str],
+        trace: Trace,
+    ) -> tuple[str, str]:
+        """An anchored pair, or the end of the fused layer that one side has in its place.
+
+        Where one side does in one layer what the other does in several (a linear layer and its
+        activation), the parameters say where the stretch begins and the values where it ends.
+        """
+        others = {site for pair in anchored for site in pair}
+        options = [(o, c) for o in self._between(self.reference, r, inside_r, others)]
+        options += [(r, o) for o in self._between(self.candidate, c, inside_c, others)]
+        own = self._distance(r, c, trace)
+        best, pair = min(((self._distance(*o, trace), o) for o in options), default=(own, (r, c)))
+        return pair if best < min(CLOSER * own, CLOSER) else (r, c)
+
+    @staticmethod
+    def _between(side: PreparedTrace, site: str, inside: set[str], others: set[str]) -> list[str]:
+        """The sites of a stretch behind ``site``, up to the next anchored one."""
+        behind = sorted(
+            (s for s in inside if side.order[s] > side.order[site]), key=side.order.__getitem__
+        )
+        return list(itertools.takewhile(lambda s: s not in others, behind))
+
+    def _distance(self, r: str, c: str, trace: Trace) -> float:
+        value = trace.values.get(("activation", c))
+        layout = self.book.choose(self.reference.shapes[r], self.candidate.shapes[c])
+        if value is None or layout is None:
+            return math.inf
+        return relative_error(layout.to_reference(value), self.reference.value(r))
+
+    def _aliases(
+        self, pair: SitePair, inside_r: set[str], inside_c: set[str]
+    ) -> list[tuple[str, str]]:
+        """The sites inside that hold the very value of a pair (the layer that made an output)."""
+        ours = repeating(self.reference, pair.reference, inside_r)
+        theirs = repeating(self.candidate, pair.candidate, inside_c)
+        return [(ours[-1], theirs[-1])] if ours and theirs else []
+
     def _by_order(self, inside_r: set[str], inside_c: set[str]) -> list[tuple[str, str]]:
         """Layers of one type or alike in name, with shapes that fit, in execution order."""
-        ours = sorted(inside_r, key=self.reference.order.__getitem__)
-        theirs = sorted(inside_c, key=self.candidate.order.__getitem__)
+        ours = sorted(inside_r, key=self.reference.order.__getitem__)[:WINDOW]
+        theirs = sorted(inside_c, key=self.candidate.order.__getitem__)[:WINDOW]
         score = np.zeros((len(ours), len(theirs)))
         for i, r in enumerate(ours):
             for j, c in enumerate(theirs):
-                shapes = self.reference.shapes[r], self.candidate.shapes[c]
+                if self.book.choose(self.reference.shapes[r], self.candidate.shapes[c]) is None:
+                    continue
                 name = similarity(self.reference.names[r], self.candidate.names[c])
-                alike = self.reference.kind(r) == self.candidate.kind(c) or name >= 0.6
-                if alike and self.book.choose(*shapes) is not None:
+                if self.reference.kind(r) == self.candidate.kind(c) or name >= 0.6:
                     score[i, j] = 0.2 + 2.0 * max(name, 0.5) ** 2
         return [(ours[i], theirs[j]) for i, j in best_monotone(score)]
 
@@ -433,39 +427,48 @@ class Aligner:
         for index, r in enumerate(ours):
             ranked = sorted(free, key=lambda c: (theirs.index(c) != index, theirs.index(c)))
             value = reference.values["input", r]
-            fitting = []
+            fitting: list[tuple[str, Layout]] = []
+            differs = True
             for c in ranked:
                 other = candidate.values["input", c]
                 layout = self.book.choose(value.shape, other.shape)
-                if layout is not None:
-                    error = relative_error(layout.to_reference(other), value)
-                    fitting.append((error > SAME_VALUE, c, layout))
-            if not fitting:
-                continue
-            differs, c, layout = min(fitting, key=lambda f: f[0])
-            if differs and len(ours) != len(theirs):
+                if layout is None:
+                    continue
+                differs = _far(other, value, layout)
+                if not differs:
+                    fitting = [(c, layout)]
+                    break
+                fitting.append((c, layout))
+            if not fitting or (differs and len(ours) != len(theirs)):
                 continue  # no telling which input it should have been
+            c, layout = fitting[0]
+            if differs and pair.by == "value" and self._other_sources(r, c, candidate):
+                continue  # equal outputs: one side does in one layer what the other does in several
             free.remove(c)
             edges.append(Edge(r, c, layout, pair))
         return edges
 
-    def _unmatched(self, side: _Side, taken: set[str]) -> tuple[str, ...]:
+    def _other_sources(self, r: str, c: str, candidate: Trace) -> bool:
+        """Whether two inputs come from sites of which one has another partner."""
+        ours, theirs = self.reference.trace.info.sources.get(r), candidate.info.sources.get(c)
+        partner = self._pairs.get(ours) if ours is not None else None
+        if partner is not None:
+            return partner.candidate != theirs
+        return theirs in self._taken
+
+    def _unmatched(self, side: PreparedTrace, taken: set[str]) -> tuple[str, ...]:
         known: defaultdict[bytes, list[str]] = defaultdict(list)
         for site in taken:
-            if site in side.prints:
-                known[side.prints[site].tobytes()].append(site)
+            if site in side.order:
+                known[side.print_of(site).tobytes()].append(site)
         return tuple(
             site
             for site in self._free(side, taken)
-            if not any(
-                np.array_equal(side.value(site).ravel(), side.value(twin).ravel(), equal_nan=True)
-                for twin in known[side.prints[site].tobytes()]
-                if side.value(site).dtype.kind == "f"
-            )
+            if not repeating(side, site, known[side.print_of(site).tobytes()])
         )
 
 
-def _calls(side: _Side, layer: str) -> list[str]:
+def _calls(side: PreparedTrace, layer: str) -> list[str]:
     """The sites of all calls of a layer: ``fc``, ``fc#2``, ..."""
     found = []
     count, site = 1, layer
@@ -477,17 +480,29 @@ def _calls(side: _Side, layer: str) -> list[str]:
 
 
 def _far(value: np.ndarray, truth: np.ndarray, layout: Layout) -> bool:
-    return relative_error(layout.to_reference(value), truth) > SAME_VALUE
+    return not relative_error(layout.to_reference(value), truth) <= SAME_VALUE  # NaN is far
 
 
-def _ancestors(trace: Trace, site: str) -> set[str]:
-    """The calls during which ``site`` was called."""
-    found: set[str] = set()
-    parent = trace.info.parents.get(owner(site))
-    while parent is not None and parent not in found:
-        found.add(parent)
-        parent = trace.info.parents.get(parent)
-    return found
+def _stretch(
+    side: PreparedTrace, kind: Kind, site: str, taken: Iterable[str], free: Sequence[str]
+) -> set[str]:
+    """Free sites that may lie behind a difference at ``site``.
+
+    Those that ran after the last matched site before it; of a container's output, also all
+    that the container called; if there is none, its elder siblings and what they called.
+    """
+    here = side.order[site]
+    earlier = [s for s in free if side.order[s] < here]
+    last = max(
+        (side.order[s] for s in taken if s in side.order and side.order[s] < here), default=-1
+    )
+    inside = {s for s in earlier if side.order[s] > last}
+    if kind == "activation":
+        inside |= {s for s in earlier if site in side.ancestors(s)}
+    if not inside:
+        parent = side.trace.info.parents.get(owner(site))
+        inside = {s for s in earlier if parent in side.ancestors(s)}
+    return inside
 
 
 def pair_outputs(
@@ -498,9 +513,8 @@ def pair_outputs(
     Raises:
         CannotCompare: an output of one side has no counterpart and is not skipped.
     """
-    taken = set(explicit) | set(explicit.values()) | set(skip)
-    ours = [s for s in reference.info.outputs if s not in taken]
-    theirs = [s for s in candidate.info.outputs if s not in taken]
+    ours = [s for s in reference.info.outputs if s not in {*explicit, *skip}]
+    theirs = [s for s in candidate.info.outputs if s not in {*explicit.values(), *skip}]
     if len(ours) == len(theirs):
         suffixes = {s.partition(":")[2]: s for s in theirs}
         if {s.partition(":")[2] for s in ours} == set(suffixes):
@@ -522,7 +536,7 @@ def pair_outputs(
     )
 
 
-def _no_such_site(argument: str, name: str, side: _Side) -> str:
+def _no_such_site(argument: str, name: str, side: PreparedTrace) -> str:
     tokens = canonical([name])[name]
     near = sorted(side.order, key=lambda s: -similarity(side.names[s], tokens))[:3]
     return f"{argument} names `{name}`, which is no site of that model; nearest: {capped(near)}"

@@ -15,10 +15,16 @@ from crosscheck.adapters import adapt
 from crosscheck.adapters.base import Adapter
 from crosscheck.align import Aligner
 from crosscheck.arrays import is_float
-from crosscheck.cotangents import CandidateCotangents, ReferenceCotangents
-from crosscheck.errors import CannotCompare, DeviceUnavailable, InvalidArgument, SideFailed
+from crosscheck.cotangents import CandidateCotangents, ReferenceCotangents, require_outputs
+from crosscheck.errors import (
+    CannotCompare,
+    DeviceUnavailable,
+    InvalidArgument,
+    SideFailed,
+)
 from crosscheck.inputs import make_inputs
 from crosscheck.judging import Judge
+from crosscheck.layout import relative_error
 from crosscheck.locate import Locator
 from crosscheck.noise import Tolerance
 from crosscheck.observers import Recorder
@@ -35,6 +41,7 @@ from crosscheck.pipeline import (
 from crosscheck.reductions import Reductions
 from crosscheck.results import PHASES, Coverage, Report, Side, SiteResult, worst
 from crosscheck.run import Runner
+from crosscheck.severed import Severed
 from crosscheck.trace import Trace
 from crosscheck.weights import Match, WeightMap
 
@@ -89,9 +96,10 @@ def check(
         InvalidArgument, CannotCompare, DeviceUnavailable, MissingFramework, SideFailed.
     """
     _refuse_unsupported(loss, targets, optimizer, steps, device)
-    _check_arguments(weights, seed, skip, tolerance)
+    _check_arguments(weights, seed, sites, skip, tolerance)
+    _check_flags(gradients=gradients, train=train)
     say = progress or (lambda line: None)
-    sides = adapt(reference), adapt(candidate)
+    sides = _adapted(reference, "reference"), _adapted(candidate, "candidate")
     ours = make_inputs(inputs, seed=seed)
     theirs = _candidate_inputs(candidate_inputs, ours, seed)
     backward = gradients and all(side.capabilities.cotangents for side in sides)
@@ -100,7 +108,7 @@ def check(
     cotangents = ReferenceCotangents(seed, skip) if backward else None
     first = Runner("reference", sides[0], ours, cotangents, train, seed)
     free_reference = first.record(passive=True)
-    _require_outputs(free_reference, "reference")
+    require_outputs(free_reference.outputs(), "reference")
     free_reference = with_vjps(first, free_reference)
     free_oracle = oracle(first)
 
@@ -113,7 +121,7 @@ def check(
     if cotangents is not None:
         second.cotangents = CandidateCotangents(free_reference, cotangents.given, sites or {}, skip)
     free_candidate = _free_run(second, free_reference, free_oracle, match, sides[0])
-    _require_outputs(free_candidate, "candidate")
+    require_outputs(free_candidate.outputs(), "candidate")
     _require_finite(free_reference, free_candidate)
 
     say("align, and force the candidate onto the reference's values")
@@ -128,10 +136,11 @@ def check(
     )
     judged = judge_all(evidence, free_oracle, backward=backward)
 
-    results = sorted([*weight_results, *judged.results], key=lambda r: PHASES.index(r.phase))
+    severed = Severed(free_reference, forced, judged.results)
+    results = sorted([*weight_results, *severed.kept], key=lambda r: PHASES.index(r.phase))
     divergences = Locator(alignment, free_reference, forced).locate(results)
-    unseen = _seen_only_free(results, divergences)
-    missing = [*judged.not_compared, *_backward_missing(sides, gradients)]
+    unseen = _seen_only_free(results, divergences) if tolerance is None else []
+    missing = [*judged.not_compared, *severed.not_compared, *_backward_missing(sides, gradients)]
     return Report(
         verdict=worst([*(r.verdict for r in results), *(["suspect"] if unseen else [])]),  # type: ignore[list-item]
         seed=seed,
@@ -150,7 +159,7 @@ def check(
         ),
         divergences=divergences,
         sites=tuple(results),
-        notes=tuple(unseen),
+        notes=(*unseen, *_adapter_notes(sides)),
         name=name,
     )
 
@@ -165,7 +174,7 @@ def _refuse_unsupported(loss: Any, targets: Any, optimizer: Any, steps: int, dev
         ("optimizer", optimizer, None),
         ("steps", steps, 1),
     ):
-        if value is not default and value != default:
+        if value is not default and (default is None or value != default):
             raise InvalidArgument(
                 f"{name}={value!r}: the training step is not part of this version. Leave it out: "
                 "forward, cotangents and parameter gradients are compared under seeded cotangents"
@@ -178,7 +187,20 @@ def _refuse_unsupported(loss: Any, targets: Any, optimizer: Any, steps: int, dev
         raise InvalidArgument(f'device={device!r}: must be "cpu" or "cuda"')
 
 
-def _check_arguments(weights: Any, seed: Any, skip: Any, tolerance: Any) -> None:
+def _adapted(model: Any, side: str) -> Adapter:
+    try:
+        return adapt(model)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"the {side}: {error}") from error.__cause__
+
+
+def _check_flags(**flags: Any) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise InvalidArgument(f"{name}={value!r}: must be True or False")
+
+
+def _check_arguments(weights: Any, seed: Any, sites: Any, skip: Any, tolerance: Any) -> None:
     if not isinstance(weights, Mapping) and weights not in ("copy", "keep"):
         raise InvalidArgument(
             f'weights={weights!r}: must be "copy", "keep" or a map '
@@ -186,6 +208,8 @@ def _check_arguments(weights: Any, seed: Any, skip: Any, tolerance: Any) -> None
         )
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise InvalidArgument(f"seed={seed!r}: must be an integer ≥ 0")
+    if sites is not None and not isinstance(sites, Mapping):
+        raise InvalidArgument(f"sites={sites!r}: must be {{reference site: candidate site}}")
     if isinstance(skip, str):
         raise InvalidArgument(f"skip={skip!r}: must be a list of sites; write skip=[{skip!r}]")
     if tolerance is not None and not isinstance(tolerance, Tolerance):
@@ -201,8 +225,11 @@ def _candidate_inputs(given: Any, ours: dict[str, np.ndarray], seed: int) -> dic
         made = given({name: array.copy() for name, array in ours.items()})
         if not isinstance(made, Mapping) and len(ours) == 1:
             made = {next(iter(ours)): made}
-        return make_inputs(made, seed=seed)
-    return make_inputs(given, seed=seed)
+        given = made
+    try:
+        return make_inputs(given, seed=seed)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"candidate_inputs: {error}") from error.__cause__
 
 
 # -- between the stages ----------------------------------------------------------------------------
@@ -211,18 +238,34 @@ def _candidate_inputs(given: Any, ours: dict[str, np.ndarray], seed: int) -> dic
 def _trial(
     candidate: Runner, reference: Trace, explicit: Mapping[str, str], skip: Sequence[str]
 ) -> Callable[[Match], float]:
-    """How many sites match by value once the candidate holds the weights of a match."""
+    """How well the candidate fits once it holds the weights of a match.
 
-    def count(match: Match) -> float:
+    It counts the sites that match by value when everything before them is right, so that a defect
+    does not hide what lies behind it; between equals the outputs' error decides.
+    """
+
+    def fit(match: Match) -> float:
         candidate.adapter.load(match.values())
         try:
-            trace = candidate.record(passive=True)
+            free = candidate.record(passive=True)
+            aligner = Aligner(
+                reference, free, explicit=explicit, anchors=match.anchors(), skip=skip
+            )
+            alignment, _ = align(aligner, reference, free, candidate)
         except SideFailed:
             return -1.0
-        aligner = Aligner(reference, trace, explicit=explicit, anchors=match.anchors(), skip=skip)
-        return float(sum(p.by == "value" for p in aligner.alignment().pairs))
+        errors = [
+            relative_error(
+                p.layout.to_reference(free.values["activation", p.candidate]),
+                reference.values["activation", p.reference],
+            )
+            for p in alignment.pairs
+            if p.by == "output" and p.layout is not None
+        ]
+        matched = sum(p.by == "value" for p in alignment.pairs)
+        return matched + 1.0 / (1.0 + min(errors, default=0.0))
 
-    return count
+    return fit
 
 
 def _free_run(
@@ -241,14 +284,6 @@ def _free_run(
         )
         so_far = compared_so_far(reference, recorder, match.anchors(), judge)
         raise failure.with_comparisons(so_far) from failure.__cause__
-
-
-def _require_outputs(trace: Trace, side: str) -> None:
-    if not trace.info.outputs:
-        raise CannotCompare(
-            f"the {side} ({trace.framework}) returned no array: there is no output to compare. "
-            "Does its forward return its result?"
-        )
 
 
 def _require_finite(reference: Trace, candidate: Trace) -> None:
@@ -297,6 +332,15 @@ def _backward_missing(sides: tuple[Adapter, Adapter], gradients: bool) -> list[s
         f"backward: the {side} ({adapter.framework}) has no backward pass"
         for side, adapter in zip(("reference", "candidate"), sides, strict=True)
         if not adapter.capabilities.cotangents
+    ]
+
+
+def _adapter_notes(sides: tuple[Adapter, Adapter]) -> list[str]:
+    """What an adapter has to say about its model (how an ONNX file was exported, ...)."""
+    return [
+        f"{side} ({adapter.framework}): {note}"
+        for side, adapter in zip(("reference", "candidate"), sides, strict=True)
+        for note in adapter.notes
     ]
 
 

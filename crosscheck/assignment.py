@@ -15,10 +15,10 @@ def best_monotone(score: np.ndarray) -> list[tuple[int, int]]:
     """
     n, m = score.shape
     best = np.zeros((n + 1, m + 1))
-    for i in range(n - 1, -1, -1):
-        for j in range(m - 1, -1, -1):
-            take = score[i, j] + best[i + 1, j + 1] if score[i, j] > 0 else -1.0
-            best[i, j] = max(take, best[i + 1, j], best[i, j + 1])
+    for i in range(n - 1, -1, -1):  # best[i, j] = max(take, best[i + 1, j], best[i, j + 1])
+        take = np.where(score[i] > 0, score[i] + best[i + 1, 1:], -1.0)
+        row = np.maximum(take, best[i + 1, :m])
+        best[i, :m] = np.maximum.accumulate(row[::-1])[::-1]
     pairs, i, j = [], 0, 0
     while i < n and j < m:
         if score[i, j] > 0 and best[i, j] == score[i, j] + best[i + 1, j + 1]:

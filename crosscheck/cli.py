@@ -93,6 +93,8 @@ def run(
             report.save_html(html_path)
     except CrosscheckError as error:
         fail(error)
+    except SystemExit as error:  # of the user's file; its status 0 would read as an agreement
+        fail(InvalidArgument(f"a file or model called sys.exit({error.code!r}) before the result"))
     except Exception as error:  # exit status 1 would read as a divergence
         traceback.print_exc()
         fail(error)

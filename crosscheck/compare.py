@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ class Difference:
     Attributes:
         size: number of elements.
         l2, maximum: ‖value − truth‖₂ and max |value − truth| over elements finite in both.
+            Norms beyond the float64 range are its largest number, so that ratios stay defined.
         truth_l2, truth_max: ‖truth‖₂ and max |truth| over the same elements.
         mismatch: elements that are NaN or Inf on one side, or of another kind or sign.
     """
@@ -42,12 +44,16 @@ def compare(value: np.ndarray, truth: np.ndarray) -> Difference:
     s = pair_sums(value, truth)
     return Difference(
         size=value.size,
-        l2=math.sqrt(s.diff2),
-        maximum=s.max_diff,
-        truth_l2=math.sqrt(s.b2),
-        truth_max=s.max_b,
+        l2=_norm(math.sqrt(s.diff2), s.unit),
+        maximum=_norm(s.max_diff, s.unit),
+        truth_l2=_norm(math.sqrt(s.b2), s.unit),
+        truth_max=_norm(s.max_b, s.unit),
         mismatch=s.mismatch,
     )
+
+
+def _norm(value: float, unit: float) -> float:
+    return min(value * unit, sys.float_info.max)
 
 
 def describe(candidate: np.ndarray, reference: np.ndarray) -> Metrics:
@@ -60,8 +66,8 @@ def describe(candidate: np.ndarray, reference: np.ndarray) -> Metrics:
     norms = math.sqrt(s.a2) * math.sqrt(s.b2)
     both_zero = s.a2 == 0.0 and s.b2 == 0.0
     return Metrics(
-        rel_l2=math.sqrt(s.diff2 / s.b2) if s.b2 > 0.0 else math.sqrt(s.diff2),
-        max_abs=s.max_diff,
+        rel_l2=math.sqrt(s.diff2 / s.b2) if s.b2 > 0.0 else math.sqrt(s.diff2) * s.unit,
+        max_abs=s.max_diff * s.unit,
         worst_index=index,
         cosine=1.0 if both_zero else (s.ab / norms if norms > 0.0 else 0.0),
         nonfinite=s.nonfinite,

@@ -8,13 +8,12 @@ back through its inputs (its own VJP).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 
-from crosscheck.align import Alignment, Edge, SitePair
+from crosscheck.align import Alignment, Edge
 from crosscheck.layout import Layout
 from crosscheck.observers import Key
 from crosscheck.results import Phase
@@ -65,31 +64,30 @@ def site_items(
         Item("forward", "activation", p.reference, p.candidate, p.layout, p.by)
         for p in alignment.pairs
     ]
-    forward += [
-        Item("forward", "input", e.reference, e.candidate, e.layout, e.pair.by)
-        for e in alignment.edges
-        if not _same_producer(e, alignment.pairs, reference, candidate)
-    ]
+    inputs = {e: _input_item(e) for e in alignment.edges}
+    passed_on = _same_producer(alignment, reference, candidate)
+    forward += [item for edge, item in inputs.items() if edge not in passed_on]
     place = {key: i for i, key in enumerate(reference.values)}
     forward.sort(key=lambda item: place[item.reference_key])
     if not backward:
         return forward, []
-    everything = forward + [
-        Item("forward", "input", e.reference, e.candidate, e.layout, e.pair.by)
-        for e in alignment.edges
-        if _same_producer(e, alignment.pairs, reference, candidate)
-    ]
+    everything = forward + [item for edge, item in inputs.items() if edge in passed_on]
     everything.sort(key=lambda item: -place[item.reference_key])
     back, missing = _cotangents(everything, reference, candidate)
     return forward + back, missing
 
 
-def _same_producer(
-    edge: Edge, pairs: Iterable[SitePair], reference: Trace, candidate: Trace
-) -> bool:
-    source = reference.info.sources.get(edge.reference)
-    twin = candidate.info.sources.get(edge.candidate)
-    return any(p.reference == source and p.candidate == twin and p.layout for p in pairs)
+def _input_item(edge: Edge) -> Item:
+    return Item("forward", "input", edge.reference, edge.candidate, edge.layout, edge.pair.by)
+
+
+def _same_producer(alignment: Alignment, reference: Trace, candidate: Trace) -> set[Edge]:
+    """The edges whose value is, on both sides, the very object that an aligned site produced."""
+    aligned = {(p.reference, p.candidate) for p in alignment.pairs if p.layout}
+    ours, theirs = reference.info.sources, candidate.info.sources
+    return {
+        e for e in alignment.edges if (ours.get(e.reference), theirs.get(e.candidate)) in aligned
+    }
 
 
 def _cotangents(

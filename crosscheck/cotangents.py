@@ -14,7 +14,22 @@ from crosscheck.inputs import cotangent
 from crosscheck.layout import Layout, fitting, relative_error
 from crosscheck.trace import RunInfo, Trace
 
-__all__ = ["CandidateCotangents", "ReferenceCotangents"]
+__all__ = ["CandidateCotangents", "ReferenceCotangents", "require_outputs"]
+
+
+def require_outputs(outputs: Mapping[str, np.ndarray], side: str) -> None:
+    """Raise `CannotCompare` where a model gave nothing to compare."""
+    if not outputs:
+        raise CannotCompare(
+            f"the {side} returned no array: there is no output to compare.\n"
+            "  Does its forward end in `return`, and in arrays or tensors?"
+        )
+    if not any(value.size for value in outputs.values()):
+        shapes = capped(f"{site}: {list(value.shape)}" for site, value in outputs.items())
+        raise CannotCompare(
+            f"every output of the {side} is empty ({shapes}): there is nothing to compare.\n"
+            "  Fix: a batch of at least one"
+        )
 
 
 @dataclass
@@ -31,11 +46,13 @@ class ReferenceCotangents:
             for site, value in outputs.items()
             if is_float(value) and value.size and site not in self.skip
         }
+        require_outputs(outputs, "reference")
         if not self.given:
+            kept = " that is not skipped" if set(self.skip) & set(outputs) else ""
             kinds = capped(f"{s}: {v.dtype.name}{list(v.shape)}" for s, v in outputs.items())
             raise CannotCompare(
-                "the reference has no floating-point output to send a cotangent into; its outputs "
-                f"are {kinds or 'none'}.\n  Fix: return the logits as well, or gradients=False to "
+                f"the reference has no floating-point output{kept} to send a cotangent into; its "
+                f"outputs are {kinds}.\n  Fix: return the logits as well, or gradients=False to "
                 "compare the forward pass alone"
             )
         return self.given
@@ -57,6 +74,7 @@ class CandidateCotangents:
     layouts: Mapping[str, Layout | None] = field(default_factory=dict)
 
     def __call__(self, outputs: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        require_outputs(outputs, "candidate")
         info = RunInfo((), tuple(outputs), {}, {}, {})
         candidate = Trace({("activation", s): v for s, v in outputs.items()}, info, "")
         found = {}

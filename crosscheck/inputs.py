@@ -10,7 +10,8 @@ own and use nothing but integer arithmetic and one exact scaling:
 * a uniform is a 53-bit integer scaled by 2⁻⁵³;
 * an integer in [low, high) is a 64-bit word modulo the span.
 
-A value depends on the seed, on the name and on its position alone.
+A value depends on the seed, on the name and on its position alone. Where the cast to a narrower
+type would leave the half-open range, the nearest number inside it is taken.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from crosscheck.arrays import is_float
 from crosscheck.errors import InvalidArgument
 
 __all__ = ["Spec", "cotangent", "draw", "make_inputs", "normal", "parse_spec"]
@@ -36,6 +38,11 @@ _SPEC = re.compile(
 )
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_LARGEST = {
+    "float16": 65504.0,
+    "bfloat16": 2.0**127 * (2 - 2.0**-7),
+    "float32": 2.0**128 - 2.0**104,
+}
 _EXAMPLES = 'for example "float32[2,3,33,47]", "int64[2,13] 4..200" or "bool[2,13]"'
 
 
@@ -66,7 +73,14 @@ def parse_spec(text: str, *, name: str = "input") -> Spec:
         raise InvalidArgument(
             f"input `{name}`: unknown dtype {dtype!r} in {text!r}; known: {known}"
         )
-    shape = tuple(int(part) for part in match["shape"].split(",") if part.strip())
+    try:
+        shape = tuple(
+            int(part) for part in match["shape"].rstrip(" ,").split(",") if match["shape"].strip()
+        )
+    except ValueError:
+        raise InvalidArgument(
+            f"input `{name}`: the shape in {text!r} must be whole numbers and commas, {_EXAMPLES}"
+        ) from None
     if match["low"] is None:
         if dtype in _INTEGERS:
             raise InvalidArgument(
@@ -86,7 +100,21 @@ def parse_spec(text: str, *, name: str = "input") -> Spec:
             f"input `{name}`: the range in {text!r} must be low..high with low < high, both finite"
             + (" (a bool takes none)" if dtype == "bool" else "")
         )
+    least, most = _limits(dtype)
+    if low < least or high - (dtype in _INTEGERS) > most:
+        raise InvalidArgument(
+            f"input `{name}`: the range in {text!r} leaves {dtype}, which holds {least} to {most}"
+        )
     return Spec(dtype, shape, low, high)
+
+
+def _limits(dtype: str) -> tuple[float, float]:
+    """The range of a dtype; half of float64's, so that high − low is finite."""
+    if dtype in _INTEGERS:
+        info = np.iinfo(dtype)
+        return int(info.min), int(info.max)
+    most = _LARGEST.get(dtype, 2.0**1023)
+    return -most, most
 
 
 def _stream(seed: int, name: str) -> np.random.Philox:
@@ -117,13 +145,27 @@ def draw(spec: Spec, *, seed: int, name: str) -> np.ndarray:
         return top_bits.astype(bool).reshape(spec.shape)
     if spec.dtype in _INTEGERS:
         assert spec.low is not None and spec.high is not None
-        span = np.uint64(int(spec.high) - int(spec.low))
-        offsets = (_words(_stream(seed, name), count) % span).astype(np.int64)
-        return (offsets + int(spec.low)).astype(dtype).reshape(spec.shape)
+        return _integers(spec, _words(_stream(seed, name), count)).reshape(spec.shape)
     if spec.low is None or spec.high is None:
         return normal(seed, name, spec.shape).astype(dtype)
     unit = (_words(_stream(seed, name), count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return (unit * (spec.high - spec.low) + spec.low).astype(dtype).reshape(spec.shape)
+    values = (unit * (spec.high - spec.low) + spec.low).astype(dtype)
+    return _inside(values, spec.low, spec.high).reshape(spec.shape)
+
+
+def _integers(spec: Spec, words: np.ndarray) -> np.ndarray:
+    """Words modulo the span, plus low; all in unsigned arithmetic, which wraps without harm."""
+    low, span = int(spec.low or 0), int(spec.high or 0) - int(spec.low or 0)
+    offsets = words % np.uint64(span) if span < 2**64 else words
+    return (offsets + np.uint64(low % 2**64)).astype(np.dtype(spec.dtype))
+
+
+def _inside(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Move what rounding to a narrower type has put at ``high`` (or below ``low``) back inside."""
+    wide = values.astype(np.float64)
+    towards = np.asarray(low, values.dtype), np.asarray(high, values.dtype)
+    values = np.where(wide >= high, np.nextafter(values, towards[0]), values)
+    return np.where(wide < low, np.nextafter(values, towards[1]), values)
 
 
 def _dtype(name: str) -> Any:
@@ -165,6 +207,8 @@ def _one(name: str, value: Any, seed: int) -> np.ndarray:
         raise InvalidArgument(f"input `{name}` is None: give an array or a spec, {_EXAMPLES}")
     if hasattr(value, "detach"):  # a PyTorch tensor, possibly one that requires a gradient
         value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # NumPy has none of its own; float32 holds it
+            return _one(name, np.array(value.float()), seed).astype(_dtype("bfloat16"))
     try:
         array = np.array(value, order="C")
     except (TypeError, ValueError, RuntimeError) as error:
@@ -175,7 +219,7 @@ def _one(name: str, value: Any, seed: int) -> np.ndarray:
         raise InvalidArgument(
             f"input `{name}` has dtype {array.dtype}: models take numbers or booleans"
         )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if (is_float(array) or array.dtype.kind == "c") and not np.isfinite(array).all():
         place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise InvalidArgument(
             f"input `{name}` holds {array[place]} at {place}: a check starts from finite inputs. "

@@ -16,7 +16,7 @@ from crosscheck.noise import (
     Judgement,
     Tolerance,
     judge,
-    smallest_normal,
+    underflow,
     unit_roundoff,
     within,
 )
@@ -86,7 +86,7 @@ class Judge:
         if self.tolerance is not None and item.phase != "weights":
             return within(self.tolerance, value, reference)
         truth = self._truth(item, reference)
-        return judge(compare(value, truth), compare(reference, truth), self.floor(item, value))
+        return judge(*errors(value, reference, truth), self.floor(item, value))
 
     def _truth(self, item: Item, reference: np.ndarray) -> np.ndarray:
         oracle = None if self.oracle is None else value_of(item, self.oracle, side="reference")
@@ -100,7 +100,7 @@ class Judge:
             unit=unit_roundoff(*dtypes),
             reduction=self.reductions.length(item),
             scale=self.reductions.scale(item),
-            tiny=max(smallest_normal(d) for d in dtypes),
+            tiny=max(underflow(d) for d in dtypes),
         )
         measured = self.perturbations.get(item)
         return floor if measured is None else floor.with_perturbation(measured.l2, measured.maximum)
@@ -117,9 +117,21 @@ class Judge:
         value = in_reference_layout(item, raw, reference)
         if value is None:
             return math.inf
-        return judge(
-            compare(value, truth), compare(reference, truth), self.floor(item, value)
-        ).ratio
+        return judge(*errors(value, reference, truth), self.floor(item, value)).ratio
+
+
+def errors(
+    value: np.ndarray, reference: np.ndarray, truth: np.ndarray
+) -> tuple[Difference, Difference]:
+    """The candidate's and the reference's error against the oracle.
+
+    NaN and Inf must be where the reference has them. Usually the oracle has them there too, but
+    what overflows in float32 (two attention masks, added up) may well be finite in float64.
+    """
+    candidate, own = compare(value, truth), compare(reference, truth)
+    if own.mismatch:
+        candidate = replace(candidate, mismatch=compare(value, reference).mismatch)
+    return candidate, own
 
 
 def in_reference_layout(

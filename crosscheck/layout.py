@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from crosscheck.compare import compare
+
 __all__ = ["Layout", "LayoutBook", "fitting"]
 
 
@@ -49,7 +51,9 @@ def _family(ndim: int) -> list[Layout]:
     if ndim < 3:
         return [SAME]
     inner = tuple(range(1, ndim - 1))
-    return [SAME, Layout((0, ndim - 1, *inner)), Layout((0, *range(2, ndim), 1))]
+    last_to_first, first_to_last = (0, ndim - 1, *inner), (0, *range(2, ndim), 1)
+    both = dict.fromkeys([last_to_first, first_to_last])  # the same one in three dimensions
+    return [SAME, *map(Layout, both)]
 
 
 def fitting(reference: tuple[int, ...], candidate: tuple[int, ...]) -> list[Layout]:
@@ -86,14 +90,10 @@ class LayoutBook:
 
 
 def relative_error(value: np.ndarray, truth: np.ndarray) -> float:
-    """‖value − truth‖ / ‖truth‖ over finite elements; 0 for two zeros; inf if NaN places differ."""
-    a, b = value.astype(np.float64), truth.astype(np.float64)
-    finite = np.isfinite(b)
-    if not np.array_equal(finite, np.isfinite(a)):
+    """‖value − truth‖ / ‖truth‖ over finite elements; 0 for two zeros; inf if NaN or Inf differ."""
+    difference = compare(value, truth)
+    if difference.mismatch:
         return float("inf")
-    if not finite.all():
-        a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
-    difference, norm = float(np.linalg.norm(a - b)), float(np.linalg.norm(b))
-    if norm == 0.0:
-        return 0.0 if difference == 0.0 else float("inf")
-    return difference / norm
+    if difference.truth_l2 == 0.0:
+        return 0.0 if difference.l2 == 0.0 else float("inf")
+    return difference.l2 / difference.truth_l2

@@ -10,6 +10,8 @@ introduced in the stretch of code that ends there. Whom to blame follows from wh
   its activations were right;
 * the cotangent at a layer's output, where each consumer's own was right: the code that passes the
   output on (again a layer without partner, or the container).
+
+Behind a cut in the backward pass nothing can be forced; `crosscheck.severed` sets that aside.
 """
 
 from __future__ import annotations
@@ -17,8 +19,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from crosscheck.align import Alignment
+from crosscheck.arrays import is_float
 from crosscheck.results import Divergence, SiteResult
+from crosscheck.severed import is_cut_before
 from crosscheck.trace import RunInfo, Trace, owner
 
 __all__ = ["Locator"]
@@ -76,6 +82,8 @@ class Locator:
         if result.phase == "forward":
             return self._output(result)
         if result.phase == "backward":
+            if is_cut_before(result, self.candidate):
+                return self._cut(result)
             layer = owner(reference), owner(candidate)
             return _Blame(
                 *layer,
@@ -94,7 +102,8 @@ class Locator:
         between = self._loose(self.candidate, result.candidate, "candidate")
         text = "everything that it was given is the reference's"
         if between:
-            text += f"; {len(between)} candidate sites without partner lie before it"
+            sites = "site" if len(between) == 1 else "sites"
+            text += f"; {len(between)} candidate {sites} without partner before it"
         return _Blame(result.reference, result.candidate, text, between)
 
     # -- glue ------------------------------------------------------------------------------------
@@ -104,6 +113,8 @@ class Locator:
         reference = self._loose_producer(self.reference, result.reference, "reference")
         candidate = self._loose_producer(self.candidate, result.candidate, "candidate")
         between = self._loose(self.candidate, result.candidate, "candidate", "input")
+        if self._is_permuted(result):
+            reference = candidate = None  # no layer does that: a reshape, a transpose, a concat
         if reference or candidate:
             return _Blame(
                 reference,
@@ -112,13 +123,24 @@ class Locator:
                 "partner on the other side",
                 between,
             )
+        wrong = "is wrong, though every layer before it is right"
+        if self._is_permuted(result):
+            wrong = "holds the right numbers in another order"
         return _Blame(
             self.reference.info.parents.get(owner(result.reference)),
             self.candidate.info.parents.get(owner(result.candidate)),
-            f"what goes into `{result.candidate}` is wrong, though every layer before it is right: "
-            "the code between the layers differs",
+            f"what goes into `{result.candidate}` {wrong}: the code between the layers differs",
             between,
         )
+
+    def _is_permuted(self, result: SiteResult) -> bool:
+        """Whether the two sides hold the same numbers in another order."""
+        ours = self.reference.values["input", result.reference]
+        theirs = self.candidate.values["input", result.candidate]
+        if not is_float(ours) or not is_float(theirs) or ours.size != theirs.size:
+            return False
+        a, b = (np.sort(v.ravel().astype(np.float64)) for v in (ours, theirs))
+        return bool(np.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True))
 
     def _glue_backward(self, result: SiteResult) -> _Blame:
         """The summed cotangent is wrong, though every aligned consumer's own is right."""
@@ -138,6 +160,15 @@ class Locator:
             self._consumer_scope(self.reference, result.reference),
             self._consumer_scope(self.candidate, result.candidate),
             text,
+        )
+
+    def _cut(self, result: SiteResult) -> _Blame:
+        """What layer ``L`` is given is right forward, but no part of the candidate's graph."""
+        return _Blame(
+            self.reference.info.parents.get(owner(result.reference)),
+            self.candidate.info.parents.get(owner(result.candidate)),
+            f"no cotangent can pass from `{owner(result.candidate)}` to what it is given: the code "
+            "before it takes that out of the graph",
         )
 
     def _aligned(self, side: str) -> set[str]:
@@ -172,16 +203,18 @@ class Locator:
         return owner(siblings[-1]) if siblings else None
 
     def _loose_consumer(self, trace: Trace, site: str, side: str) -> str | None:
-        """A layer that consumes ``site`` and whose own VJP was not compared."""
+        """A layer that consumes ``site`` and whose own VJP was not compared; the innermost one."""
         aligned = self._aligned(side)
         compared = {getattr(e, side) for e in self.alignment.edges}
+        found: list[str] = []
         for consumer, source in trace.info.sources.items():
             if source != site:
                 continue
             hidden = ("input_cotangent", consumer) in trace.info.unobservable
             if owner(consumer) not in aligned or consumer not in compared or hidden:
-                return owner(consumer)
-        return None
+                found.append(owner(consumer))
+        parents = {trace.info.parents.get(layer) for layer in found}
+        return next((layer for layer in found if layer not in parents), None)
 
     def _consumer_scope(self, trace: Trace, site: str) -> str | None:
         """The container whose code passes ``site`` on: the one that called the layer."""

@@ -48,9 +48,9 @@ def _noise(values: np.ndarray, seed: int) -> np.ndarray:
         bits = (bits ^ (bits >> np.uint64(30))) * _MIX[0]
         bits = (bits ^ (bits >> np.uint64(27))) * _MIX[1]
     bits = bits ^ (bits >> np.uint64(31))
-    pieces = bits.reshape(-1).view(np.uint16).reshape(*values.shape, 4)
-    total: np.ndarray = pieces.sum(axis=-1, dtype=np.float64)
-    return (total / 65535.0 - 2.0) * math.sqrt(3.0)
+    low = np.uint64(0xFFFF)
+    total = sum(((bits >> np.uint64(shift)) & low for shift in (16, 32, 48)), bits & low)
+    return (total.astype(np.float64) / 65535.0 - 2.0) * math.sqrt(3.0)
 
 
 class _Moved(Mapping[Key, np.ndarray]):

@@ -280,8 +280,18 @@ def compared_so_far(
     bare = RunInfo(reference.info.inputs, (), reference.info.layers, {}, {})
     inputs = tuple(s for k, s in recorder.values if k == "activation" and s.startswith("input:"))
     partial = Trace(recorder.values, RunInfo(inputs, (), {}, {}, {}), "")
-    aligner = Aligner(replace(reference, info=bare), partial, explicit={}, anchors=anchors, skip=())
-    alignment = aligner.alignment()
+    whole = replace(reference, info=bare)
+    alignment = Aligner(whole, partial, explicit={}, anchors=anchors).alignment()
+    # What no longer matches by value is found by the weights: else only the good would be listed.
+    known = {p.reference for p in alignment.pairs}, {p.candidate for p in alignment.pairs}
+    ours, theirs = reference.activations(), partial.activations()
+    more = {
+        r: c
+        for r, c in anchors
+        if r in ours and c in theirs and r not in known[0] and c not in known[1]
+    }
+    if more:
+        alignment = Aligner(whole, partial, explicit=more, anchors=anchors).alignment()
     items, _ = site_items(alignment, reference, partial, backward=False)
     return tuple(
         judge.judge(item, partial) for item in items if not item.reference.startswith("input:")

@@ -46,7 +46,7 @@ COTANGENT_OF: dict[Kind, Kind] = {"activation": "cotangent", "input": "input_cot
 def tap(name: str, value: T) -> T:
     """Make ``value`` visible as the site ``name`` while a check runs; else return it as it is.
 
-    Works on PyTorch, TensorFlow and NumPy values. Inside a layer that is a site itself the name is
+    Works on PyTorch, TensorFlow, JAX and NumPy values. Inside a layer that is a site itself the name is
     relative to it: ``tap("scores", s)`` in ``blocks.0.attn`` is the site ``blocks.0.attn.scores``.
     """
     session = _ACTIVE.get()
@@ -147,7 +147,7 @@ class Session:
             raise AssertionError(
                 f"replacement for {kind} of {site}: shape {replacement.shape}, not {value.shape}"
             )
-        return np.ascontiguousarray(replacement, dtype=value.dtype)
+        return np.asarray(replacement, dtype=value.dtype, order="C")  # a scalar stays one
 
     def expect_cotangent(self, site: str, kind: Kind, value: np.ndarray) -> None:
         """A cotangent may arrive here; if none does, `flush` reports a zero."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -79,9 +81,21 @@ class Trace:
         """site -> activation, in forward order."""
         return {site: v for (kind, site), v in self.values.items() if kind == "activation"}
 
+    def outputs(self) -> dict[str, np.ndarray]:
+        """site -> activation of the model's own outputs."""
+        return {site: self.values["activation", site] for site in self.info.outputs}
+
     def inputs_of(self, site: str) -> list[str]:
         """The input sites of the layer call at ``site``: ``site``, ``site:1``, ..."""
-        return [s for kind, s in self.values if kind == "input" and owner(s) == site]
+        return self._inputs.get(site, [])
+
+    @cached_property
+    def _inputs(self) -> dict[str, list[str]]:
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for kind, site in self.values:
+            if kind == "input":
+                found[owner(site)].append(site)
+        return dict(found)
 
 
 def owner(site: str) -> str:

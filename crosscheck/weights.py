@@ -20,9 +20,12 @@ import numpy as np
 from crosscheck.adapters.base import Parameter
 from crosscheck.assignment import best_monotone
 from crosscheck.errors import CannotCompare, InvalidArgument, capped
-from crosscheck.names import canonical, similarity
+from crosscheck.names import Tokens, canonical, similarity
 
 __all__ = ["Match", "Matched", "Transform", "WeightMap", "match_parameters"]
+
+NAMESAKE = 0.75
+"""Likeness of two paths from which on they are taken for the same layer, in whatever order."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,10 @@ class _Layer:
     path: str
     parameters: dict[str, Parameter]  # role -> parameter
 
+    @property
+    def kind(self) -> str:
+        return next(iter(self.parameters.values())).kind
+
 
 _ROLE_PREFIX = re.compile(
     r"^(weights?|bias(es)?|kernel|gamma|beta|running_mean|running_var|moving_mean|moving_variance"
@@ -232,8 +239,9 @@ def match_parameters(
         given: pairs that the caller has decided (`WeightMap`).
 
     Raises:
-        InvalidArgument: ``given`` names a parameter that does not exist, twice the same one, or a
-            transform that does not give the candidate's shape.
+        InvalidArgument: ``given`` names a parameter that does not exist, or a transform that does
+            not give the candidate's shape. (One reference parameter may feed several of the
+            candidate's: tied weights.)
     """
     pairs = _given_pairs(reference, candidate, given or {})
     used_r = {m.reference.name for m in pairs}
@@ -241,14 +249,7 @@ def match_parameters(
     free_r = [p for p in reference if p.name not in used_r]
     free_c = [p for p in candidate if p.name not in used_c]
     layers_r, layers_c = _layers(free_r), _layers(free_c)
-    words = (
-        canonical([layer.path for layer in layers_r]),
-        canonical([layer.path for layer in layers_c]),
-    )
-    score = np.array(
-        [[_score(a, b, words) for b in layers_c] for a in layers_r], np.float64
-    ).reshape(len(layers_r), len(layers_c))
-    for i, j in _assign(score):
+    for i, j in _assign(*_scores(layers_r, layers_c)):
         for role, parameter in layers_c[j].parameters.items():
             twin = layers_r[i].parameters.get(role)
             options = transforms(twin, parameter) if twin is not None else []
@@ -264,34 +265,71 @@ def match_parameters(
     )
 
 
-def _score(a: _Layer, b: _Layer, words: tuple[Any, Any]) -> float:
-    """How well two layers fit; 0: not at all. A shared path weighs as much as a full fit."""
+def _tokens(layers: Sequence[_Layer], by_kind: bool) -> list[Tokens]:
+    """The words of each layer's path; numbers are ranks among layers of its kind, if asked for."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for layer in layers:
+        groups[layer.kind if by_kind else ""].append(layer.path)
+    words = {kind: canonical(paths) for kind, paths in groups.items()}
+    return [words[layer.kind if by_kind else ""][layer.path] for layer in layers]
+
+
+def _scores(ours: Sequence[_Layer], theirs: Sequence[_Layer]) -> tuple[np.ndarray, np.ndarray]:
+    """How well every two layers fit (0: not at all), and how alike the paths of those that do."""
+    score = np.zeros((len(ours), len(theirs)))
+    likeness = np.zeros_like(score)
+    by_kind = all(layer.kind != "other" for layer in (*ours, *theirs))
+    words = _tokens(ours, by_kind), _tokens(theirs, by_kind)
+    for i, a in enumerate(ours):
+        for j, b in enumerate(theirs):
+            score[i, j] = _fit(a, b)
+            if score[i, j] > 0.0:
+                likeness[i, j] = similarity(words[0][i], words[1][j])
+                score[i, j] += 3.0 * likeness[i, j] ** 2  # a shared path weighs more than a fit
+    return score, likeness
+
+
+def _fit(a: _Layer, b: _Layer) -> float:
     shared = [role for role in a.parameters if role in b.parameters]
     fits = [r for r in shared if transforms(a.parameters[r], b.parameters[r])]
     if not fits or len(fits) < len(shared):
         return 0.0
     missing = len(a.parameters) + len(b.parameters) - 2 * len(fits)
     kinds = {p.kind for p in a.parameters.values()} & {p.kind for p in b.parameters.values()}
-    likeness = similarity(words[0][a.path], words[1][b.path])
-    return 1.0 + 0.5 * bool(kinds - {"other"}) + 3.0 * likeness**2 - 0.25 * missing
+    return max(0.25, 1.0 + 0.5 * bool(kinds - {"other"}) - 0.25 * missing)
 
 
-def _assign(score: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs (row, column): repeatedly the best order-preserving alignment of what is left.
+def _assign(score: np.ndarray, likeness: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs (row, column): namesakes first, then repeatedly the best order-preserving alignment.
 
-    One round suffices where both sides define their layers in the same order; further rounds pick
-    up branches that are defined in another order.
+    Namesakes are defined in any order (query, key and value; the branches of a block). For the
+    others one round suffices where both sides define their layers in the same order; further
+    rounds pick up branches that are defined in another order.
     """
-    rows, columns = list(range(score.shape[0])), list(range(score.shape[1]))
-    found: list[tuple[int, int]] = []
+    found = _namesakes(likeness)
+    rows = [i for i in range(score.shape[0]) if i not in {i for i, _ in found}]
+    columns = [j for j in range(score.shape[1]) if j not in {j for _, j in found}]
     while rows and columns:
         pairs = best_monotone(score[np.ix_(rows, columns)])
         if not pairs:
-            return found
+            break
         found += [(rows[i], columns[j]) for i, j in pairs]
         taken_r, taken_c = {i for i, _ in pairs}, {j for _, j in pairs}
         rows = [r for i, r in enumerate(rows) if i not in taken_r]
         columns = [c for j, c in enumerate(columns) if j not in taken_c]
+    return sorted(found)
+
+
+def _namesakes(likeness: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs alike in name that are, by a margin, each other's most alike."""
+    if not likeness.size:
+        return []
+    found = []
+    for i, j in enumerate(likeness.argmax(axis=1).tolist()):
+        best = likeness[i, j]
+        others = [*np.delete(likeness[i], j), *np.delete(likeness[:, j], i)]
+        if best >= NAMESAKE and max(others, default=0.0) <= best - 0.05:
+            found.append((i, j))
     return found
 
 
@@ -319,7 +357,7 @@ def _given_pairs(
     for name, target in given.items():
         source, rule = target if isinstance(target, tuple) and len(target) == 2 else (target, None)
         for side, known, wanted in (("candidate", theirs, name), ("reference", ours, source)):
-            if wanted not in known:
+            if not isinstance(wanted, str) or wanted not in known:
                 tokens = canonical([*known, str(wanted)])
                 near = sorted(known, key=lambda k: -similarity(tokens[k], tokens[str(wanted)]))[:3]
                 raise InvalidArgument(
@@ -340,7 +378,9 @@ def _given_pair(reference: Parameter, candidate: Parameter, rule: Any) -> Matche
         transform = Transform(axes=tuple(reversed(range(reference.value.ndim))))
     elif callable(rule):
         transform = Transform(function=rule)
-    elif isinstance(rule, Sequence) and sorted(rule) == list(range(reference.value.ndim)):
+    elif isinstance(rule, Sequence) and set(rule) == set(range(reference.value.ndim)) == set(
+        range(len(rule))
+    ):
         transform = Transform(axes=tuple(rule))
     else:
         raise InvalidArgument(
@@ -369,6 +409,8 @@ def layout_choices(match: Match, *, limit: int = 8) -> list[dict[str, Transform]
     for members in groups.values():
         common = [members[0].transform, *members[0].alternatives]
         common = [t for t in common if all(t in (m.transform, *m.alternatives) for m in members)]
-        options.append([{m.candidate.name: t for m in members} for t in common])
+        settled = [{m.candidate.name: t for m in members} for t in common]
+        # No convention that all of them allow: nothing to choose between, take each as it is.
+        options.append(settled or [{m.candidate.name: m.transform for m in members}])
     combined = itertools.islice(itertools.product(*options), limit)
     return [{k: t for part in combination for k, t in part.items()} for combination in combined]

@@ -124,9 +124,7 @@ def main() -> int:
     title(4, f"wrong in the backward pass only: {defect.mistake}")
     report = check(pair, "numpy", "4-backward", defect.inject)
     first = report.first_divergence
-    right.append(
-        first is not None and (first.phase, first.candidate) == ("backward", defect.site)
-    )
+    right.append(first is not None and (first.phase, first.candidate) == ("backward", defect.site))
 
     print(f"\n{sum(right)} of {len(right)} checks came out as planted; reports are in out/")
     return 0 if all(right) and passes else 1

@@ -89,6 +89,11 @@ class Adapter(abc.ABC):
     capabilities: Capabilities = Capabilities()
     device: str = "cpu"
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reader of a report should know about this model; complete after a run."""
+        return ()
+
     @abc.abstractmethod
     def parameters(self) -> tuple[Parameter, ...]:
         """Parameters and buffers in definition order; a shared one once, under its first name."""

@@ -29,7 +29,13 @@ from crosscheck.adapters.base import (
     guarded,
     input_site,
 )
-from crosscheck.adapters.numpy_parameters import Slot, attributes_of, find_slots, slots_of
+from crosscheck.adapters.numpy_parameters import (
+    Slot,
+    attributes_of,
+    find_slots,
+    gradients_of,
+    slots_of,
+)
 from crosscheck.arrays import is_float
 from crosscheck.errors import InvalidArgument
 from crosscheck.structure import leaves, replace_leaves
@@ -196,7 +202,10 @@ class NumpyAdapter(Adapter):
             before = slots[name].get()
             if before.shape != array.shape:
                 raise ValueError(f"{name}: shape {array.shape}, expected {before.shape}")
-            slots[name].set(np.array(array, dtype=before.dtype, order="C"))
+            if before.flags.writeable:
+                before[...] = array  # in place: another layer may share it (a tied head)
+            else:
+                slots[name].set(np.array(array, dtype=before.dtype, order="C"))
 
     def run(
         self,
@@ -227,7 +236,7 @@ class NumpyAdapter(Adapter):
             gradients: dict[str, np.ndarray] = {}
             if cotangents is not None:
                 self._backward(session, layers, cotangents, tapped)
-                gradients = {s.name: g for s in self._slots if (g := s.gradient()) is not None}
+                gradients = gradients_of(self._slots)
             buffers = {s.name: np.array(s.get()) for s in self._slots if s.buffer}
         return RunInfo.of(
             session,
@@ -461,11 +470,19 @@ def find(
     params: dict[str, np.ndarray] | None = None,
     grads: dict[str, np.ndarray] | None = None,
 ) -> NumpyAdapter | None:
-    """An adapter for a layer object, a list of layers or a plain function; None for others."""
-    if _is_layer(model):
-        return NumpyAdapter(model)
-    if isinstance(model, (list, tuple)) and model and all(_is_layer(layer) for layer in model):
-        return NumpyAdapter(LayerList(model))
+    """An adapter for a layer object, a list of layers or a plain function; None for others.
+
+    Raises:
+        InvalidArgument: options for anything but a plain function.
+    """
+    is_list = isinstance(model, (list, tuple)) and model and all(map(_is_layer, model))
+    if _is_layer(model) or is_list:
+        if any(option is not None for option in (backward, params, grads)):
+            raise InvalidArgument(
+                "adapt: backward=, params= and grads= belong to a plain function; a "
+                f"{type(model).__name__} has its own"
+            )
+        return NumpyAdapter(LayerList(model) if is_list else model)
     if callable(model) and not isinstance(model, type):
         return NumpyAdapter(FunctionNet(model, backward=backward, params=params, grads=grads))
     return None

@@ -15,7 +15,7 @@ A layer may name the axes of its parameters in a class attribute
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Container, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,15 +23,17 @@ import numpy as np
 
 from crosscheck.adapters.base import Parameter
 
-__all__ = ["Slot", "attributes_of", "find_slots", "slots_of"]
+__all__ = ["Slot", "attributes_of", "find_slots", "gradients_of", "slots_of"]
 
 _USUAL = re.compile(
-    r"""(w|b|u|r|e|weights?|bias(es)?|kernel|gamma|beta|g|scale|shift|embeddings?|table)  # plain
-        ([_.]?\w{0,2}\d?)$                                                  # W1, b_o, Wq, weight_1
+    r"""(w|b|(?-i:[URE])|weights?|bias(es)?|kernel|gamma|beta|embeddings?)  # plain
+        ([_.]?\w{0,2}\d?)$                                                # W1, b_o, Wq, weight_1
         |(w|b|weight|bias)_\w+$
         |(running|moving)_(mean|var|variance)$""",
     re.IGNORECASE | re.VERBOSE,
 )
+# Parameters in a layer that has none of the usual names; else what forward keeps for backward.
+_LOOSE = re.compile(r"(scale|shift|gain|table|g)\d?$", re.IGNORECASE)
 _BUFFER = re.compile(r"(running|moving)_?(mean|var|variance)$", re.IGNORECASE)
 _GRADIENT_NAMES = ("d{}", "d_{}", "{}_grad", "grad_{}", "g{}", "{}grad")
 
@@ -76,14 +78,36 @@ class Slot:
                 return owner, key
         return None
 
-    def gradient(self) -> np.ndarray | None:
-        """A copy of the gradient; None where the layer keeps none that we recognise."""
+    def gradient_array(self) -> np.ndarray | None:
+        """The gradient; None where the layer keeps none that we recognise."""
         place = None if self.buffer else self._place()
         if place is None:
             return None
         owner, key = place
-        value = owner[key] if isinstance(owner, Mapping) else getattr(owner, key)
-        return np.array(value)
+        value: np.ndarray = owner[key] if isinstance(owner, Mapping) else getattr(owner, key)
+        return value
+
+    def gradient(self) -> np.ndarray | None:
+        """A copy of `gradient_array`."""
+        array = self.gradient_array()
+        return None if array is None else np.array(array)
+
+    def may_be_elsewhere(self, claimed: Container[int]) -> bool:
+        """Whether an array that fits lies beside under a name like ``dbias`` or ``bias_gradient``.
+
+        Args:
+            claimed: identities of the arrays that are known as gradients of other parameters.
+        """
+        shape = self.get().shape
+        for reach, _ in self.gradients:
+            owner = reach()
+            beside = owner if isinstance(owner, Mapping) else attributes_of(owner)
+            for name, value in beside.items():
+                if isinstance(value, np.ndarray) and value.shape == shape:
+                    like = isinstance(owner, Mapping) or re.search("^_?d|grad", str(name))
+                    if like and id(value) not in claimed:
+                        return True
+        return False
 
     def zero_gradient(self) -> None:
         """Start from zero, whether the layer accumulates or overwrites."""
@@ -109,6 +133,22 @@ class Slot:
         place, array, value = saved
         array[...] = value
         _put(*place, array)
+
+
+def gradients_of(slots: Sequence[Slot]) -> dict[str, np.ndarray]:
+    """name -> gradient, after a backward pass.
+
+    A layer that keeps gradients of some of its parameters has lost the others: those are zeros. A
+    layer of which none is recognised may keep them elsewhere: those are left out.
+    """
+    found = {slot.name: g for slot in slots if (g := slot.gradient()) is not None}
+    keeping = {slot.layer for slot in slots if slot.name in found}
+    claimed = {id(array) for slot in slots if (array := slot.gradient_array()) is not None}
+    for slot in slots:
+        lost = slot.layer in keeping and slot.name not in found and not slot.buffer
+        if lost and not slot.may_be_elsewhere(claimed):
+            found[slot.name] = np.zeros_like(slot.get())
+    return found
 
 
 def slots_of(value: Any) -> set[str]:
@@ -195,12 +235,16 @@ def _is_float_array(value: Any) -> bool:
 
 
 def _is_parameter(layer: Any, name: str, axes: Mapping[str, Any]) -> bool:
-    if name in axes or _USUAL.match(name):
+    if name in axes or _USUAL.match(name) or (_LOOSE.match(name) and not _has_usual(layer)):
         # `dW` beside `W` is its gradient, however usual its name.
         return not any(
             name in _gradient_names(other) for other in attributes_of(layer) if other != name
         )
     return any(hasattr(layer, gradient) for gradient in _gradient_names(name))
+
+
+def _has_usual(layer: Any) -> bool:
+    return any(_USUAL.match(n) and _is_float_array(v) for n, v in attributes_of(layer).items())
 
 
 def _gradient_names(name: str) -> list[str]:
@@ -233,7 +277,7 @@ def _role(leaf: str) -> str:
         return "variance"
     if re.match(r"(b(ias)?|beta|shift|bias(es)?)([_.]?\w{0,2}\d?)$|bias_|b_", name):
         return "bias"
-    return "weight" if _USUAL.match(leaf) else "other"
+    return "weight" if _USUAL.match(leaf) or _LOOSE.match(leaf) else "other"
 
 
 def _kind(layer_type: str, axes: tuple[str, ...] | None) -> str:

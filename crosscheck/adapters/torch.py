@@ -332,7 +332,9 @@ class TorchAdapter(Adapter):
 
 
 def _feed(array: np.ndarray, *, float64: bool) -> torch.Tensor:
-    tensor = torch.tensor(np.ascontiguousarray(array))
+    bfloat16 = array.dtype.name == "bfloat16"  # which torch.tensor does not know
+    tensor = torch.tensor(np.array(array, np.float32 if bfloat16 else array.dtype, order="C"))
+    tensor = tensor.bfloat16() if bfloat16 else tensor
     if not tensor.is_floating_point():
         return tensor
     tensor = tensor.double() if float64 else tensor

@@ -6,6 +6,7 @@ Sums are taken in float64. Non-finite elements are counted and left out of the s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 __all__ = ["BLOCK", "PairSums", "pair_sums"]
 
 BLOCK = 32768  # float64 temporaries of 256 KiB: they live in the second-level cache
+_SMALL = 2.0**-600  # brings the largest float64 to where its square is finite
 
 
 @dataclass
@@ -21,11 +23,13 @@ class PairSums:
 
     Attributes:
         count: finite pairs.
-        diff2, a2, b2, ab: sums of (a−b)², a², b² and ab.
-        max_diff: the largest |a − b|; ``argmax`` its flat index (−1 for none).
-        max_b: the largest |b|.
+        diff2, a2, b2, ab: sums of (a−b)², a², b² and ab, in units of ``unit``².
+        max_diff: the largest |a − b|; ``argmax`` its flat index (−1 for none). Also in ``unit``.
+        max_b: the largest |b|, in ``unit``.
         nonfinite: elements that are NaN or Inf in a or b; ``mismatch``: those of a different kind
             or sign; ``first_mismatch``: the first one's flat index (−1 for none).
+        unit: 1, or a large power of two where the squares would overflow otherwise (an attention
+            mask may hold the lowest float64).
     """
 
     count: int = 0
@@ -39,6 +43,7 @@ class PairSums:
     nonfinite: int = 0
     mismatch: int = 0
     first_mismatch: int = -1
+    unit: float = 1.0
 
 
 def pair_sums(a: np.ndarray, b: np.ndarray) -> PairSums:
@@ -49,23 +54,30 @@ def pair_sums(a: np.ndarray, b: np.ndarray) -> PairSums:
     """
     if a.shape != b.shape:
         raise ValueError(f"shapes differ: {a.shape} and {b.shape}")
-    total = PairSums()
     flat_a, flat_b = a.reshape(-1), b.reshape(-1)
+    total = _sums(flat_a, flat_b, 1.0)
+    if math.isfinite(total.diff2 + total.a2 + total.b2):
+        return total
+    return _sums(flat_a, flat_b, _SMALL)
+
+
+def _sums(a: np.ndarray, b: np.ndarray, scale: float) -> PairSums:
+    total = PairSums(unit=1.0 / scale)
     with np.errstate(invalid="ignore", over="ignore"):
-        for start in range(0, flat_a.size, BLOCK):
-            stop = start + BLOCK
-            _add_block(
-                total,
-                start,
-                flat_a[start:stop].astype(np.float64),
-                flat_b[start:stop].astype(np.float64),
-            )
+        for start in range(0, a.size, BLOCK):
+            one = a[start : start + BLOCK].astype(np.float64)
+            two = b[start : start + BLOCK].astype(np.float64)
+            if scale != 1.0:
+                one *= scale
+                two *= scale
+            _add_block(total, start, one, two)
     return total
 
 
 def _add_block(total: PairSums, start: int, a: np.ndarray, b: np.ndarray) -> None:
     finite = np.isfinite(a) & np.isfinite(b)
-    if not finite.all():
+    everywhere = bool(finite.all())
+    if not everywhere:
         _count_nonfinite(total, start, a, b, finite)
         a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
     difference = a - b
@@ -75,8 +87,10 @@ def _add_block(total: PairSums, start: int, a: np.ndarray, b: np.ndarray) -> Non
     total.b2 += _dot(b, b)
     total.ab += _dot(a, b)
     np.abs(difference, out=difference)
+    if not everywhere:
+        difference[~finite] = -1.0  # not the place of a largest difference, even of zero
     where = int(difference.argmax())
-    if total.argmax < 0 or difference[where] > total.max_diff:
+    if difference[where] > (total.max_diff if total.argmax >= 0 else -1.0):
         total.max_diff, total.argmax = float(difference[where]), start + where
     total.max_b = max(total.max_b, float(np.abs(b).max()))
 

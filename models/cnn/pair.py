@@ -28,11 +28,11 @@ def keras_model() -> Any:
 def inputs(seed: int) -> dict[str, Any]:
     from models.data import digit_images
 
-    return {"x": digit_images(seed, 5)[0]}  # (5, 1, 8, 6)
+    return {"x": digit_images(seed, 9)[0]}  # (9, 1, 8, 6)
 
 
 def channels_last(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {"x": inputs["x"].transpose(0, 2, 3, 1)}  # (5, 8, 6, 1)
+    return {"x": inputs["x"].transpose(0, 2, 3, 1)}  # (9, 8, 6, 1)
 
 
 pair = crosscheck.Pair(

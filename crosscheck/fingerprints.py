@@ -1,0 +1,153 @@
+"""Stage 5, align: one trace prepared for matching, each value with a fingerprint.
+
+A fingerprint is a few numbers that no permutation of the elements changes. It proposes which
+values may be the same quantity in another layout; only a comparison of all elements confirms it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from crosscheck.arrays import is_float
+from crosscheck.layout import relative_error
+from crosscheck.names import Tokens, canonical
+from crosscheck.trace import Trace, owner
+
+__all__ = [
+    "SAME_VALUE",
+    "PreparedTrace",
+    "difference",
+    "fingerprint",
+    "looks_like",
+    "repeating",
+    "size_and_kind",
+]
+
+SAME_VALUE = 1e-3
+"""Relative 2-norm below which two values are taken for the same quantity. Far above rounding, so
+that a small defect does not break alignment; far below what unrelated values show."""
+SAMPLE = 4096
+"""Elements that are looked at before all of two values are compared."""
+
+
+def fingerprint(value: np.ndarray) -> np.ndarray:
+    """Numbers that no permutation of the elements changes, and a small error hardly does.
+
+    Each is Lipschitz: an error δ in the values moves it by no more than 3·rms(δ). (A maximum or a
+    third moment tells more values apart, but a small offset or one wrong element would, too.)
+
+    Returns:
+        float64 (7,): mean, rms, mean |x|, and the means of what exceeds the rms, of what falls
+        below minus the rms, and of what exceeds twice the rms in size (over finite elements); the
+        count of non-finite elements.
+    """
+    flat = value.reshape(-1).astype(np.float64)
+    finite = np.isfinite(flat)
+    bad = flat.size - int(np.count_nonzero(finite))
+    flat = flat[finite] if bad else flat
+    if flat.size == 0:
+        return np.array([0, 0, 0, 0, 0, 0, bad], np.float64)
+    largest = float(np.abs(flat).max())
+    unit = largest if largest > 1e100 else 1.0  # an attention mask may hold the lowest float64
+    flat = flat / unit
+    rms, size = float(np.sqrt(np.mean(flat * flat))), np.abs(flat)
+    tails = flat - rms, -flat - rms, size - 2.0 * rms
+    means = [float(np.maximum(tail, 0.0).mean()) for tail in tails]
+    return np.array([*(unit * m for m in (flat.mean(), rms, size.mean(), *means)), bad])
+
+
+def looks_like(prints: np.ndarray, one: np.ndarray) -> np.ndarray:
+    """Which rows of ``prints`` (m, 7) could be the same content as ``one`` (7,), up to
+    `SAME_VALUE`."""
+    allowed = np.append(np.full(6, 3.0 * SAME_VALUE * one[1]), 0.0)
+    close: np.ndarray = (np.abs(prints - one) <= allowed).all(axis=1)
+    return close
+
+
+def difference(value: np.ndarray, truth: np.ndarray) -> float:
+    """The relative error of ``value``; inf where a sample of the elements already shows that the
+    two have nothing in common."""
+    if truth.size > 2 * SAMPLE:
+        places = np.unravel_index(np.linspace(0, truth.size - 1, SAMPLE).astype(int), truth.shape)
+        a, b = value[places].astype(np.float64), truth[places].astype(np.float64)
+        finite = np.isfinite(a) & np.isfinite(b)
+        a, b = a[finite], b[finite]
+        if a.size and np.median(np.abs(a - b)) > 0.1 * np.sqrt(np.mean(b * b)):
+            return float("inf")
+    return relative_error(value, truth)
+
+
+def size_and_kind(value: np.ndarray) -> tuple[int, str]:
+    """Only values of one size and one kind can be the same: True is not 1, and 1 is not 1.0."""
+    return value.size, "f" if is_float(value) else value.dtype.kind.replace("u", "i")
+
+
+@dataclass
+class PreparedTrace:
+    """One trace, prepared for matching. Fingerprints are taken when they are asked for."""
+
+    trace: Trace
+    names: dict[str, Tokens]
+    order: dict[str, int]
+    shapes: dict[str, tuple[int, ...]]
+    _prints: dict[str, np.ndarray] = field(default_factory=dict)
+    _constant: dict[str, bool] = field(default_factory=dict)
+    _ancestors: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, trace: Trace) -> PreparedTrace:
+        values = trace.activations()
+        return cls(
+            trace=trace,
+            names=canonical(values),
+            order={site: i for i, site in enumerate(values)},
+            shapes={site: value.shape for site, value in values.items()},
+        )
+
+    def value(self, site: str) -> np.ndarray:
+        return self.trace.values["activation", site]
+
+    def print_of(self, site: str) -> np.ndarray:
+        if site not in self._prints:
+            self._prints[site] = fingerprint(self.value(site))
+        return self._prints[site]
+
+    def is_constant(self, site: str) -> bool:
+        """One number throughout: that another site holds it too says little."""
+        if site not in self._constant:
+            value = self.value(site)
+            self._constant[site] = bool((value == value.flat[0]).all()) if value.size else True
+        return self._constant[site]
+
+    def kind(self, site: str) -> str:
+        return self.trace.info.layers.get(owner(site), "").lower()
+
+    def ancestors(self, site: str) -> frozenset[str]:
+        """The calls during which ``site`` was called."""
+        call = owner(site)
+        if call not in self._ancestors:
+            found: list[str] = []
+            parent = self.trace.info.parents.get(call)
+            while parent is not None and parent not in found:
+                found.append(parent)
+                parent = self.trace.info.parents.get(parent)
+            self._ancestors[call] = frozenset(found)
+        return self._ancestors[call]
+
+
+def repeating(side: PreparedTrace, site: str, others: Iterable[str]) -> list[str]:
+    """Those of ``others`` that hold the very numbers of ``site``, in execution order."""
+    value = side.value(site)
+    if not is_float(value) or side.is_constant(site):
+        return []
+    return sorted(
+        (
+            o
+            for o in others
+            if o != site and np.array_equal(side.value(o).ravel(), value.ravel(), equal_nan=True)
+        ),
+        key=side.order.__getitem__,
+    )

@@ -1,0 +1,60 @@
+"""The installed command, as CI calls it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import crosscheck
+
+
+def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    root = str(Path(crosscheck.__file__).parent.parent)
+    return subprocess.run(
+        [sys.executable, "-m", "crosscheck.cli", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": root, "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_statuses_and_streams(folder: Path) -> None:
+    right = call(folder, "run", "port", "--json", "-")
+    assert (right.returncode, json.loads(right.stdout)["verdict"]) == (0, "agree")
+    assert "... " in right.stderr
+    wrong = call(folder, "run", "port", "--candidate", "wrong", "-q")
+    assert wrong.returncode == 1 and wrong.stderr == ""
+    assert wrong.stdout.startswith("diverge") and "\x1b[" not in wrong.stdout
+    broken = call(folder, "run", "port", "--candidate", "raises", "-q")
+    assert (broken.returncode, broken.stdout) == (2, "")
+    assert broken.stderr.count("\n") == 1
+
+
+def test_a_syntax_error_shows_where(folder: Path) -> None:
+    (folder / "bad.py").write_text("def build(:\n")
+    result = call(folder, "run", "bad.py", "-q")
+    assert result.returncode == 2 and result.stdout == ""
+    assert "bad.py" in result.stderr and "SyntaxError" in result.stderr.splitlines()[-1]
+
+
+def test_a_pair_of_two_frameworks(folder: Path) -> None:
+    (folder / "torch_pair.py").write_text(
+        "import crosscheck\n"
+        "def reference():\n"
+        "    import torch\n"
+        "    return torch.nn.Linear(6, 3)\n"
+        "def candidate():\n"
+        "    from net import Net\n"
+        "    return Net()\n"
+        "pair = crosscheck.Pair(reference, candidate, 'float32[5,6]')\n"
+    )
+    result = call(folder, "run", "torch_pair.py", "--json", "-", "-q")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["reference"]["framework"] == "torch"
+    assert report["coverage"]["parameters_matched"] == 2

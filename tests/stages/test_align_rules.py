@@ -1,0 +1,354 @@
+"""Stage 5: explicit pairs, skipped sites, outputs, and what a forced run adds."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from crosscheck.align import Aligner, pair_outputs
+from crosscheck.errors import CannotCompare, InvalidArgument
+from crosscheck.layout import Layout
+from crosscheck.trace import RunInfo, Trace
+from tests.stages.graphs import Graph, aligned, forced_alignment, pairs
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(4, 6)).astype(np.float32)
+W = [np.float32(RNG.normal(size=(6, 6)) / 2) for _ in range(12)]
+
+
+def linear(i: int, factor: float = 1.0) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: np.tanh(x @ W[i] * np.float32(factor))
+
+
+def tower(names: list[str], factors: dict[int, float] | None = None, kind: str = "L") -> Graph:
+    graph, here = Graph(), "input:x"
+    for i, name in enumerate(names):
+        here = graph.add(name, kind, linear(i, (factors or {}).get(i, 1.0)), here)
+    graph.outputs = (here,)
+    return graph
+
+
+ABC = ["a", "b", "c"]
+
+
+# -- explicit pairs and skipped sites --------------------------------------------------------------
+
+
+def test_explicit_pairs_come_before_values() -> None:
+    run = tower(ABC).run(x=X)
+    found = aligned(run, run, explicit={"a": "b"})
+    assert [(p.reference, p.candidate, p.by) for p in found.pairs if p.reference == "a"] == [
+        ("a", "b", "explicit")
+    ]
+    assert "a" not in pairs(found).values()
+    assert pairs(found)["c"] == "c"
+
+
+def test_skipped_sites_of_either_side_are_left_out() -> None:
+    ours, theirs = tower(ABC).run(x=X), tower(["a", "q", "c"]).run(x=X)
+    found = aligned(ours, theirs, skip=["a", "q"])
+    assert pairs(found) == {"c": "c"}
+    assert (found.unmatched_reference, found.unmatched_candidate) == (("b",), ())
+    assert [e.reference for e in found.edges] == ["c"]
+
+
+def test_an_explicit_pair_is_stronger_than_skip() -> None:
+    run = tower(ABC).run(x=X)
+    assert pairs(aligned(run, run, explicit={"a": "b"}, skip=["b"])) == {"a": "b", "c": "c"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"explicit": {"layer_a": "a"}},
+            r"sites= names `layer_a`, which is no site of that model; nearest: `a`, .*",
+        ),
+        ({"explicit": {"a": "z"}}, r"sites= names `z`, which is no site of that model; .*"),
+        ({"skip": ["z"]}, r"skip= names `z`, which is no site of that model; nearest: .*"),
+        (
+            {"explicit": {"a": "c", "b": "c"}},
+            r"sites= pairs `c` of the candidate with several reference sites; a site has one "
+            r"counterpart",
+        ),
+    ],
+)
+def test_sites_that_do_not_exist(options: dict[str, dict[str, str]], message: str) -> None:
+    run = tower(ABC).run(x=X)
+    with pytest.raises(InvalidArgument) as caught:
+        aligned(run, run, **options)
+    assert re.fullmatch(message, str(caught.value)), str(caught.value)
+
+
+# -- outputs ---------------------------------------------------------------------------------------
+
+
+def returning(*outputs: str) -> Trace:
+    values = {("activation", o): np.full((2, 2), i, np.float32) for i, o in enumerate(outputs)}
+    return Trace(values, RunInfo((), outputs, {}, {}, {}), "")  # type: ignore[arg-type]
+
+
+def outputs(ours: Trace, theirs: Trace, **options: object) -> list[tuple[str, str]]:
+    return pair_outputs(ours, theirs, **{"explicit": {}, **options})  # type: ignore[arg-type]
+
+
+def test_outputs_pair_by_name_whatever_their_order() -> None:
+    ours = returning("output", "output:loss", "output:hidden")
+    theirs = returning("output", "output:hidden", "output:loss")
+    assert outputs(ours, theirs) == [
+        ("output", "output"),
+        ("output:loss", "output:loss"),
+        ("output:hidden", "output:hidden"),
+    ]
+
+
+def test_outputs_pair_in_order_where_their_names_differ() -> None:
+    assert outputs(returning("output", "output:1"), returning("output", "output:loss")) == [
+        ("output", "output"),
+        ("output:1", "output:loss"),
+    ]
+
+
+def test_outputs_left_over_are_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(CannotCompare) as caught:
+        outputs(returning("output", "output:1", "output:2"), returning("output"))
+    assert str(caught.value) == (
+        "the reference has 3 outputs, `output:1`, `output:2` without a counterpart.\n"
+        "  Fix: skip=['output:1'] to leave it out, or sites={reference output: candidate output} "
+        "to pair them"
+    )
+    with pytest.raises(CannotCompare, match="^the candidate has 2 outputs, `output:x` without a c"):
+        outputs(returning("output"), returning("output", "output:x"))
+    both = "^the reference has 2 outputs, `output`, .*; the candidate has 1 outputs, `output:x` "
+    with pytest.raises(CannotCompare, match=both):
+        outputs(returning("output", "output:1"), returning("output:x"), skip=["output:7"])
+
+
+def test_skipped_and_explicit_outputs_are_no_longer_free() -> None:
+    three, one = returning("output", "output:1", "output:2"), returning("output")
+    assert outputs(three, one, skip=["output:1", "output:2"]) == [("output", "output")]
+    two = returning("output", "output:1")
+    assert outputs(two, two, explicit={"output": "output:1"}) == [("output:1", "output")]
+    assert outputs(two, two, explicit={"output": "output:1", "output:1": "output"}) == []
+    with pytest.raises(CannotCompare, match="^the candidate has 1 outputs, `output` without"):
+        outputs(returning("output"), two, explicit={"output": "output:1"})
+
+
+# -- what a forced run adds ------------------------------------------------------------------------
+
+SIX = ["a", "b", "c", "d", "e", "f"]
+OTHER = ["ant", "bee", "cat", "dog", "eel", "fox"]
+
+
+def test_behind_a_divergence_values_match_again() -> None:
+    ours = tower(SIX).run(x=X)
+    port = tower(OTHER, {2: 1.5})
+    assert pairs(aligned(ours, port.run(x=X))) == {"a": "ant", "b": "bee"}
+    found = forced_alignment(ours, port, [("c", "cat")], x=X)
+    assert pairs(found) == dict(zip(SIX, OTHER, strict=True))
+    by = {p.reference: p.by for p in found.pairs}
+    assert by["c"] == "anchor" and by["d"] == by["e"] == "value"
+
+
+def test_without_anchors_the_producers_of_a_differing_input_are_paired() -> None:
+    ours = tower(SIX).run(x=X)
+    found = forced_alignment(ours, tower(OTHER, {2: 1.5}, "Other"), x=X)
+    assert pairs(found) == dict(zip(SIX, OTHER, strict=True))
+
+
+def test_two_divergences_are_both_narrowed_down() -> None:
+    ours = tower(SIX).run(x=X)
+    port = tower(OTHER, {1: 1.5, 4: 0.7})
+    found = forced_alignment(ours, port, [("b", "bee"), ("e", "eel")], x=X)
+    assert pairs(found) == dict(zip(SIX, OTHER, strict=True))
+    assert [e.reference for e in found.edges] == SIX
+
+
+def test_calls_of_an_anchored_layer_are_told_apart() -> None:
+    def recurrent(name: str, factor: float) -> Graph:
+        graph, here = Graph(), "input:x"
+        for i in range(4):
+            here = graph.add(name + (f"#{i + 1}" if i else ""), "L", linear(0, factor), here)
+        graph.outputs = (here,)
+        return graph
+
+    found = forced_alignment(
+        recurrent("rnn", 1).run(x=X), recurrent("gru", 1.5), [("rnn", "gru")], x=X
+    )
+    assert pairs(found) == {f"rnn{s}": f"gru{s}" for s in ("", "#2", "#3", "#4")}
+    assert {p.by for p in found.pairs if p.reference.startswith("rnn")} == {"anchor"}
+
+
+def test_a_port_without_the_layer_leaves_an_interval() -> None:
+    ours = tower(SIX)
+    fused = Graph(["rest"])
+    fused.add("ant", "L", linear(0), "input:x")
+    fused.add("hidden", "", lambda x: linear(2)(linear(1, 1.5)(x)), "ant")
+    fused.add("rest", "L", lambda x: linear(5)(linear(4)(linear(3)(x))), "hidden")
+    found = forced_alignment(ours.run(x=X), fused, x=X)
+    assert pairs(found) == {"a": "ant", "f": "rest"}
+    assert found.unmatched_reference == ("b", "c", "d", "e")
+
+
+def test_refine_asks_for_nothing_where_nothing_differs() -> None:
+    ours = tower(SIX)
+    ours.add("probe", "P", lambda x: x * 3, "a")
+    theirs = tower(OTHER)
+    theirs.add("metric", "M", lambda x: x.sum(0), "bee")
+    reference, free = ours.run(x=X), theirs.run(x=X)
+    aligner = Aligner(reference, free, explicit={}, anchors=[("probe", "metric")])
+    forced = aligner.alignment(free).forced_on_candidate(reference)
+    assert aligner.refine(theirs.run(forced, x=X)) == 0
+
+
+def test_a_forced_run_may_take_a_branch_of_its_own() -> None:
+    ours, port = tower(ABC), tower(["ant", "bee", "cat"], {1: 1.5})
+    reference, free = ours.run(x=X), port.run(x=X)
+    aligner = Aligner(reference, free, explicit={}, anchors=())
+    port.add("new", "L", linear(1), "ant")
+    assert aligner.match_values(port.run(x=X)) == 0
+    assert "b" not in {p.reference for p in aligner.alignment(free).pairs}
+
+
+def test_inputs_in_another_order_find_their_slots() -> None:
+    ours, theirs = Graph(["attn"]), Graph(["attn"])
+    for graph, order in ((ours, "qkv"), (theirs, "vqk")):
+        for name in order:
+            graph.add(name, "L", linear("qkv".index(name)), "input:x")
+        graph.add("attn", "A", lambda a, b, c: a + b + c, *order)
+    found = aligned(ours.run(x=X), theirs.run(x=X))
+    slots = {e.reference: e.candidate for e in found.edges if e.pair.reference == "attn"}
+    assert slots == {"attn": "attn:1", "attn:1": "attn:2", "attn:2": "attn"}
+
+
+def test_an_extra_input_does_not_shift_the_others() -> None:
+    ours, theirs = Graph(["attn"]), Graph(["attn"])
+    ours.add("attn", "A", lambda x, m: x * 2, "input:x", "input:mask")
+    theirs.add("attn", "A", lambda m, x, extra: x * 2, "input:mask", "input:x", "input:x")
+    inputs = {"x": X, "mask": (X > 0).astype(np.float32)}
+    found = aligned(ours.run(**inputs), theirs.run(**inputs))
+    slots = {e.reference: e.candidate for e in found.edges}
+    assert slots == {"attn": "attn:1", "attn:1": "attn"}
+
+
+def test_a_slot_is_used_once() -> None:
+    ours, theirs = Graph(["add"]), Graph(["add"])
+    ours.add("add", "Add", lambda a, b: a + b, "input:x", "input:x")
+    theirs.add("two", "", lambda x: 2 * x, "input:x")
+    theirs.add("add", "Add", lambda a, b: a / 2 + b, "two", "input:x")
+    found = aligned(ours.run(x=X), theirs.run(x=X), explicit={"add": "add"})
+    assert {e.reference: e.candidate for e in found.edges} == {"add": "add:1", "add:1": "add"}
+
+
+def test_no_telling_which_of_unequally_many_inputs_differs() -> None:
+    def layer(name: str, *factors: float) -> Graph:
+        graph = Graph([name])
+        for i, factor in enumerate(factors):
+            graph.add(f"in{i}", "", lambda x, f=factor: x * np.float32(f), "input:x")
+        sources = [f"in{i}" for i in range(len(factors))]
+        graph.add(
+            name,
+            "A",
+            lambda x, *rest: np.ones_like(x) + 0 * x + np.float32(0.1) * W[0][:4],
+            *sources,
+        )
+        return graph
+
+    def edges(ours: Graph, theirs: Graph) -> list[str]:
+        return [e.reference for e in aligned(ours.run(x=X), theirs.run(x=X), **how).edges]
+
+    how: dict[str, dict[str, str]] = {"explicit": {"mix": "mix"}}
+    assert edges(layer("mix", 1, 2), layer("mix", 1, 3)) == ["mix", "mix:1"]
+    assert edges(layer("mix", 1, 2), layer("mix", 1, 3, 5)) == ["mix"]
+
+
+def fused(factor: float = 1.0) -> Graph:
+    """Two layers in one, twice, against four."""
+    graph = Graph(["s1"])
+    graph.add("s0", "Fused", lambda x: linear(1)(linear(0)(x)) * np.float32(factor), "input:x")
+    graph.add("s1", "Fused", lambda x: linear(3)(linear(2)(x)), "s0")
+    return graph
+
+
+def test_a_fused_layer_is_no_edge_of_the_layer_that_ends_it() -> None:
+    four = tower(["a", "b", "c", "d"])
+    found = aligned(four.run(x=X), fused().run(x=X))
+    assert pairs(found) == {"b": "s0", "d": "s1"}
+    assert found.edges == ()
+    assert [e.reference for e in aligned(fused().run(x=X), four.run(x=X)).edges] == []
+
+
+def test_a_layer_that_undoes_a_defect_keeps_its_edge() -> None:
+    """A norm gives the same output for a scaled input: the difference before it must be seen."""
+
+    def net(names: str, factor: float) -> Graph:
+        graph = Graph([names[2]])
+        graph.add(names[0], "L", linear(0), "input:x")
+        graph.add(names[1], "Scale", lambda x: x * np.float32(factor), names[0])
+        norm = lambda x: x / np.sqrt((x * x).sum(-1, keepdims=True))  # noqa: E731
+        graph.add(names[2], "Norm", norm, names[1])
+        return graph
+
+    reference, port = net("abc", 1).run(x=X), net("pqr", 1.5)
+    found = aligned(reference, port.run(x=X))
+    assert pairs(found) == {"a": "p", "c": "r"}
+    assert [e.reference for e in found.edges] == ["a", "c"]
+    assert pairs(forced_alignment(reference, port, x=X)) == {"a": "p", "b": "q", "c": "r"}
+
+
+@pytest.mark.parametrize("factor", [1.01, 0.9])
+def test_a_wrong_fused_layer_is_paired_where_it_ends(factor: float) -> None:
+    four, anchors = tower(["a", "b", "c", "d"]), [("a", "s0"), ("c", "s1")]
+    found = forced_alignment(four.run(x=X), fused(factor), anchors, x=X)
+    assert pairs(found) == {"b": "s0", "d": "s1"}
+    turned = [(c, r) for r, c in anchors]
+    found = forced_alignment(fused(factor).run(x=X), four, turned, x=X)
+    assert pairs(found) == {"s0": "b", "s1": "d"}
+
+
+def test_further_outputs_of_a_layer_have_no_inputs_of_their_own() -> None:
+    graph = Graph(["rnn", "rnn:1"])
+    graph.add("rnn", "RNN", lambda x: (x + 1, x.sum(0)), "input:x")
+    found = aligned(graph.run(x=X), graph.run(x=X))
+    assert pairs(found) == {"rnn": "rnn", "rnn:1": "rnn:1"}
+    assert [(e.reference, e.layout) for e in found.edges] == [("rnn", Layout())]
+
+
+# -- large models ----------------------------------------------------------------------------------
+
+
+def large(count: int, name: str, *, ndim: int, breaks: bool = False) -> Trace:
+    values: dict[tuple[str, str], np.ndarray] = {}
+    rng = np.random.default_rng(5)
+    sources, layers = {}, {}
+    shape = (2, 3, 4) if ndim == 3 else (4, 6)
+    previous = "input:x"
+    values["activation", previous] = rng.normal(size=shape)
+    for i in range(count):
+        site = f"{name}{i // 7}.{'abcdefg'[i % 7]}"
+        values["input", site] = values["activation", previous]
+        sources[site], layers[site] = previous, "abcdefg"[i % 7]
+        value = rng.normal(size=shape)
+        values["activation", site] = value * 1.5 if breaks and i >= count // 2 else value
+        previous = site
+    values["activation", "output"] = values["activation", previous]
+    return Trace(values, RunInfo(("input:x",), ("output",), layers, sources, {}), "")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("breaks", [False, True])
+def test_five_thousand_sites_take_seconds(ndim: int, breaks: bool) -> None:
+    ours = large(5000, "blocks.", ndim=ndim)
+    theirs = large(5000, "block_", ndim=ndim, breaks=breaks)
+    begin = time.perf_counter()
+    aligner = Aligner(ours, theirs, explicit={}, anchors=())
+    found = aligner.alignment(theirs)
+    if breaks:
+        assert aligner.refine(theirs) == 1
+    assert time.perf_counter() - begin < 20
+    assert len(found.pairs) == (2502 if breaks else 5002)

@@ -1,0 +1,389 @@
+"""Stages 6 and 7 at work: items from traces, and what becomes of one comparison."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from crosscheck.adapters.base import Parameter
+from crosscheck.compare import compare
+from crosscheck.comparisons import (
+    Item,
+    buffer_items,
+    gradient_items,
+    site_items,
+    value_of,
+    weight_items,
+)
+from crosscheck.cotangents import CandidateCotangents
+from crosscheck.errors import CannotCompare
+from crosscheck.judging import (
+    NO_ORACLE,
+    Judge,
+    Perturbation,
+    exact,
+    in_reference_layout,
+    judge_weights,
+    shrinks,
+)
+from crosscheck.layout import Layout
+from crosscheck.noise import Tolerance
+from crosscheck.observers import Comparer, Forcer, Recorder, chain
+from crosscheck.reductions import Reductions
+from crosscheck.trace import RunInfo, Trace
+from crosscheck.weights import Match, Matched, Transform
+from tests.stages.graphs import Graph, aligned
+
+NAN, INF = math.nan, math.inf
+RNG = np.random.default_rng(0)
+TRUTH = RNG.normal(size=(5, 8))
+REFERENCE = TRUTH.astype(np.float32)
+
+
+def trace(value: np.ndarray | None, **info: Any) -> Trace:
+    values: Any = {} if value is None else {("activation", "fc"): value}
+    fields: dict[str, Any] = {
+        "inputs": (),
+        "outputs": (),
+        "layers": {},
+        "sources": {},
+        "parents": {},
+    }
+    return Trace(values, RunInfo(**(fields | info)), "")
+
+
+ITEM = Item("forward", "activation", "fc", "fc", Layout(), "value")
+
+
+def judge_for(
+    reference: np.ndarray = REFERENCE, oracle: np.ndarray | None = TRUTH, **options: Any
+) -> Judge:
+    ours = trace(reference)
+    fields = {"free_oracle": None, "free_candidate": trace(None)} | options
+    return Judge(
+        reference=ours,
+        oracle=None if oracle is None else trace(oracle),
+        reductions=Reductions((), ours, frozenset({"fc"})),
+        **fields,
+    )
+
+
+def verdict(candidate: np.ndarray, item: Item = ITEM, **options: Any) -> str:
+    return judge_for(**options).judge(item, trace(candidate)).verdict
+
+
+# -- one comparison --------------------------------------------------------------------------------
+
+
+def test_against_the_oracle_and_not_against_the_reference() -> None:
+    sloppy = (TRUTH * (1 + 1e-4)).astype(np.float32)
+    assert verdict(REFERENCE, reference=sloppy) == "agree"  # the candidate is the better one
+    assert verdict(sloppy) == "diverge"
+    assert verdict((TRUTH * (1 + 1e-6)).astype(np.float32)) == "suspect"
+
+
+def test_the_record() -> None:
+    candidate = REFERENCE.copy()
+    candidate[3, 2] += 1
+    result = judge_for().judge(ITEM, trace(candidate))
+    assert result.verdict == "diverge" and result.ratio > 1e5
+    assert result.metrics is not None and result.metrics.worst_index == (3, 2)
+    assert (result.shape, result.dtype, result.candidate_dtype) == ((5, 8), "float32", "float32")
+    assert (result.aligned_by, result.notes, result.free_ratio) == ("value", (), None)
+
+
+def test_a_value_that_no_layout_maps_diverges_with_both_shapes() -> None:
+    result = judge_for().judge(replace(ITEM, layout=None), trace(REFERENCE.T))
+    assert (result.verdict, result.ratio, result.metrics) == ("diverge", INF, None)
+    assert (result.shape, result.candidate_shape) == ((5, 8), (8, 5))
+    assert judge_for().judge(ITEM, trace(REFERENCE[:, :1])).ratio == INF  # never broadcast
+
+
+def test_a_value_that_never_arrived_is_zero() -> None:
+    result = judge_for().judge(ITEM, trace(None))
+    assert result.verdict == "diverge"
+    assert result.metrics is not None and result.metrics.rel_l2 == 1.0
+    nothing = np.zeros_like(REFERENCE)
+    assert judge_for(nothing, nothing.astype(float)).judge(ITEM, trace(None)).verdict == "agree"
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def test_non_finite_values_must_be_where_the_reference_has_them(bad: float) -> None:
+    ours, truth = REFERENCE.copy(), TRUTH.copy()
+    ours[1, 1] = truth[1, 1] = bad
+    assert verdict(ours.copy(), reference=ours, oracle=truth) == "agree"
+    assert verdict(REFERENCE, reference=ours, oracle=truth) == "diverge"
+    assert verdict(ours) == "diverge"
+    other = ours.copy()
+    other[1, 1] = INF if bad != INF else NAN
+    assert verdict(other, reference=ours, oracle=truth) == "diverge"
+
+
+def test_what_overflows_on_both_sides_and_not_in_float64_agrees() -> None:
+    ours, truth = REFERENCE.copy(), TRUTH.copy()
+    ours[0], truth[0] = -INF, 2 * float(np.finfo(np.float32).min)  # two masks, added up
+    assert verdict(ours.copy(), reference=ours, oracle=truth) == "agree"
+    worse = ours.copy()
+    worse[2, 2] += 1e-2
+    assert verdict(worse, reference=ours, oracle=truth) == "diverge"
+    missing = ours.copy()
+    missing[0, 3] = 0
+    assert verdict(missing, reference=ours, oracle=truth) == "diverge"
+
+
+def test_a_mask_of_the_lowest_number_of_each_precision_agrees() -> None:
+    ours, truth = REFERENCE.copy(), TRUTH.copy()
+    ours[:, :4], truth[:, :4] = np.finfo(np.float32).min, np.finfo(np.float64).min
+    assert verdict(ours.copy(), reference=ours, oracle=truth) == "agree"
+
+
+def test_the_wider_rounding_side_sets_the_floor() -> None:
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        narrow = TRUTH.astype(dtype)
+        assert verdict(narrow) == "agree"
+        assert verdict(narrow.astype(np.float32)) == "diverge"  # float32 that holds less
+        assert verdict((TRUTH * 1.5).astype(dtype)) == "diverge"
+
+
+def test_without_an_oracle_the_reference_is_the_truth_and_the_record_says_so() -> None:
+    judge = judge_for(oracle=None)
+    assert judge.judge(ITEM, trace(REFERENCE.copy())).notes == (NO_ORACLE,)
+    off = (REFERENCE * np.float32(1.0001)).astype(np.float32)
+    assert judge.judge(ITEM, trace(off)).verdict == "diverge"
+
+
+def test_a_measured_perturbation_raises_the_floor() -> None:
+    off = (TRUTH * (1 + 1e-5)).astype(np.float32)
+    norm = float(np.linalg.norm(TRUTH))
+    assert verdict(off) == "diverge"
+    wide = {ITEM: Perturbation(1e-5 * norm, 1e-5 * float(np.abs(TRUTH).max()))}
+    assert verdict(off, perturbations=wide) == "agree"
+    elsewhere = {replace(ITEM, reference="other"): wide[ITEM]}
+    assert verdict(off, perturbations=elsewhere) == "diverge"
+
+
+def test_a_tolerance_replaces_the_floor() -> None:
+    off = (REFERENCE * np.float32(1.0009)).astype(np.float32)
+    assert verdict(off, tolerance=Tolerance(1e-3, 0.0)) == "agree"
+    assert verdict(off, tolerance=Tolerance(8e-4, 0.0)) == "diverge"
+    sloppy = (TRUTH * 1.01).astype(np.float32)
+    assert verdict(sloppy, tolerance=Tolerance(1e-6, 0.0), reference=sloppy) == "agree"
+
+
+def test_a_tolerance_is_not_for_weights() -> None:
+    item = replace(ITEM, phase="weights")
+    off = (REFERENCE * np.float32(1.0009)).astype(np.float32)
+    judge = judge_for(tolerance=Tolerance(1e-3, 0.0))
+    assert judge.judge(ITEM, trace(off)).verdict == "agree"
+    assert judge.judge(item, trace(off)).verdict == "diverge"
+
+
+def test_the_free_ratio_is_of_the_free_runs() -> None:
+    free = (TRUTH * (1 + 1e-3)).astype(np.float32)
+    judge = judge_for(free_oracle=trace(TRUTH), free_candidate=trace(free))
+    result = judge.judge(ITEM, trace(REFERENCE.copy()))
+    assert result.verdict == "agree"
+    assert result.free_ratio is not None and result.free_ratio > 1000
+
+
+@pytest.mark.parametrize(
+    ("value", "reference", "agrees"),
+    [
+        ([1, 2], [1, 2], True),
+        ([1, 3], [1, 2], False),
+        ([True, False], [True, False], True),
+        ([1, 0], [True, False], False),
+        ([1.0, 2.0], [1, 2], False),
+        ([], [], False),
+    ],
+)
+def test_integers_and_booleans_are_equal_or_not(value: Any, reference: Any, agrees: bool) -> None:
+    got = exact(np.array(value), np.array(reference, np.int32 if reference == [] else None))
+    assert (got.verdict, got.ratio) == (("agree", 0.0) if agrees else ("diverge", INF))
+
+
+def test_integer_widths_do_not_matter_and_large_ones_are_exact() -> None:
+    assert exact(np.int32([1, 2]), np.uint8([1, 2])).verdict == "agree"
+    big = np.int64([2**53])
+    assert exact(big + 1, big).verdict == "diverge"
+
+
+def test_weights_are_equal_up_to_the_cast() -> None:
+    item = Item("weights", "parameter", "w", "w", Transform((1, 0)), "parameter")
+    assert judge_weights(item, REFERENCE, REFERENCE.T.copy()).verdict == "agree"
+    half = judge_weights(item, REFERENCE, REFERENCE.T.astype(np.float16))
+    assert half.verdict == "agree" and half.candidate_dtype == "float16"
+    rounded = REFERENCE.T.astype(ml_dtypes.bfloat16).astype(np.float32)
+    assert judge_weights(item, REFERENCE, rounded).verdict == "diverge"
+    one = REFERENCE.T.copy()
+    one[0, 0] *= np.float32(1.001)
+    assert judge_weights(item, REFERENCE, one).verdict == "diverge"
+    assert judge_weights(item, REFERENCE, REFERENCE).ratio == INF
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide", "answer"),
+    [(1e-4, 1e-13, True), (1e-4, 1e-8, True), (1e-4, 9e-5, False), (1e-4, 1e-5, None)],
+)
+def test_precision_scaling(narrow: float, wide: float, answer: bool | None) -> None:
+    errors = [compare(TRUTH * (1 + e), TRUTH) for e in (wide, narrow)]
+    assert shrinks(*errors) is answer
+
+
+def test_one_element_that_stays_is_not_rounding() -> None:
+    off = np.ones(10_000)
+    off[17] += 1e-4
+    noisy = off * (1 + 1e-7 * RNG.normal(size=off.size))
+    assert shrinks(compare(off, np.ones(10_000)), compare(noisy, np.ones(10_000))) is False
+
+
+def test_a_transform_without_inverse_gives_no_value() -> None:
+    item = replace(ITEM, layout=Transform(function=lambda w: w * 2))
+    assert in_reference_layout(item, REFERENCE, REFERENCE) is None
+
+
+# -- the list of comparisons -----------------------------------------------------------------------
+
+
+def chain_of_two() -> Graph:
+    graph = Graph(["b"])
+    graph.add("a", "L", lambda x: x * 2, "input:x")
+    graph.add("glue", "", lambda x: x + 1, "a")
+    graph.add("b", "L", lambda x: x * 3, "glue")
+    return graph
+
+
+def test_inputs_are_compared_where_glue_lies_between() -> None:
+    run = chain_of_two().run(x=REFERENCE)
+    items, hidden = site_items(aligned(run, run), run, run, backward=False)
+    assert [(i.kind, i.reference) for i in items] == [
+        ("activation", "input:x"),
+        ("activation", "a"),
+        ("input", "b"),
+        ("activation", "b"),
+        ("activation", "output"),
+    ]
+    assert hidden == [] and {i.phase for i in items} == {"forward"}
+
+
+def test_an_input_is_compared_where_its_producer_could_not_be() -> None:
+    graph = Graph(["b"])
+    graph.add("a", "L", lambda x: x * 2, "input:x")
+    graph.add("b", "L", lambda x: x * 3, "a")
+    run = graph.run(x=REFERENCE)
+    found = aligned(run, run)
+    items, _ = site_items(found, run, run, backward=False)
+    assert ("input", "b") not in [(i.kind, i.reference) for i in items]
+    pairs = tuple(replace(p, layout=None) if p.reference == "a" else p for p in found.pairs)
+    items, _ = site_items(replace(found, pairs=pairs), run, run, backward=False)
+    assert ("input", "b") in [(i.kind, i.reference) for i in items]
+
+
+def test_backward_comes_in_reverse_with_every_layers_own_vjp() -> None:
+    run = chain_of_two().run(x=REFERENCE)
+    back: Any = {
+        ({"activation": "cotangent", "input": "input_cotangent"}[k], s): v
+        for (k, s), v in run.values.items()
+        if s != "input:x"
+    }
+    hidden = frozenset({("input_cotangent", "a")})
+    ours = replace(run, values={**run.values, **back}, info=replace(run.info, unobservable=hidden))
+    ours.values.pop(("input_cotangent", "a"))  # type: ignore[attr-defined]
+    items, lines = site_items(aligned(run, run), ours, ours, backward=True)
+    assert [(i.kind, i.reference) for i in items if i.phase == "backward"] == [
+        ("cotangent", "output"),
+        ("cotangent", "b"),
+        ("input_cotangent", "b"),
+        ("cotangent", "a"),
+    ]
+    assert lines == ["cotangent at `a`: overwritten in place or without a backward pass of its own"]
+
+
+def test_gradients_buffers_and_weights() -> None:
+    def one(name: str, **options: Any) -> Parameter:
+        return Parameter(name, REFERENCE, name, "weight", "dense", None, **options)
+
+    function = Transform(function=lambda w: w)
+    match = Match(
+        (
+            Matched(one("w"), one("W"), Transform()),
+            Matched(one("frozen", trainable=False), one("F"), Transform()),
+            Matched(one("lost"), one("L"), Transform()),
+            Matched(one("made"), one("M"), function),
+            Matched(one("mean", trainable=False, buffer=True), one("mu"), Transform()),
+        ),
+        (),
+        (),
+    )
+    gradients = dict.fromkeys(["w", "frozen", "lost", "made"], REFERENCE)
+    ours = trace(None, parameter_gradients=gradients, buffers={"mean": REFERENCE})
+    theirs = trace(None, parameter_gradients={"W": TRUTH, "M": TRUTH}, buffers={"mu": TRUTH})
+    items, missing = gradient_items(match, ours, theirs)
+    assert [(i.phase, i.reference, i.candidate) for i in items] == [
+        ("parameter_gradient", "w", "W")
+    ]
+    assert missing == [
+        "gradient of `M`: its weight transform has no known inverse",
+        "gradient of `L`: the candidate keeps none that is recognised",
+    ]
+    assert value_of(items[0], ours, side="reference") is REFERENCE
+    assert value_of(items[0], theirs, side="candidate") is TRUTH
+    (buffer,) = buffer_items(match, ours, theirs)
+    assert (buffer.reference, buffer.candidate) == ("mean", "mu")
+    assert value_of(buffer, theirs, side="candidate") is TRUTH
+    assert len(weight_items(match)) == 5
+
+
+# -- observers and cotangents ----------------------------------------------------------------------
+
+
+def test_a_recorder_keeps_copies_in_order() -> None:
+    recorder, value = Recorder(), np.arange(6.0).reshape(2, 3).T
+    recorder("b", "activation", value)
+    recorder("a", "input", value)
+    value *= 0
+    assert list(recorder.values) == [("activation", "b"), ("input", "a")]
+    kept = recorder.values["activation", "b"]
+    assert kept.flags.c_contiguous and kept.sum() == 15
+
+
+def test_all_observers_see_the_value_and_the_first_replacement_wins() -> None:
+    recorder = Recorder()
+    comparer = Comparer(lambda key, value: (key, float(value.sum())), {("activation", "a")})
+    forcers = [Forcer({("activation", "a"): np.full(2, n)}) for n in (1.0, 2.0)]
+    observe = chain(recorder, comparer, *forcers)
+    replaced = observe("a", "activation", np.zeros(2))
+    assert replaced is not None and replaced.tolist() == [1, 1]
+    assert observe("a", "cotangent", np.zeros(2)) is None
+    assert observe("b", "activation", np.zeros(2)) is None
+    assert recorder.values["activation", "a"].tolist() == [0, 0]
+    assert comparer.results == {("activation", "a"): (("activation", "a"), 0.0)}
+
+
+def test_cotangents_reach_the_candidate_in_its_own_names_and_layouts() -> None:
+    image = RNG.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    ours = trace(None, outputs=("output", "output:1"))
+    ours.values.update({("activation", "output"): image, ("activation", "output:1"): REFERENCE})  # type: ignore[attr-defined]
+    given = {"output": image + 1, "output:1": REFERENCE + 1}
+    last = image.transpose(0, 2, 3, 1)
+    theirs = {"output": REFERENCE, "output:img": last}
+    source = CandidateCotangents(ours, given, {"output": "output:img", "output:1": "output"})
+    got = source(theirs)
+    assert np.array_equal(got["output:img"], last + 1) and np.array_equal(
+        got["output"], REFERENCE + 1
+    )
+    in_order = CandidateCotangents(ours, given, {})({"output": last, "output:1": REFERENCE})
+    assert np.array_equal(in_order["output"], last + 1)
+    integers = CandidateCotangents(ours, given, {})(
+        {"output": last.astype(int), "output:1": REFERENCE}
+    )
+    assert list(integers) == ["output:1"]
+    with pytest.raises(CannotCompare, match="^the reference has 2 outputs, `output:1` without"):
+        CandidateCotangents(ours, given, {})({"output": last})
+    fixed = CandidateCotangents(ours, given, {}, layouts={"output": None})
+    assert list(fixed({"output": last, "output:1": REFERENCE})) == ["output:1"]

@@ -46,8 +46,9 @@ COTANGENT_OF: dict[Kind, Kind] = {"activation": "cotangent", "input": "input_cot
 def tap(name: str, value: T) -> T:
     """Make ``value`` visible as the site ``name`` while a check runs; else return it as it is.
 
-    Works on PyTorch, TensorFlow, JAX and NumPy values. Inside a layer that is a site itself the name is
-    relative to it: ``tap("scores", s)`` in ``blocks.0.attn`` is the site ``blocks.0.attn.scores``.
+    Works on PyTorch, TensorFlow, JAX and NumPy values. Inside a layer that is a site itself the
+    name is relative to it: ``tap("scores", s)`` in ``blocks.0.attn`` is the site
+    ``blocks.0.attn.scores``.
     """
     session = _ACTIVE.get()
     return value if session is None else session.tap(name, value)

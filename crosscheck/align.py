@@ -31,6 +31,7 @@ from crosscheck.fingerprints import (
     SAME_VALUE,
     PreparedTrace,
     difference,
+    fingerprint,
     looks_like,
     repeating,
     size_and_kind,
@@ -152,12 +153,16 @@ class Aligner:
         self._skip = set(skip)
         self._pairs: dict[str, SitePair] = {}
         self._taken: set[str] = set()
+        self._no_pairs: set[tuple[str, str]] = set()
         self._check_names(explicit)
         self._learn_layouts()
         for r, c in explicit.items():
             self._add(r, c, "explicit")
         for r, c in self._named_inputs():
-            self._add(r, c, "input")
+            layout = self.book.choose(self.reference.shapes[r], self.candidate.shapes[c])
+            # Inputs that the caller made different on purpose are no divergence.
+            if layout and not _far(self.candidate.value(c), self.reference.value(r), layout):
+                self._add(r, c, "input")
         for r, c in pair_outputs(reference, candidate, explicit=explicit, skip=skip):
             self._add(r, c, "output")
         self.match_values()
@@ -208,7 +213,11 @@ class Aligner:
                 return 1
             inside_r = _stretch(self.reference, kind, pair.reference, self._pairs, free_r)
             inside_c = _stretch(self.candidate, kind, pair.candidate, self._taken, free_c)
-            here = [(r, c) for r, c in anchored if r in inside_r and c in inside_c]
+            here = [
+                (r, c)
+                for r, c in anchored
+                if r in inside_r and c in inside_c and not self._ends_in_glue(r, c, trace)
+            ]
             here.sort(key=lambda rc: self.reference.order[rc[0]])
             chosen = here if at_once else here[:1]
             for r, c in chosen:
@@ -216,7 +225,9 @@ class Aligner:
                 self._add(*ends, "anchor" if ends == (r, c) else "value")
             if chosen:
                 return len(chosen)
-            ordered = self._aliases(pair, inside_r, inside_c) or self._by_order(inside_r, inside_c)
+            ordered = self._aliases(pair, inside_r, inside_c) or self._by_order(
+                inside_r, inside_c, anchored
+            )
             if ordered:
                 self._add(*ordered[0], "order")
                 return 1
@@ -380,6 +391,19 @@ class Aligner:
         best, pair = min(((self._distance(*o, trace), o) for o in options), default=(own, (r, c)))
         return pair if best < min(CLOSER * own, CLOSER) else (r, c)
 
+    def _ends_in_glue(self, r: str, c: str, trace: Trace) -> bool:
+        """Whether one layer's output is what the code behind the other one makes of its output:
+        an activation that is part of the layer here and a function call there."""
+        ours, theirs = self.reference.value(r), trace.values.get(("activation", c))
+        if (r, c) in self._no_pairs:
+            return True
+        if theirs is None or self._distance(r, c, trace) <= SAME_VALUE:
+            return False
+        found = _is_glue_of(self.reference.trace, r, theirs) or _is_glue_of(trace, c, ours)
+        if found:
+            self._no_pairs.add((r, c))
+        return found
+
     @staticmethod
     def _between(side: PreparedTrace, site: str, inside: set[str], others: set[str]) -> list[str]:
         """The sites of a stretch behind ``site``, up to the next anchored one."""
@@ -403,14 +427,23 @@ class Aligner:
         theirs = repeating(self.candidate, pair.candidate, inside_c)
         return [(ours[-1], theirs[-1])] if ours and theirs else []
 
-    def _by_order(self, inside_r: set[str], inside_c: set[str]) -> list[tuple[str, str]]:
-        """Layers of one type or alike in name, with shapes that fit, in execution order."""
+    def _by_order(
+        self, inside_r: set[str], inside_c: set[str], anchored: Sequence[tuple[str, str]]
+    ) -> list[tuple[str, str]]:
+        """Layers of one type or alike in name, with shapes that fit, in execution order.
+
+        Not two layers of which each has its parameters from another one.
+        """
+        known = set(anchored)
+        owners, heirs = {r for r, _ in known}, {c for _, c in known}
         ours = sorted(inside_r, key=self.reference.order.__getitem__)[:WINDOW]
         theirs = sorted(inside_c, key=self.candidate.order.__getitem__)[:WINDOW]
         score = np.zeros((len(ours), len(theirs)))
         for i, r in enumerate(ours):
             for j, c in enumerate(theirs):
-                if self.book.choose(self.reference.shapes[r], self.candidate.shapes[c]) is None:
+                layout = self.book.choose(self.reference.shapes[r], self.candidate.shapes[c])
+                strangers = r in owners and c in heirs and (r, c) not in known
+                if layout is None or strangers or (r, c) in self._no_pairs:
                     continue
                 name = similarity(self.reference.names[r], self.candidate.names[c])
                 if self.reference.kind(r) == self.candidate.kind(c) or name >= 0.6:
@@ -466,6 +499,22 @@ class Aligner:
             for site in self._free(side, taken)
             if not repeating(side, site, known[side.print_of(site).tobytes()])
         )
+
+
+def _is_glue_of(trace: Trace, site: str, value: np.ndarray) -> bool:
+    """Whether ``value`` goes, in whatever layout, into the next layer after ``site`` whose input no
+    site has produced."""
+    keys = iter(trace.values)
+    for key in keys:
+        if key == ("activation", site):
+            break
+    for kind, slot in keys:
+        if kind == "input" and slot not in trace.info.sources:
+            made = trace.values[kind, slot]
+            if size_and_kind(made) != size_and_kind(value):
+                return False
+            return bool(looks_like(fingerprint(made)[None], fingerprint(value)).all())
+    return False
 
 
 def _calls(side: PreparedTrace, layer: str) -> list[str]:

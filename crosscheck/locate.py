@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crosscheck.align import Alignment
+from crosscheck.align import Alignment, SitePair
 from crosscheck.arrays import is_float
 from crosscheck.results import Divergence, SiteResult
 from crosscheck.severed import is_cut_before
@@ -113,16 +113,16 @@ class Locator:
         reference = self._loose_producer(self.reference, result.reference, "reference")
         candidate = self._loose_producer(self.candidate, result.candidate, "candidate")
         between = self._loose(self.candidate, result.candidate, "candidate", "input")
+        text = "the layer that makes it has no partner on the other side"
+        entered = self._entered(result)
+        if entered is not None:
+            reference, candidate = owner(entered.reference), owner(entered.candidate)
+            text = f"what went into `{candidate}` before it was right"
         if self._is_permuted(result):
             reference = candidate = None  # no layer does that: a reshape, a transpose, a concat
         if reference or candidate:
-            return _Blame(
-                reference,
-                candidate,
-                f"what goes into `{result.candidate}` is wrong; the layer that makes it has no "
-                "partner on the other side",
-                between,
-            )
+            text = f"what goes into `{result.candidate}` is wrong; {text}"
+            return _Blame(reference, candidate, text, between)
         wrong = "is wrong, though every layer before it is right"
         if self._is_permuted(result):
             wrong = "holds the right numbers in another order"
@@ -175,7 +175,12 @@ class Locator:
         return {getattr(p, side) for p in self.alignment.pairs}
 
     def _loose(
-        self, trace: Trace, site: str, side: str, kind: str = "activation"
+        self,
+        trace: Trace,
+        site: str,
+        side: str,
+        kind: str = "activation",
+        most: int | None = MOST_NAMED,
     ) -> tuple[str, ...]:
         """Sites without partner that ran after the last aligned one before ``site``."""
         aligned = self._aligned(side)
@@ -189,7 +194,16 @@ class Locator:
             if before in aligned:
                 break
             found.append(before)
-        return tuple(reversed(found))[:MOST_NAMED]
+        return tuple(reversed(found))[:most]
+
+    def _entered(self, result: SiteResult) -> SitePair | None:
+        """The last layer before an input that is compared at its own inputs only, if none between
+        is aligned: the wrong value was computed from there on."""
+        before_r = self._loose(self.reference, result.reference, "reference", "input", most=None)
+        before_c = self._loose(self.candidate, result.candidate, "candidate", "input", most=None)
+        pairs = {edge.pair for edge in self.alignment.edges}
+        found = [p for p in pairs if p.reference in before_r and p.candidate in before_c]
+        return max(found, key=lambda p: before_r.index(p.reference), default=None)
 
     def _loose_producer(self, trace: Trace, site: str, side: str) -> str | None:
         """The layer without partner whose output is given to ``site``, if there is one."""

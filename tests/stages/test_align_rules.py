@@ -300,6 +300,35 @@ def test_a_layer_that_undoes_a_defect_keeps_its_edge() -> None:
     assert pairs(forced_alignment(reference, port, x=X)) == {"a": "p", "b": "q", "c": "r"}
 
 
+def test_a_layer_with_its_activation_is_not_the_layer_without() -> None:
+    """The activation is a function call in the reference; the candidate errs behind both layers."""
+
+    def reference() -> Graph:
+        graph = Graph(["fc"])
+        graph.add("c1", "Conv", lambda x: x @ W[0], "input:x")
+        graph.add("relu1", "", lambda x: np.maximum(x, 0), "c1")
+        graph.add("c2", "Conv", lambda x: x @ W[1], "relu1")
+        graph.add("relu2", "", lambda x: np.maximum(x, 0), "c2")
+        graph.add("fc", "Linear", lambda x: x @ W[2], "relu2")
+        return graph
+
+    port = Graph(["dense"])
+    port.add("conv1", "Conv", lambda x: np.maximum(x @ W[0], 0), "input:x")
+    port.add("conv2", "Conv", lambda x: np.maximum(x @ W[1], 0), "conv1")
+    port.add("flatten", "", lambda x: x[:, ::-1], "conv2")
+    port.add("dense", "Dense", lambda x: x @ W[2], "flatten")
+    anchors = [("c1", "conv1"), ("c2", "conv2"), ("fc", "dense")]
+    found = forced_alignment(reference().run(x=X), port, anchors, x=X)
+    assert pairs(found) == {"fc": "dense"}
+    assert [e.reference for e in found.edges] == ["fc"]
+    assert (found.unmatched_reference, found.unmatched_candidate) == (
+        ("c1", "c2"),
+        ("conv1", "conv2"),
+    )
+    turned = [(c, r) for r, c in anchors]
+    assert pairs(forced_alignment(port.run(x=X), reference(), turned, x=X)) == {"dense": "fc"}
+
+
 @pytest.mark.parametrize("factor", [1.01, 0.9])
 def test_a_wrong_fused_layer_is_paired_where_it_ends(factor: float) -> None:
     four, anchors = tower(["a", "b", "c", "d"]), [("a", "s0"), ("c", "s1")]

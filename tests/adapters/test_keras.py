@@ -28,6 +28,13 @@ from .keras_kit import Boom, KerasKit, Model, named  # noqa: E402
 layers = keras.layers
 
 
+@pytest.fixture(autouse=True)
+def _clean_session() -> Any:
+    """A layer name that TensorFlow refuses leaves Keras' name scope open for whatever runs next."""
+    yield
+    keras.utils.clear_session()
+
+
 class TestKeras(Contract):
     kit = KerasKit()
 

@@ -99,6 +99,35 @@ def test_flattened_in_the_wrong_order() -> None:
     assert "in another order" in first.statement or first.candidate == "flatten"
 
 
+def scale(layer: Any) -> None:
+    call = layer.call
+    layer.call = lambda x, **_: call(x) * 1.01
+
+
+def leak(layer: Any) -> None:
+    layer.activation = lambda x: keras.ops.leaky_relu(x, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference", "defect"),
+    [
+        ("conv1", "c1", scale),
+        ("conv2", "c2", scale),
+        ("conv1", "c1", leak),
+        ("conv2", "c2", leak),
+        ("dense", "fc", scale),
+    ],
+)
+def test_an_activation_inside_the_layer_here_and_a_function_there(
+    name: str, reference: str, defect: Any
+) -> None:
+    """What Conv2D(activation="relu") gives has no site in a model that calls F.relu."""
+    model = ours.convolutional()
+    defect(model.get_layer(name))
+    report = run(Convolutional(), model, IMAGE, candidate_inputs=to_last)
+    assert forward(report) == [(reference, name)], str(report)
+
+
 def test_a_stopped_gradient() -> None:
     model = ours.Residual()
     block = model.blocks[1]

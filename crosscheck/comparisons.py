@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from crosscheck.align import Alignment, Edge
+from crosscheck.alignment import Alignment, Edge, sum_of
 from crosscheck.layout import Layout
 from crosscheck.observers import Key
 from crosscheck.results import Phase
@@ -32,6 +32,8 @@ class Item:
         reference, candidate: site names (with slot) or parameter names.
         layout: maps the candidate's value onto the reference's; None if nothing does.
         by: how the pair was found.
+        also_reference, also_candidate: further input slots of the same layer that hold the same
+            value; the cotangents of all of them are added up (`crosscheck.alignment.Edge`).
     """
 
     phase: Phase
@@ -40,11 +42,19 @@ class Item:
     candidate: str
     layout: Layout | Transform | None
     by: str
+    also_reference: tuple[str, ...] = ()
+    also_candidate: tuple[str, ...] = ()
 
     @property
     def reference_key(self) -> Key:
         """Key of the reference's value in its trace."""
         return cast(Kind, self.kind), self.reference
+
+    @property
+    def reference_keys(self) -> list[Key]:
+        """Keys of all the reference's values that are added up."""
+        kind = cast(Kind, self.kind)
+        return [(kind, site) for site in (self.reference, *self.also_reference)]
 
     @property
     def candidate_key(self) -> Key:
@@ -60,56 +70,75 @@ def site_items(
     Returns:
         (items, lines on what could not be compared)
     """
-    forward = [
+    outputs = [
         Item("forward", "activation", p.reference, p.candidate, p.layout, p.by)
         for p in alignment.pairs
     ]
-    inputs = {e: _input_item(e) for e in alignment.edges}
     passed_on = _same_producer(alignment, reference, candidate)
-    forward += [item for edge, item in inputs.items() if edge not in passed_on]
+    inputs = [
+        Item("forward", "input", r, c, edge.layout, edge.pair.by)
+        for edge in alignment.edges
+        for r, c in edge.slots()
+        if (r, c) not in passed_on
+    ]
     place = {key: i for i, key in enumerate(reference.values)}
-    forward.sort(key=lambda item: place[item.reference_key])
+    forward = sorted([*outputs, *inputs], key=lambda item: place[item.reference_key])
     if not backward:
         return forward, []
-    everything = forward + [item for edge, item in inputs.items() if edge in passed_on]
-    everything.sort(key=lambda item: -place[item.reference_key])
-    back, missing = _cotangents(everything, reference, candidate)
-    return forward + back, missing
+    back = [_backward_twin(item) for item in outputs] + [_vjp_item(e) for e in alignment.edges]
+    back.sort(key=lambda item: -place[_FORWARD_OF[item.kind], item.reference])  # type: ignore[index]
+    kept, missing = _with_cotangents(back, reference, candidate)
+    return forward + kept, missing
 
 
-def _input_item(edge: Edge) -> Item:
-    return Item("forward", "input", edge.reference, edge.candidate, edge.layout, edge.pair.by)
+_FORWARD_OF: dict[str, Kind] = {back: forth for forth, back in COTANGENT_OF.items()}
 
 
-def _same_producer(alignment: Alignment, reference: Trace, candidate: Trace) -> set[Edge]:
-    """The edges whose value is, on both sides, the very object that an aligned site produced."""
+def _backward_twin(item: Item) -> Item:
+    return Item("backward", "cotangent", item.reference, item.candidate, item.layout, item.by)
+
+
+def _vjp_item(edge: Edge) -> Item:
+    return Item(
+        "backward",
+        "input_cotangent",
+        edge.reference,
+        edge.candidate,
+        edge.layout,
+        edge.pair.by,
+        edge.also_reference,
+        edge.also_candidate,
+    )
+
+
+def _same_producer(
+    alignment: Alignment, reference: Trace, candidate: Trace
+) -> set[tuple[str, str]]:
+    """The slots whose value is, on both sides, the very object that an aligned site produced."""
     aligned = {(p.reference, p.candidate) for p in alignment.pairs if p.layout}
     ours, theirs = reference.info.sources, candidate.info.sources
-    return {
-        e for e in alignment.edges if (ours.get(e.reference), theirs.get(e.candidate)) in aligned
-    }
+    slots = [slot for edge in alignment.edges for slot in edge.slots()]
+    return {(r, c) for r, c in slots if (ours.get(r), theirs.get(c)) in aligned}
 
 
-def _cotangents(
-    forward: list[Item], reference: Trace, candidate: Trace
+def _with_cotangents(
+    items: list[Item], reference: Trace, candidate: Trace
 ) -> tuple[list[Item], list[str]]:
-    items, hidden = [], []
-    for item in forward:
-        kind = COTANGENT_OF[cast(Kind, item.kind)]
-        twin = Item("backward", kind, item.reference, item.candidate, item.layout, item.by)
-        if item.layout is None or twin.reference_key not in reference.values:
-            if twin.reference_key in reference.info.unobservable:
-                hidden.append(twin.reference)
-            continue
-        if twin.candidate_key in candidate.info.unobservable:
-            hidden.append(twin.candidate)
-            continue
-        items.append(twin)
+    """Those that both sides can show, and lines on the others."""
+    kept, hidden = [], []
+    for item in items:
+        if item.layout is None or item.reference_key not in reference.values:
+            if item.reference_key in reference.info.unobservable:
+                hidden.append(item.reference)
+        elif item.candidate_key in candidate.info.unobservable:
+            hidden.append(item.candidate)
+        else:
+            kept.append(item)
     lines = [
         f"cotangent at `{site}`: overwritten in place or without a backward pass of its own"
         for site in dict.fromkeys(hidden)
     ]
-    return items, lines
+    return kept, lines
 
 
 def gradient_items(
@@ -156,5 +185,8 @@ def value_of(item: Item, trace: Trace, *, side: str) -> np.ndarray | None:
         return trace.info.parameter_gradients.get(name)
     if item.phase == "buffer":
         return trace.info.buffers.get(name)
-    key = item.reference_key if side == "reference" else item.candidate_key
-    return trace.values.get(key)
+    also = item.also_reference if side == "reference" else item.also_candidate
+    kind = cast(Kind, item.kind)
+    values = [trace.values.get((kind, site)) for site in (name, *also)]
+    there = [value for value in values if value is not None]  # one that never arrived is a zero
+    return sum_of(there) if there else None

@@ -14,6 +14,7 @@ import numpy as np
 from crosscheck.arrays import is_float
 from crosscheck.layout import relative_error
 from crosscheck.names import Tokens, canonical
+from crosscheck.observers import Key
 from crosscheck.trace import Trace, owner
 
 __all__ = [
@@ -93,6 +94,7 @@ class PreparedTrace:
     names: dict[str, Tokens]
     order: dict[str, int]
     shapes: dict[str, tuple[int, ...]]
+    place: dict[Key, int]
     _prints: dict[str, np.ndarray] = field(default_factory=dict)
     _constant: dict[str, bool] = field(default_factory=dict)
     _ancestors: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -105,6 +107,7 @@ class PreparedTrace:
             names=canonical(values),
             order={site: i for i, site in enumerate(values)},
             shapes={site: value.shape for site, value in values.items()},
+            place={key: i for i, key in enumerate(trace.values)},
         )
 
     def value(self, site: str) -> np.ndarray:

@@ -3,6 +3,10 @@
 Only two layouts exist between frameworks: the same, and channels last against channels first.
 They are inferred from values once per number of dimensions and then enforced; a search per tensor
 would call a transposed tensor a layout and hide the mistake.
+
+Inside a model one side may also hold two neighbouring axes as one (all heads side by side, or all
+tokens of a batch in one axis): the same numbers in the same order. Models' inputs and outputs must
+have the same shape up to an axis order.
 """
 
 from __future__ import annotations
@@ -15,31 +19,46 @@ import numpy as np
 
 from crosscheck.compare import compare
 
-__all__ = ["Layout", "LayoutBook", "fitting"]
+__all__ = ["SAME", "Layout", "LayoutBook", "fitting", "merging"]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """``candidate.transpose(axes)`` has the reference's layout; None is the identity."""
+    """``candidate.transpose(axes)`` has the reference's layout; None is the identity.
+
+    Attributes:
+        axes: the order of the candidate's axes that the reference has.
+        shapes: instead of ``axes``, (reference shape, candidate shape) where one of them merges
+            neighbouring axes of the other.
+    """
 
     axes: tuple[int, ...] | None = None
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     def to_reference(self, candidate: np.ndarray) -> np.ndarray:
-        """A view of a candidate's value in the reference's layout."""
+        """A candidate's value in the reference's layout; a view wherever NumPy can make one."""
+        if self.shapes is not None:
+            return candidate.reshape(self.shapes[0])
         return candidate if self.axes is None else candidate.transpose(self.axes)
 
     def to_candidate(self, reference: np.ndarray) -> np.ndarray:
-        """A view of a reference's value in the candidate's layout."""
+        """A reference's value in the candidate's layout; a view wherever NumPy can make one."""
+        if self.shapes is not None:
+            return reference.reshape(self.shapes[1])
         return reference if self.axes is None else reference.transpose(np.argsort(self.axes))
 
     def fits(self, reference: tuple[int, ...], candidate: tuple[int, ...]) -> bool:
         """Whether a candidate of that shape becomes a reference of that shape."""
+        if self.shapes is not None:
+            return self.shapes == (reference, candidate)
         if len(reference) != len(candidate):
             return False
         axes = self.axes or range(len(candidate))
         return tuple(candidate[a] for a in axes) == tuple(reference)
 
     def __str__(self) -> str:
+        if self.shapes is not None:
+            return f"reshaped {self.shapes[1]} -> {self.shapes[0]}"
         return "as it is" if self.axes is None else f"transposed {self.axes}"
 
 
@@ -63,6 +82,27 @@ def fitting(reference: tuple[int, ...], candidate: tuple[int, ...]) -> list[Layo
     return [one for one in _family(len(reference)) if one.fits(reference, candidate)]
 
 
+def merging(reference: tuple[int, ...], candidate: tuple[int, ...]) -> Layout | None:
+    """The layout between two shapes of which one merges neighbouring axes of the other.
+
+    ``(2, 13, 48)`` and ``(2, 13, 4, 12)``. Axes of length 1 merge into nothing: ``(7, 1)`` is not
+    ``(7,)``, which broadcasts differently.
+    """
+    few, many = sorted((reference, candidate), key=len)
+    if len(few) == len(many) or not few or 0 in many:
+        return None
+    rest = list(many)
+    for length in few:
+        product = rest.pop(0) if rest else 0
+        merged = product == 1 != length
+        while rest and product < length:
+            merged |= rest[0] == 1
+            product *= rest.pop(0)
+        if product != length or merged:
+            return None
+    return None if rest else Layout(shapes=(tuple(reference), tuple(candidate)))
+
+
 class LayoutBook:
     """The layout of each number of dimensions, decided by votes of confirmed pairs."""
 
@@ -80,8 +120,16 @@ class LayoutBook:
             if len(options) == 1:
                 self._votes[reference.ndim][options[0]] += 1
 
-    def choose(self, reference: tuple[int, ...], candidate: tuple[int, ...]) -> Layout | None:
-        """The layout between two shapes: the voted one, or the one that the shapes force."""
+    def choose(
+        self, reference: tuple[int, ...], candidate: tuple[int, ...], *, merged: bool = False
+    ) -> Layout | None:
+        """The layout between two shapes: the voted one, or the one that the shapes force.
+
+        Args:
+            merged: whether one side may hold several axes of the other as one.
+        """
+        if merged and len(reference) != len(candidate):
+            return merging(reference, candidate)
         options = fitting(reference, candidate)
         voted = self._votes[len(reference)].most_common(1)
         if voted and voted[0][0] in options:

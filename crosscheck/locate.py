@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crosscheck.align import Alignment, SitePair
+from crosscheck.alignment import Alignment, SitePair
 from crosscheck.arrays import is_float
 from crosscheck.results import Divergence, SiteResult
 from crosscheck.severed import is_cut_before
@@ -219,7 +219,8 @@ class Locator:
     def _loose_consumer(self, trace: Trace, site: str, side: str) -> str | None:
         """A layer that consumes ``site`` and whose own VJP was not compared; the innermost one."""
         aligned = self._aligned(side)
-        compared = {getattr(e, side) for e in self.alignment.edges}
+        index = 0 if side == "reference" else 1
+        compared = {slots[index] for e in self.alignment.edges for slots in e.slots()}
         found: list[str] = []
         for consumer, source in trace.info.sources.items():
             if source != site:

@@ -95,7 +95,8 @@ def measure(
     base = judge.oracle if judge.oracle is not None else judge.reference
     unit = max((unit_roundoff(v.dtype) for v in judge.reference.values.values()), default=0.0)
     sums = {item: [0.0, 0.0] for item in items}
-    wanted = {item.reference_key for item in items if item.phase in ("forward", "backward")}
+    seen = [item for item in items if item.phase in ("forward", "backward")]
+    wanted = {key for item in seen for key in item.reference_keys}
     for draw in range(draws):
         moved = _Moved(forced, seed * draws + draw, unit)
         overrides = {p.name: moved.move(p.value, p.name) for p in parameters if is_float(p.value)}
@@ -106,12 +107,12 @@ def measure(
             return {}  # ran unperturbed, fails perturbed: leave the floor as it is
         for item in items:
             if item.phase in ("forward", "backward"):
-                difference = comparer.results.get(item.reference_key)
+                found = [comparer.results.get(key) for key in item.reference_keys]
             else:
                 now = (info.parameter_gradients | info.buffers).get(item.reference)  # type: ignore[operator]
                 before = value_of(item, base, side="reference")
-                difference = None if now is None or before is None else compare(now, before)
-            if difference is not None:
+                found = [None if now is None or before is None else compare(now, before)]
+            for difference in (one for one in found if one is not None):
                 sums[item][0] += difference.l2**2  # type: ignore[attr-defined]
                 sums[item][1] += difference.maximum**2  # type: ignore[attr-defined]
     return {

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from crosscheck.adapters.base import Adapter
-from crosscheck.align import Aligner, Alignment
+from crosscheck.align import Aligner
+from crosscheck.alignment import Alignment
 from crosscheck.compare import compare
 from crosscheck.comparisons import (
     Item,
@@ -109,11 +110,13 @@ def align(
     for attempt in range(MOST_ROUNDS):
         _fix_output_layouts(candidate, alignment)
         latest = candidate.record(Forcer(alignment.forced_on_candidate(reference)))
-        found = aligner.match_values(latest)
-        if not found:
-            found = aligner.refine(latest, at_once=attempt >= SINGLE_ROUNDS)
+        changed = (
+            aligner.take_back(latest)
+            or aligner.match_values(latest)
+            or aligner.refine(latest, at_once=attempt >= SINGLE_ROUNDS)
+        )
         previous, alignment = alignment, aligner.alignment(latest)
-        if not found and set(previous.edges) == set(alignment.edges):
+        if not changed and set(previous.edges) == set(alignment.edges):
             return alignment, latest
     return alignment, candidate.record(Forcer(alignment.forced_on_candidate(reference)))
 

@@ -112,7 +112,7 @@ def forced_alignment(
     alignment = aligner.alignment(free)
     for _ in range(rounds):
         latest = candidate.run(alignment.forced_on_candidate(reference), **inputs)
-        found = aligner.match_values(latest) or aligner.refine(latest)
+        found = aligner.take_back(latest) or aligner.match_values(latest) or aligner.refine(latest)
         previous, alignment = alignment, aligner.alignment(latest)
         if not found and set(previous.edges) == set(alignment.edges):
             return alignment

@@ -1,0 +1,120 @@
+"""Part of stage 5, align: which inputs of two aligned layers belong together.
+
+Backward blame needs them: the cotangent that a layer sends back through an input is its own VJP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from crosscheck.alignment import Edge, SitePair
+from crosscheck.arrays import is_float
+from crosscheck.layout import Layout
+from crosscheck.pairing import Pairing, far
+from crosscheck.trace import Trace, owner
+
+__all__ = ["edges_of"]
+
+Group = tuple[str, ...]
+"""Input slots of one layer call that hold one value."""
+
+
+def edges_of(pair: SitePair, pairing: Pairing, candidate: Trace) -> list[Edge]:
+    """The inputs of an aligned layer that both sides give it.
+
+    Args:
+        candidate: the candidate's latest run.
+    """
+    reference = pairing.reference.trace
+    if owner(pair.reference) != pair.reference or owner(pair.candidate) != pair.candidate:
+        return []  # a further output: the inputs belong to the first one
+    slots = reference.inputs_of(pair.reference), candidate.inputs_of(pair.candidate)
+    ours, theirs = _groups(reference, slots[0]), _groups(candidate, slots[1])
+    if _slots_fit(slots, pairing, candidate):
+        ours, theirs = [(s,) for s in slots[0]], [(s,) for s in slots[1]]
+    found: list[Edge] = []
+    free = list(theirs)
+    for index, group in enumerate(ours):
+        ranked = sorted(free, key=lambda g: (theirs.index(g) != index, theirs.index(g)))
+        twin = _twin(group, ranked, pairing, candidate)
+        if twin is None:
+            continue
+        other, layout, differs = twin
+        if differs and len(ours) != len(theirs):
+            continue  # no telling which input it should have been
+        if differs and pair.by == "value" and _other_sources(group, other, pairing, candidate):
+            continue  # equal outputs: one side does in one layer what the other does in several
+        free.remove(other)
+        found += _joined(group, other, layout, pair)
+    return found
+
+
+def _slots_fit(
+    slots: tuple[Sequence[str], Sequence[str]], pairing: Pairing, candidate: Trace
+) -> bool:
+    """Whether both sides have the same number of inputs, of the same shapes: then each is one."""
+    values = (
+        [pairing.reference.trace.values["input", s] for s in slots[0]],
+        [candidate.values["input", s] for s in slots[1]],
+    )
+    return len(values[0]) == len(values[1]) and all(
+        pairing.book.choose(r.shape, c.shape) is not None and is_float(r) == is_float(c)
+        for r, c in zip(*values, strict=True)
+    )
+
+
+def _groups(trace: Trace, slots: Sequence[str]) -> list[Group]:
+    """Slots that hold the same numbers, as one; a constant (zero states) says nothing."""
+    groups: list[list[str]] = []
+    for slot in slots:
+        value = trace.values["input", slot]
+        telling = is_float(value) and value.size > 0 and bool((value != value.flat[0]).any())
+        twin = next((g for g in groups if telling and _same(trace, g[0], value)), None)
+        if twin is None:
+            groups.append([slot])
+        else:
+            twin.append(slot)
+    return [tuple(g) for g in groups]
+
+
+def _same(trace: Trace, slot: str, value: np.ndarray) -> bool:
+    other = trace.values["input", slot]
+    return other.dtype == value.dtype and np.array_equal(other, value, equal_nan=True)
+
+
+def _twin(
+    group: Group, ranked: Sequence[Group], pairing: Pairing, candidate: Trace
+) -> tuple[Group, Layout, bool] | None:
+    """The group that holds the same value, else the first of a shape that fits; and whether it
+    differs."""
+    value = pairing.reference.trace.values["input", group[0]]
+    first: tuple[Group, Layout, bool] | None = None
+    for other in ranked:
+        theirs = candidate.values["input", other[0]]
+        layout = pairing.book.choose(value.shape, theirs.shape, merged=True)
+        if layout is None:
+            continue
+        if not far(theirs, value, layout):
+            return other, layout, False
+        if first is None and layout.shapes is None:
+            first = other, layout, True
+    return first
+
+
+def _other_sources(ours: Group, theirs: Group, pairing: Pairing, candidate: Trace) -> bool:
+    """Whether two inputs come from sites of which one has another partner."""
+    r = pairing.reference.trace.info.sources.get(ours[0])
+    c = candidate.info.sources.get(theirs[0])
+    partner = pairing.pairs.get(r) if r is not None else None
+    if partner is not None:
+        return partner.candidate != c
+    return c in pairing.taken
+
+
+def _joined(ours: Group, theirs: Group, layout: Layout, pair: SitePair) -> list[Edge]:
+    """Slot by slot where both sides have as many, else as one edge."""
+    if len(ours) == len(theirs):
+        return [Edge(r, c, layout, pair) for r, c in zip(ours, theirs, strict=True)]
+    return [Edge(ours[0], theirs[0], layout, pair, ours[1:], theirs[1:])]

@@ -1,0 +1,335 @@
+"""Part of stage 5, align: narrow the stretch that ends in a difference.
+
+Values no longer tell there which sites belong together. What does: the layers that made a differing
+input; layers whose parameters were transferred (anchors); then order, shape and name. One pair at
+a time, the earliest, since what lies behind it may then match by value.
+
+Such a pair is a guess about two layers with different outputs, and it may be wrong: what one side
+computes inside a layer (an activation) the other may compute behind it. Forcing tells: a wrong pair
+feeds the code behind it with a quantity that it was not made for, and what comes out there is
+further from the truth than before. Then the pair is taken back.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from crosscheck.alignment import Alignment, Edge, SitePair
+from crosscheck.assignment import best_monotone
+from crosscheck.fingerprints import (
+    SAME_VALUE,
+    PreparedTrace,
+    fingerprint,
+    looks_like,
+    repeating,
+    size_and_kind,
+)
+from crosscheck.layout import Layout, relative_error
+from crosscheck.names import similarity
+from crosscheck.pairing import Pairing, far
+from crosscheck.taps import Kind
+from crosscheck.trace import Trace, owner
+
+__all__ = ["Refiner"]
+
+CLOSER = 0.3
+"""How much closer than an anchored pair, and how close, two values must be to replace it."""
+WORSE = 3.0
+"""How many times further from the truth forcing a pair must bring what lies behind it, for the pair
+to be wrong. (A second defect there leaves the distance as it was, or hides it.)"""
+WINDOW = 200
+"""Most sites of a stretch that are paired by order: only the earliest pair is taken at a time."""
+
+Anchors = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class _Guess:
+    """A pair on trial: what lies behind it, and how far off that was without the pair."""
+
+    pair: SitePair
+    kind: Kind
+    reference: str
+    candidate: str
+    layout: Layout
+    error: float
+
+
+@dataclass
+class Refiner:
+    """Adds pairs where values differ, and takes back those that forcing rules out.
+
+    Args:
+        anchors: (reference layer path, candidate layer path) whose parameters were transferred.
+    """
+
+    pairing: Pairing
+    anchors: Anchors
+    _guesses: list[_Guess] = field(default_factory=list)
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    def add(self, alignment: Alignment, trace: Trace, *, at_once: bool) -> int:
+        """Pair sites in the first stretch that ends in a difference; returns how many.
+
+        Args:
+            alignment: what ``trace`` was forced at.
+            trace: the candidate's latest run.
+            at_once: take all anchored pairs of the stretch, not only the earliest.
+        """
+        p = self.pairing
+        free_r, free_c = p.free_reference(), p.free_candidate()
+        if not free_r or not free_c:
+            return 0
+        anchored = self.anchored_sites()
+        for kind, pair, edge in self._differences(alignment, trace):
+            if edge is not None and self._pair_producers(edge, trace):
+                return 1
+            inside_r = _stretch(p.reference, kind, pair.reference, p.pairs, free_r)
+            inside_c = _stretch(p.candidate, kind, pair.candidate, p.taken, free_c)
+            here = [
+                (r, c)
+                for r, c in anchored
+                if r in inside_r
+                and c in inside_c
+                and (r, c) not in p.refused
+                and not self._ends_in_glue(r, c, trace)
+            ]
+            here.sort(key=lambda rc: p.reference.order[rc[0]])
+            chosen = here if at_once else here[:1]
+            for r, c in chosen:
+                ends = self._closest(r, c, anchored, inside_r, inside_c, trace)
+                self._guess(*ends, "anchor" if ends == (r, c) else "value", alignment, trace)
+            if chosen:
+                return len(chosen)
+            ordered = self._aliases(pair, inside_r, inside_c) or self._by_order(
+                inside_r, inside_c, anchored
+            )
+            if ordered:
+                self._guess(*ordered[0], "order", alignment, trace)
+                return 1
+        return 0
+
+    def take_back(self, trace: Trace) -> int:
+        """Remove the guesses that ``trace``, forced at them, proves wrong; returns how many."""
+        wrong = [
+            guess
+            for guess in self._guesses
+            if self.pairing.pairs.get(guess.pair.reference) == guess.pair
+            and self._error(guess.kind, guess.reference, guess.candidate, guess.layout, trace)
+            > WORSE * max(guess.error, SAME_VALUE)
+        ]
+        self._guesses = []
+        for guess in wrong:
+            self.pairing.remove(guess.pair)
+        return len(wrong)
+
+    # -- guesses -------------------------------------------------------------------------------
+
+    def _guess(self, r: str, c: str, by: str, alignment: Alignment, trace: Trace) -> None:
+        """Add a pair, and note what lies behind it."""
+        if not self.pairing.add(r, c, by):
+            return
+        behind = self._behind(r, c, alignment, trace)
+        if behind is not None:
+            kind, reference, candidate, layout = behind
+            error = self._error(kind, reference, candidate, layout, trace)
+            self._guesses.append(
+                _Guess(self.pairing.pairs[r], kind, reference, candidate, layout, error)
+            )
+
+    def _behind(
+        self, r: str, c: str, alignment: Alignment, trace: Trace
+    ) -> tuple[Kind, str, str, Layout] | None:
+        """The first aligned value that both sides compute after a pair: an input or an output."""
+        places = self.pairing.reference.place
+        theirs = {key: i for i, key in enumerate(trace.values)}
+        here = places["activation", r], theirs["activation", c]
+        aligned: list[tuple[Kind, str, str, Layout]] = [
+            ("activation", pair.reference, pair.candidate, pair.layout)
+            for pair in alignment.pairs
+            if pair.layout is not None
+        ]
+        aligned += [("input", e.reference, e.candidate, e.layout) for e in alignment.edges]
+        after = [
+            one
+            for one in aligned
+            if places[one[0], one[1]] > here[0] and theirs.get((one[0], one[2]), -1) > here[1]
+        ]
+        return min(after, key=lambda one: places[one[0], one[1]], default=None)
+
+    def _error(self, kind: Kind, r: str, c: str, layout: Layout, trace: Trace) -> float:
+        value = trace.values.get((kind, c))
+        truth = self.pairing.reference.trace.values[kind, r]
+        return math.inf if value is None else relative_error(layout.to_reference(value), truth)
+
+    # -- what differs --------------------------------------------------------------------------
+
+    def _differences(
+        self, alignment: Alignment, trace: Trace
+    ) -> list[tuple[Kind, SitePair, Edge | None]]:
+        """Everything matched that differs in a forced run, in the reference's order."""
+        found: list[tuple[int, Kind, SitePair, Edge | None]] = []
+        reference, places = self.pairing.reference, self.pairing.reference.place
+        for pair in alignment.pairs:
+            value = trace.values.get(("activation", pair.candidate))
+            truth = reference.value(pair.reference)
+            if value is None or pair.layout is None or far(value, truth, pair.layout):
+                found.append((places["activation", pair.reference], "activation", pair, None))
+        for edge in alignment.edges:
+            value = trace.values["input", edge.candidate]
+            if far(value, reference.trace.values["input", edge.reference], edge.layout):
+                found.append((places["input", edge.reference], "input", edge.pair, edge))
+        return [f[1:] for f in sorted(found, key=lambda f: f[0])]
+
+    def _pair_producers(self, edge: Edge, trace: Trace) -> bool:
+        """Pair the two layers that made a differing input, if neither has a partner yet."""
+        r = self.pairing.reference.trace.info.sources.get(edge.reference)
+        c = trace.info.sources.get(edge.candidate)
+        if r is None or c is None or (r, c) in self.pairing.refused:
+            return False
+        return self.pairing.layout(r, c) is not None and self.pairing.add(r, c, "order")
+
+    # -- anchors -------------------------------------------------------------------------------
+
+    def anchored_sites(self) -> list[tuple[str, str]]:
+        """Calls of layers whose parameters belong together, paired or not."""
+        p, found = self.pairing, []
+        for r_layer, c_layer in self.anchors:
+            for call in _calls(p.reference, r_layer):
+                twin = c_layer + call[len(r_layer) :]
+                if twin in p.candidate.order:
+                    found.append((call, twin))
+        return found
+
+    def _closest(
+        self,
+        r: str,
+        c: str,
+        anchored: Anchors,
+        inside_r: set[str],
+        inside_c: set[str],
+        trace: Trace,
+    ) -> tuple[str, str]:
+        """An anchored pair, or the end of the fused layer that one side has in its place.
+
+        Where one side does in one layer what the other does in several (a linear layer and its
+        activation), the parameters say where the stretch begins and the values where it ends.
+        """
+        others = {site for pair in anchored for site in pair}
+        options = [(o, c) for o in self._between(self.pairing.reference, r, inside_r, others)]
+        options += [(r, o) for o in self._between(self.pairing.candidate, c, inside_c, others)]
+        own = self._distance(r, c, trace)
+        best, pair = min(((self._distance(*o, trace), o) for o in options), default=(own, (r, c)))
+        return pair if best < min(CLOSER * own, CLOSER) else (r, c)
+
+    def _ends_in_glue(self, r: str, c: str, trace: Trace) -> bool:
+        """Whether one layer's output is what the code behind the other one makes of its output:
+        an activation that is part of the layer here and a function call there."""
+        ours = self.pairing.reference.value(r)
+        theirs = trace.values.get(("activation", c))
+        if theirs is None or self._distance(r, c, trace) <= SAME_VALUE:
+            return False
+        found = _is_glue_of(self.pairing.reference.trace, r, theirs) or _is_glue_of(trace, c, ours)
+        if found:
+            self.pairing.refused.add((r, c))
+        return found
+
+    @staticmethod
+    def _between(side: PreparedTrace, site: str, inside: set[str], others: set[str]) -> list[str]:
+        """The sites of a stretch behind ``site``, up to the next anchored one."""
+        behind = sorted(
+            (s for s in inside if side.order[s] > side.order[site]), key=side.order.__getitem__
+        )
+        return list(itertools.takewhile(lambda s: s not in others, behind))
+
+    def _distance(self, r: str, c: str, trace: Trace) -> float:
+        layout = self.pairing.layout(r, c)
+        return math.inf if layout is None else self._error("activation", r, c, layout, trace)
+
+    # -- order ---------------------------------------------------------------------------------
+
+    def _aliases(
+        self, pair: SitePair, inside_r: set[str], inside_c: set[str]
+    ) -> list[tuple[str, str]]:
+        """The sites inside that hold the very value of a pair (the layer that made an output)."""
+        ours = repeating(self.pairing.reference, pair.reference, inside_r)
+        theirs = repeating(self.pairing.candidate, pair.candidate, inside_c)
+        found = [(ours[-1], theirs[-1])] if ours and theirs else []
+        return [f for f in found if f not in self.pairing.refused]
+
+    def _by_order(
+        self, inside_r: set[str], inside_c: set[str], anchored: Anchors
+    ) -> list[tuple[str, str]]:
+        """Layers of one type or alike in name, with shapes that fit, in execution order.
+
+        Not two layers of which each has its parameters from another one.
+        """
+        p, known = self.pairing, set(anchored)
+        owners, heirs = {r for r, _ in known}, {c for _, c in known}
+        ours = sorted(inside_r, key=p.reference.order.__getitem__)[:WINDOW]
+        theirs = sorted(inside_c, key=p.candidate.order.__getitem__)[:WINDOW]
+        score = np.zeros((len(ours), len(theirs)))
+        for i, r in enumerate(ours):
+            for j, c in enumerate(theirs):
+                strangers = r in owners and c in heirs and (r, c) not in known
+                if strangers or (r, c) in p.refused or p.layout(r, c) is None:
+                    continue
+                name = similarity(p.reference.names[r], p.candidate.names[c])
+                if p.reference.kind(r) == p.candidate.kind(c) or name >= 0.6:
+                    score[i, j] = 0.2 + 2.0 * max(name, 0.5) ** 2
+        return [(ours[i], theirs[j]) for i, j in best_monotone(score)]
+
+
+def _is_glue_of(trace: Trace, site: str, value: np.ndarray) -> bool:
+    """Whether ``value`` goes, in whatever layout, into the next layer after ``site`` whose input no
+    site has produced."""
+    keys = iter(trace.values)
+    for key in keys:
+        if key == ("activation", site):
+            break
+    for kind, slot in keys:
+        if kind == "input" and slot not in trace.info.sources:
+            made = trace.values[kind, slot]
+            if size_and_kind(made) != size_and_kind(value):
+                return False
+            return bool(looks_like(fingerprint(made)[None], fingerprint(value)).all())
+    return False
+
+
+def _calls(side: PreparedTrace, layer: str) -> list[str]:
+    """The sites of all calls of a layer: ``fc``, ``fc#2``, ..."""
+    found = []
+    count, site = 1, layer
+    while site in side.order:
+        found.append(site)
+        count += 1
+        site = f"{layer}#{count}"
+    return found
+
+
+def _stretch(
+    side: PreparedTrace, kind: Kind, site: str, taken: Iterable[str], free: Sequence[str]
+) -> set[str]:
+    """Free sites that may lie behind a difference at ``site``.
+
+    Those that ran after the last matched site before it; of a container's output, also all
+    that the container called; if there is none, its elder siblings and what they called.
+    """
+    here = side.order[site]
+    earlier = [s for s in free if side.order[s] < here]
+    last = max(
+        (side.order[s] for s in taken if s in side.order and side.order[s] < here), default=-1
+    )
+    inside = {s for s in earlier if side.order[s] > last}
+    if kind == "activation":
+        inside |= {s for s in earlier if site in side.ancestors(s)}
+    if not inside:
+        parent = side.trace.info.parents.get(owner(site))
+        inside = {s for s in earlier if parent in side.ancestors(s)}
+    return inside

@@ -23,12 +23,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from crosscheck.alignment import Alignment, Edge, SitePair
-from crosscheck.edges import edges_of
+from crosscheck.edges import edges_of, joined, note_unlike_inputs
 from crosscheck.fingerprints import (
     SAME_VALUE,
+    Fingerprints,
     PreparedTrace,
     difference,
-    looks_like,
     repeating,
     size_and_kind,
 )
@@ -89,22 +89,29 @@ class Aligner:
         known = p.candidate.order  # a forced run may take another branch
         for site in (s for s in p.free_candidate(candidate) if s in known):
             groups[size_and_kind(candidate.value(site))].append(site)
-        tables = {g: np.array([candidate.print_of(s) for s in ss]) for g, ss in groups.items()}
+        tables = {g: _table(candidate, sites) for g, sites in groups.items()}
         for r in p.free_reference():
             value = p.reference.value(r)
             group = size_and_kind(value)
             if value.size == 0 or group not in tables:
                 continue
-            for i in np.flatnonzero(looks_like(tables[group], p.reference.print_of(r))):
+            for i in tables[group].like(p.reference.print_of(r)):
                 c = groups[group][i]
                 layout = p.layout(r, c)
                 if layout is None or (p.reference.is_constant(r) and not p.akin(r, c)):
                     continue
                 error = difference(layout.to_reference(candidate.value(c)), value)
                 if error <= SAME_VALUE:
-                    proposals.append((p.likeness(r, c, layout, error), r, c))
-        ranked = sorted(proposals, key=lambda one: (-one[0], p.reference.order[one[1]]))
-        return sum(p.add(r, c, "value") for _, r, c in ranked)
+                    proposals.append((p.likeness(r, c, layout, error), r, c, error))
+        added = 0
+        for _, r, c, error in sorted(
+            proposals, key=lambda one: (-one[0], p.reference.order[one[1]])
+        ):
+            if p.add(r, c, "value"):
+                added += 1
+                if not self._same_layer(r, c):
+                    note_unlike_inputs(p.pairs[r], error, p, candidate.trace)
+        return added
 
     def refine(self, trace: Trace, *, at_once: bool = False) -> int:
         """Pair sites in the first stretch of a forced run that ends in a difference.
@@ -143,22 +150,30 @@ class Aligner:
 
     # -- details -------------------------------------------------------------------------------
 
+    def _same_layer(self, r: str, c: str) -> bool:
+        """Whether two sites with equal values are one layer, by their parameters or their names. A
+        norm gives the same for a scaled input: that its input differs must be seen."""
+        if (r, c) in self._refiner.anchored:
+            return True
+        owned = r in self._refiner.owners or c in self._refiner.heirs
+        return not owned and self._pairing.akin(r, c)
+
     def _entries(self, candidate: Trace) -> list[Edge]:
         """Where two layers with the same parameters return different quantities (one of them also
         applies the activation): what goes into them is comparable all the same."""
         p = self._pairing
+        truths = p.reference.trace.values
         found: list[Edge] = []
-        for r, c in self._refiner.anchored_sites():
+        for r, c in self._refiner.anchored:
             if r in p.pairs or c in p.taken:
                 continue
             edges = edges_of(SitePair(r, c, SAME, "anchor"), p, candidate)
-            values = p.reference.trace.values
             if not any(
-                far(candidate.values["input", e.candidate], values["input", e.reference], e.layout)
+                far(candidate.values["input", e.candidate], truths["input", e.reference], e.layout)
                 for e in edges
             ):
                 found += edges
-        return found
+        return joined(found)
 
     def _learn_layouts(self) -> None:
         """Let sites with equal content vote; the first partner of each is enough."""
@@ -167,14 +182,14 @@ class Aligner:
         for c, shape in theirs.shapes.items():
             if len(shape) >= 3:
                 groups[tuple(sorted(shape))].append(c)
-        tables = {g: np.array([theirs.print_of(c) for c in cs]) for g, cs in groups.items()}
+        tables = {g: _table(theirs, sites) for g, sites in groups.items()}
         proposals = []
         for r, shape in ours.shapes.items():
             group = tuple(sorted(shape))
             if len(shape) < 3 or group not in tables:
                 continue
             value = ours.value(r)
-            for i in np.flatnonzero(looks_like(tables[group], ours.print_of(r))):
+            for i in tables[group].like(ours.print_of(r)):
                 other = theirs.value(groups[group][i])
                 known = fitting(shape, other.shape)
                 if any(difference(k.to_reference(other), value) <= SAME_VALUE for k in known):
@@ -189,6 +204,10 @@ class Aligner:
         if set(ours) == set(theirs):
             return [(name, name) for name in ours]
         return list(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else []
+
+
+def _table(side: PreparedTrace, sites: Sequence[str]) -> Fingerprints:
+    return Fingerprints(np.array([side.print_of(site) for site in sites]))
 
 
 def _unmatched(side: PreparedTrace, free: Sequence[str], taken: set[str]) -> tuple[str, ...]:

@@ -5,17 +5,24 @@ Backward blame needs them: the cotangent that a layer sends back through an inpu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from crosscheck.alignment import Edge, SitePair
 from crosscheck.arrays import is_float
-from crosscheck.layout import Layout
+from crosscheck.fingerprints import SAME_VALUE
+from crosscheck.layout import Layout, relative_error
 from crosscheck.pairing import Pairing, far
 from crosscheck.trace import Trace, owner
 
-__all__ = ["edges_of"]
+__all__ = ["edges_of", "joined", "note_unlike_inputs"]
+
+EXPLAINED = 0.01
+"""How much smaller than its input's error, relatively, a layer's error must be for the input to be
+another quantity and not the cause of it."""
 
 Group = tuple[str, ...]
 """Input slots of one layer call that hold one value."""
@@ -42,13 +49,28 @@ def edges_of(pair: SitePair, pairing: Pairing, candidate: Trace) -> list[Edge]:
         if twin is None:
             continue
         other, layout, differs = twin
+        if (group[0], other[0]) in pairing.unlike:
+            continue
         if differs and len(ours) != len(theirs):
             continue  # no telling which input it should have been
         if differs and pair.by == "value" and _other_sources(group, other, pairing, candidate):
             continue  # equal outputs: one side does in one layer what the other does in several
         free.remove(other)
-        found += _joined(group, other, layout, pair)
+        found += _edges(group, other, layout, pair)
     return found
+
+
+def note_unlike_inputs(pair: SitePair, error: float, pairing: Pairing, candidate: Trace) -> None:
+    """Note which inputs of two layers are not the same quantity, since the outputs are equal.
+
+    Args:
+        error: of the output, relatively, in ``candidate``, which is not forced at these inputs.
+    """
+    for edge in edges_of(pair, pairing, candidate):
+        value = edge.layout.to_reference(candidate.values["input", edge.candidate])
+        truth = pairing.reference.trace.values["input", edge.reference]
+        if relative_error(value, truth) > max(SAME_VALUE, error / EXPLAINED):
+            pairing.unlike.add((edge.reference, edge.candidate))
 
 
 def _slots_fit(
@@ -113,8 +135,32 @@ def _other_sources(ours: Group, theirs: Group, pairing: Pairing, candidate: Trac
     return c in pairing.taken
 
 
-def _joined(ours: Group, theirs: Group, layout: Layout, pair: SitePair) -> list[Edge]:
+def _edges(ours: Group, theirs: Group, layout: Layout, pair: SitePair) -> list[Edge]:
     """Slot by slot where both sides have as many, else as one edge."""
     if len(ours) == len(theirs):
         return [Edge(r, c, layout, pair) for r, c in zip(ours, theirs, strict=True)]
     return [Edge(ours[0], theirs[0], layout, pair, ours[1:], theirs[1:])]
+
+
+def joined(edges: Sequence[Edge]) -> list[Edge]:
+    """Edges that share a slot as one: a packed projection against three of their own.
+
+    What the packed one sends back is the sum of what the three send back. Several to several is
+    left out: which belongs to which is open.
+    """
+    uses = Counter(e.reference for e in edges), Counter(e.candidate for e in edges)
+    found: dict[str, Edge] = {}
+    for e in edges:
+        shared = uses[0][e.reference] > 1, uses[1][e.candidate] > 1
+        if all(shared):
+            continue
+        key = e.candidate if shared[1] else e.reference
+        if key not in found:
+            found[key] = e
+        elif shared[0]:
+            more = (*found[key].also_candidate, e.candidate, *e.also_candidate)
+            found[key] = replace(found[key], also_candidate=more)
+        else:
+            more = (*found[key].also_reference, e.reference, *e.also_reference)
+            found[key] = replace(found[key], also_reference=more)
+    return list(found.values())

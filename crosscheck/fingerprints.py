@@ -19,6 +19,7 @@ from crosscheck.trace import Trace, owner
 
 __all__ = [
     "SAME_VALUE",
+    "Fingerprints",
     "PreparedTrace",
     "difference",
     "fingerprint",
@@ -66,6 +67,24 @@ def looks_like(prints: np.ndarray, one: np.ndarray) -> np.ndarray:
     allowed = np.append(np.full(6, 3.0 * SAME_VALUE * one[1]), 0.0)
     close: np.ndarray = (np.abs(prints - one) <= allowed).all(axis=1)
     return close
+
+
+class Fingerprints:
+    """The fingerprints of many values, searched by rms first: no value looks at all others."""
+
+    def __init__(self, prints: np.ndarray) -> None:
+        """``prints``: (m, 7)."""
+        self._order = np.argsort(prints[:, 1], kind="stable")
+        self._sorted = prints[self._order]
+
+    def like(self, one: np.ndarray) -> list[int]:
+        """The rows that could be the same content as ``one`` (7,), in their order."""
+        allowed = 3.0 * SAME_VALUE * one[1]
+        first, last = np.searchsorted(
+            self._sorted[:, 1], [one[1] - allowed, np.nextafter(one[1] + allowed, np.inf)]
+        )
+        close = np.flatnonzero(looks_like(self._sorted[first:last], one))
+        return sorted(self._order[first + close].tolist())
 
 
 def difference(value: np.ndarray, truth: np.ndarray) -> float:

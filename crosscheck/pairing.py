@@ -30,6 +30,8 @@ class Pairing:
         pairs: reference site -> its pair.
         taken: the candidate's sites that have a partner.
         refused: pairs that the values have ruled out.
+        unlike: (reference slot, candidate slot) of layers that return the same from different
+            inputs: one of them does what the other side does in several.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Pairing:
         self.pairs: dict[str, SitePair] = {}
         self.taken: set[str] = set()
         self.refused: set[tuple[str, str]] = set()
+        self.unlike: set[tuple[str, str]] = set()
         self._skip = set(skip)
         self._check_names(explicit)
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import InitVar, dataclass, field
 
 import numpy as np
 
@@ -66,11 +66,23 @@ class Refiner:
 
     Args:
         anchors: (reference layer path, candidate layer path) whose parameters were transferred.
+
+    Attributes:
+        anchored: (reference site, candidate site) of the calls of those layers, paired or not.
+        owners, heirs: the reference's and the candidate's sites among them.
     """
 
     pairing: Pairing
-    anchors: Anchors
+    anchors: InitVar[Anchors]
+    anchored: dict[tuple[str, str], None] = field(init=False)
+    owners: set[str] = field(init=False)
+    heirs: set[str] = field(init=False)
     _guesses: list[_Guess] = field(default_factory=list)
+
+    def __post_init__(self, anchors: Anchors) -> None:
+        self.anchored = dict.fromkeys(_calls_of_both(self.pairing, anchors))
+        self.owners = {r for r, _ in self.anchored}
+        self.heirs = {c for _, c in self.anchored}
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -86,7 +98,6 @@ class Refiner:
         free_r, free_c = p.free_reference(), p.free_candidate()
         if not free_r or not free_c:
             return 0
-        anchored = self.anchored_sites()
         for kind, pair, edge in self._differences(alignment, trace):
             if edge is not None and self._pair_producers(edge, trace):
                 return 1
@@ -94,7 +105,7 @@ class Refiner:
             inside_c = _stretch(p.candidate, kind, pair.candidate, p.taken, free_c)
             here = [
                 (r, c)
-                for r, c in anchored
+                for r, c in self.anchored
                 if r in inside_r
                 and c in inside_c
                 and (r, c) not in p.refused
@@ -103,13 +114,11 @@ class Refiner:
             here.sort(key=lambda rc: p.reference.order[rc[0]])
             chosen = here if at_once else here[:1]
             for r, c in chosen:
-                ends = self._closest(r, c, anchored, inside_r, inside_c, trace)
+                ends = self._closest(r, c, inside_r, inside_c, trace)
                 self._guess(*ends, "anchor" if ends == (r, c) else "value", alignment, trace)
             if chosen:
                 return len(chosen)
-            ordered = self._aliases(pair, inside_r, inside_c) or self._by_order(
-                inside_r, inside_c, anchored
-            )
+            ordered = self._aliases(pair, inside_r, inside_c) or self._by_order(inside_r, inside_c)
             if ordered:
                 self._guess(*ordered[0], "order", alignment, trace)
                 return 1
@@ -197,21 +206,10 @@ class Refiner:
 
     # -- anchors -------------------------------------------------------------------------------
 
-    def anchored_sites(self) -> list[tuple[str, str]]:
-        """Calls of layers whose parameters belong together, paired or not."""
-        p, found = self.pairing, []
-        for r_layer, c_layer in self.anchors:
-            for call in _calls(p.reference, r_layer):
-                twin = c_layer + call[len(r_layer) :]
-                if twin in p.candidate.order:
-                    found.append((call, twin))
-        return found
-
     def _closest(
         self,
         r: str,
         c: str,
-        anchored: Anchors,
         inside_r: set[str],
         inside_c: set[str],
         trace: Trace,
@@ -221,9 +219,8 @@ class Refiner:
         Where one side does in one layer what the other does in several (a linear layer and its
         activation), the parameters say where the stretch begins and the values where it ends.
         """
-        others = {site for pair in anchored for site in pair}
-        options = [(o, c) for o in self._between(self.pairing.reference, r, inside_r, others)]
-        options += [(r, o) for o in self._between(self.pairing.candidate, c, inside_c, others)]
+        options = [(o, c) for o in _between(self.pairing.reference, r, inside_r, self.owners)]
+        options += [(r, o) for o in _between(self.pairing.candidate, c, inside_c, self.heirs)]
         own = self._distance(r, c, trace)
         best, pair = min(((self._distance(*o, trace), o) for o in options), default=(own, (r, c)))
         return pair if best < min(CLOSER * own, CLOSER) else (r, c)
@@ -240,14 +237,6 @@ class Refiner:
             self.pairing.refused.add((r, c))
         return found
 
-    @staticmethod
-    def _between(side: PreparedTrace, site: str, inside: set[str], others: set[str]) -> list[str]:
-        """The sites of a stretch behind ``site``, up to the next anchored one."""
-        behind = sorted(
-            (s for s in inside if side.order[s] > side.order[site]), key=side.order.__getitem__
-        )
-        return list(itertools.takewhile(lambda s: s not in others, behind))
-
     def _distance(self, r: str, c: str, trace: Trace) -> float:
         layout = self.pairing.layout(r, c)
         return math.inf if layout is None else self._error("activation", r, c, layout, trace)
@@ -263,21 +252,18 @@ class Refiner:
         found = [(ours[-1], theirs[-1])] if ours and theirs else []
         return [f for f in found if f not in self.pairing.refused]
 
-    def _by_order(
-        self, inside_r: set[str], inside_c: set[str], anchored: Anchors
-    ) -> list[tuple[str, str]]:
+    def _by_order(self, inside_r: set[str], inside_c: set[str]) -> list[tuple[str, str]]:
         """Layers of one type or alike in name, with shapes that fit, in execution order.
 
         Not two layers of which each has its parameters from another one.
         """
-        p, known = self.pairing, set(anchored)
-        owners, heirs = {r for r, _ in known}, {c for _, c in known}
+        p = self.pairing
         ours = sorted(inside_r, key=p.reference.order.__getitem__)[:WINDOW]
         theirs = sorted(inside_c, key=p.candidate.order.__getitem__)[:WINDOW]
         score = np.zeros((len(ours), len(theirs)))
         for i, r in enumerate(ours):
             for j, c in enumerate(theirs):
-                strangers = r in owners and c in heirs and (r, c) not in known
+                strangers = r in self.owners and c in self.heirs and (r, c) not in self.anchored
                 if strangers or (r, c) in p.refused or p.layout(r, c) is None:
                     continue
                 name = similarity(p.reference.names[r], p.candidate.names[c])
@@ -300,6 +286,22 @@ def _is_glue_of(trace: Trace, site: str, value: np.ndarray) -> bool:
                 return False
             return bool(looks_like(fingerprint(made)[None], fingerprint(value)).all())
     return False
+
+
+def _calls_of_both(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str]]:
+    for r_layer, c_layer in anchors:
+        for call in _calls(pairing.reference, r_layer):
+            twin = c_layer + call[len(r_layer) :]
+            if twin in pairing.candidate.order:
+                yield call, twin
+
+
+def _between(side: PreparedTrace, site: str, inside: set[str], others: set[str]) -> list[str]:
+    """The sites of a stretch behind ``site``, up to the next anchored one."""
+    behind = sorted(
+        (s for s in inside if side.order[s] > side.order[site]), key=side.order.__getitem__
+    )
+    return list(itertools.takewhile(lambda s: s not in others, behind))
 
 
 def _calls(side: PreparedTrace, layer: str) -> list[str]:

@@ -6,7 +6,6 @@ import ast
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -93,18 +92,8 @@ def test_importing_loads_no_framework() -> None:
     assert not FRAMEWORKS & set(json.loads(result.stdout))
 
 
-def test_importing_is_quick() -> None:
-    """0.2 s is the aim; asserted loosely, since machines are busy."""
-
-    def best(code: str) -> float:
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            assert python(code).returncode == 0
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    assert best("import crosscheck") - best("pass") < 0.5
+def test_importing_is_light() -> None:
+    """Not even NumPy until something is asked for."""
     loaded = python("import sys, crosscheck; print('numpy' in sys.modules)").stdout
     assert loaded.strip() == "False"
 

@@ -8,6 +8,7 @@ back through its inputs (its own VJP).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,6 +21,7 @@ from crosscheck.results import Phase
 from crosscheck.taps import COTANGENT_OF, Kind
 from crosscheck.trace import Trace
 from crosscheck.weights import Match, Transform
+from crosscheck.weights.gradients import Pullback, gradient_map, gradient_pairs
 
 __all__ = ["Item", "buffer_items", "gradient_items", "site_items", "weight_items"]
 
@@ -34,6 +36,7 @@ class Item:
         by: how the pair was found.
         also_reference, also_candidate: further input slots of the same layer that hold the same
             value; the cotangents of all of them are added up (`crosscheck.alignment.Edge`).
+        pullback: of a parameter gradient that takes more than a layout; else None.
     """
 
     phase: Phase
@@ -44,6 +47,7 @@ class Item:
     by: str
     also_reference: tuple[str, ...] = ()
     also_candidate: tuple[str, ...] = ()
+    pullback: Pullback | None = None
 
     @property
     def reference_key(self) -> Key:
@@ -145,26 +149,50 @@ def gradient_items(
     match: Match, reference: Trace, candidate: Trace
 ) -> tuple[list[Item], list[str]]:
     """The comparisons of parameter gradients, in the order of the backward pass."""
+    ours, theirs = reference.info.parameter_gradients, candidate.info.parameter_gradients
     items, missing = [], []
-    for m in reversed(match.pairs):
-        name, twin = m.reference.name, m.candidate.name
-        if not m.reference.trainable or name not in reference.info.parameter_gradients:
+    for parameter, held in gradient_pairs(match):
+        name = parameter.name
+        if not parameter.trainable or name not in ours:
             continue
-        if m.transform.function is not None:
+        made = next((m for m in held if m.transform.function is not None), None)
+        lost = next((m for m in held if m.candidate.name not in theirs), None)
+        if name in match.partial:
+            missing.append(f"gradient of `{name}`: the candidate has no place for a part of it")
+        elif made is not None:
+            twin = made.candidate.name
             missing.append(f"gradient of `{twin}`: its weight transform has no known inverse")
-        elif twin not in candidate.info.parameter_gradients:
+        elif lost is not None:
+            twin = lost.candidate.name
             missing.append(f"gradient of `{twin}`: the candidate keeps none that is recognised")
         else:
+            twins = ", ".join(m.candidate.name for m in held)
+            layout, pullback = gradient_map(parameter, held)
             items.append(
-                Item("parameter_gradient", "parameter", name, twin, m.transform, "parameter")
+                Item(
+                    "parameter_gradient",
+                    "parameter",
+                    name,
+                    twins,
+                    layout,
+                    "parameter",
+                    pullback=pullback,
+                )
             )
     return items, missing
 
 
 def weight_items(match: Match) -> list[Item]:
-    """Every matched parameter whose values can be put side by side."""
+    """Every matched parameter, in the order of the pairs; `Matched.truth` is what it shall be."""
     return [
-        Item("weights", "parameter", m.reference.name, m.candidate.name, m.transform, "parameter")
+        Item(
+            "weights",
+            "parameter",
+            m.reference_name,
+            m.candidate.name,
+            m.transform if m.is_permutation else Transform(),
+            "parameter",
+        )
         for m in match.pairs
     ]
 
@@ -182,7 +210,7 @@ def value_of(item: Item, trace: Trace, *, side: str) -> np.ndarray | None:
     """The value of an item in a trace of that side; None if the run has none."""
     name = item.reference if side == "reference" else item.candidate
     if item.phase == "parameter_gradient":
-        return trace.info.parameter_gradients.get(name)
+        return gradient_of(item, trace.info.parameter_gradients, side=side)
     if item.phase == "buffer":
         return trace.info.buffers.get(name)
     also = item.also_reference if side == "reference" else item.also_candidate
@@ -190,3 +218,12 @@ def value_of(item: Item, trace: Trace, *, side: str) -> np.ndarray | None:
     values = [trace.values.get((kind, site)) for site in (name, *also)]
     there = [value for value in values if value is not None]  # one that never arrived is a zero
     return sum_of(there) if there else None
+
+
+def gradient_of(item: Item, gradients: Mapping[str, np.ndarray], *, side: str) -> np.ndarray | None:
+    """A parameter gradient of an item from all those of a run."""
+    if item.pullback is None:
+        return gradients.get(item.reference if side == "reference" else item.candidate)
+    if side == "reference":
+        return item.pullback.of_reference(gradients)
+    return item.pullback.of_candidate(gradients)

@@ -20,7 +20,7 @@ import numpy as np
 from crosscheck.adapters.base import Parameter
 from crosscheck.arrays import is_float
 from crosscheck.compare import compare
-from crosscheck.comparisons import Item, value_of
+from crosscheck.comparisons import Item, gradient_of, value_of
 from crosscheck.errors import SideFailed
 from crosscheck.judging import Judge, Perturbation
 from crosscheck.noise import unit_roundoff
@@ -109,7 +109,7 @@ def measure(
             if item.phase in ("forward", "backward"):
                 found = [comparer.results.get(key) for key in item.reference_keys]
             else:
-                now = (info.parameter_gradients | info.buffers).get(item.reference)  # type: ignore[operator]
+                now = gradient_of(item, info.parameter_gradients | info.buffers, side="reference")  # type: ignore[operator]
                 before = value_of(item, base, side="reference")
                 found = [None if now is None or before is None else compare(now, before)]
             for difference in (one for one in found if one is not None):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from crosscheck.adapters.base import Adapter
+from crosscheck.adapters.base import Adapter, Parameter
 from crosscheck.align import Aligner
 from crosscheck.alignment import Alignment
 from crosscheck.compare import compare
@@ -29,9 +29,16 @@ from crosscheck.reductions import Reductions
 from crosscheck.results import SiteResult
 from crosscheck.run import Runner
 from crosscheck.trace import RunInfo, Trace
-from crosscheck.weights import Match, Transform, WeightMap, layout_choices, match_parameters
+from crosscheck.weights import (
+    Fit,
+    Match,
+    WeightMap,
+    match_parameters,
+    settle,
+    settle_by_values,
+)
 
-__all__ = ["align", "judge_all", "oracle", "transfer", "verify_weights", "with_vjps"]
+__all__ = ["align", "calls_of", "judge_all", "oracle", "transfer", "verify_weights", "with_vjps"]
 
 MOST_ROUNDS = 40
 SINGLE_ROUNDS = 12  # after so many rounds, take what is likely, not only what is next
@@ -45,29 +52,60 @@ def transfer(
     reference: Adapter,
     candidate: Adapter,
     weights: str | WeightMap,
-    trial: Callable[[Match], float],
+    trial: Callable[[Match], Fit],
+    calls: tuple[Iterable[str], Iterable[str]] = ((), ()),
 ) -> Match:
     """Match the parameters and, unless ``weights`` is ``"keep"``, copy them over.
 
     Args:
-        trial: how many activations match after loading a match; decides layouts that the shapes
-            leave open (square matrices of unknown axis order) by running.
+        trial: how well the candidate does after loading a match; decides by running what names
+            and shapes leave open (square matrices of unknown axis order, the order of gates).
+        calls: of either side, the sites in the order in which they were called. Layers of equal
+            shape are told apart by it: models run in the same order more often than they are
+            written in it.
 
     Raises:
         CannotCompare: parameters are left over, or what was loaded does not read back.
     """
     given = weights if isinstance(weights, Mapping) else {}
-    match = match_parameters(reference.parameters(), candidate.parameters(), given=given)
+    match = match_parameters(
+        in_execution_order(reference.parameters(), calls[0]),
+        in_execution_order(candidate.parameters(), calls[1]),
+        given=given,
+        held=weights == "keep",
+    )
     if weights == "keep":
-        return match
+        return settle_by_values(match, {p.name: p.value for p in candidate.parameters()})
     match.require_complete()
-    choices = layout_choices(match) if match.ambiguous() else [{}]
-    options = [match.choosing(choice) for choice in choices]
-    scores = [trial(option) for option in options] if len(options) > 1 else [0.0]
-    match = options[int(np.argmax(scores))]
+    match = settle(match, trial)
     candidate.load(match.values())
     _verify_loaded(match, candidate)
     return match
+
+
+def in_execution_order(
+    parameters: Sequence[Parameter], calls: Iterable[str]
+) -> tuple[Parameter, ...]:
+    """Parameters by the first call of their layers; one whose layer is no site stays behind the
+    one before it."""
+    first: dict[str, int] = {}
+    for i, site in enumerate(calls):
+        first.setdefault(site.partition("#")[0], i)
+    places, last = [], -1
+    for parameter in parameters:
+        last = first.get(parameter.layer, last)
+        places.append(last)
+    ranked = sorted(range(len(parameters)), key=places.__getitem__)
+    return tuple(parameters[i] for i in ranked)
+
+
+def calls_of(runner: Runner) -> tuple[str, ...]:
+    """The sites of a model in the order of their first calls, whatever its weights hold; nothing
+    where it does not run with them."""
+    try:
+        return tuple(runner.run(lambda site, kind, value: None, passive=True).layers)
+    except SideFailed:
+        return ()
 
 
 def _verify_loaded(match: Match, candidate: Adapter) -> None:
@@ -83,16 +121,10 @@ def _verify_loaded(match: Match, candidate: Adapter) -> None:
 def verify_weights(match: Match, candidate: Adapter) -> list[SiteResult]:
     """Put every matched parameter side by side, as it is now."""
     now = {p.name: p.value for p in candidate.parameters()}
-    results = []
-    for item, pair in zip(weight_items(match), match.pairs, strict=True):
-        if pair.transform.function is not None:
-            # No inverse: compare in the candidate's layout.
-            truth = pair.transform.to_candidate(pair.reference.value)
-            item = replace(item, layout=Transform())
-        else:
-            truth = pair.reference.value
-        results.append(judge_weights(item, truth, now[pair.candidate.name]))
-    return results
+    return [
+        judge_weights(item, pair.truth, now[pair.candidate.name])
+        for item, pair in zip(weight_items(match), match.pairs, strict=True)
+    ]
 
 
 # -- stages 4 and 5 --------------------------------------------------------------------------------
@@ -133,7 +165,7 @@ def with_vjps(reference: Runner, free: Trace) -> Trace:
     A free run is passive, so that it is what the model computes when nobody looks; it cannot show
     those. A second run, forced onto the first one's values, adds them and changes nothing else.
     """
-    if reference.cotangents is None:
+    if reference.cotangents is None or not reference.adapter.capabilities.forcing:
         return free
     again = reference.record(Forcer(free.values))
     vjps = {key: value for key, value in again.values.items() if key[0] == "input_cotangent"}
@@ -177,6 +209,7 @@ class Evidence:
     match: Match
     tolerance: Tolerance | None
     seed: int
+    make_judge: Callable[..., Judge] = Judge
 
 
 def judge_all(evidence: Evidence, free_oracle: Trace | None, *, backward: bool) -> Judged:
@@ -189,7 +222,7 @@ def judge_all(evidence: Evidence, free_oracle: Trace | None, *, backward: bool) 
         missing += more
     items += buffer_items(e.match, e.free_reference, e.forced)
     on_reference = e.alignment.forced_on_reference(e.free_reference)
-    judge = Judge(
+    judge = e.make_judge(
         reference=e.free_reference,
         oracle=oracle(e.reference, on_reference),
         free_oracle=free_oracle,
@@ -218,7 +251,7 @@ def _refine_floors(
 ) -> None:
     """Measure e_pert for what stands out (always, where there is no float64 oracle)."""
     wanted = _flagged(results)
-    if not wanted:
+    if not wanted or not e.reference.adapter.capabilities.forcing:
         return
     judge.perturbations = measure(
         e.reference, judge, wanted, forced, parameters=e.reference.adapter.parameters(), seed=e.seed

@@ -104,10 +104,20 @@ def _kept(parameter: Parameter, shape: tuple[int, ...]) -> int:
     if parameter.axes is None:  # then the largest axis that the output has as well
         return max((n for n in parameter.value.shape if n in shape[1:]), default=1)
     return math.prod(
-        n
+        n // _gates(axis)
         for n, axis in zip(parameter.value.shape, parameter.axes, strict=True)
-        if axis in _KEPT_FORWARD
+        if _bare(axis) in _KEPT_FORWARD
     )
+
+
+def _bare(axis: str) -> str:
+    """The name of an axis without its marks: split, read backwards, or made of gates."""
+    return "out" if axis.startswith("gates:") else axis.lstrip("-").partition("/")[0]
+
+
+def _gates(axis: str) -> int:
+    """How many gates share an axis: each makes its own part of what the layer keeps."""
+    return len(axis.partition(":")[2]) or 1
 
 
 def _forward_length(parameter: Parameter) -> float:
@@ -116,7 +126,7 @@ def _forward_length(parameter: Parameter) -> float:
         return 1.0  # a norm's sums make statistics, in whose error they largely cancel
     if parameter.axes is None:
         return float(parameter.value.size / max(1, min(parameter.value.shape, default=1)))
-    return float(_product(parameter, lambda axis: axis not in _KEPT_FORWARD))
+    return float(_product(parameter, lambda axis: _bare(axis) not in _KEPT_FORWARD))
 
 
 def _backward_length(parameter: Parameter) -> float:
@@ -125,7 +135,7 @@ def _backward_length(parameter: Parameter) -> float:
         return 1.0
     if parameter.axes is None:
         return float(parameter.value.size / max(1, min(parameter.value.shape, default=1)))
-    return float(_product(parameter, lambda axis: axis not in ("in", "channel")))
+    return float(_product(parameter, lambda axis: _bare(axis) not in ("in", "channel")))
 
 
 def _product(parameter: Parameter, chosen) -> int:  # type: ignore[no-untyped-def]

@@ -101,6 +101,7 @@ class EquinoxProgram(TreeProgram):
         self._paths.clear()
 
 
+_CELLS = ((equinox.nn.LSTMCell, "lstm", "ifgo"), (equinox.nn.GRUCell, "gru", "rzn"))
 _CONVS = (equinox.nn.Conv, equinox.nn.ConvTranspose)
 
 
@@ -111,7 +112,9 @@ def _kind(owner: Any) -> str:
         return "conv"
     if isinstance(owner, equinox.nn.Embedding):
         return "embedding"
-    return "norm" if isinstance(owner, _NORMS) else "other"
+    if isinstance(owner, _NORMS):
+        return "norm"
+    return next((kind for cls, kind, _ in _CELLS if isinstance(owner, cls)), "other")
 
 
 def _axes(owner: Any, kind: str, leaf: str, ndim: int) -> tuple[str, ...] | None:
@@ -119,6 +122,11 @@ def _axes(owner: Any, kind: str, leaf: str, ndim: int) -> tuple[str, ...] | None
         return ("out",)
     if kind == "dense":
         return ("out", "in")
+    if isinstance(owner, equinox.nn.ConvTranspose):  # it does not turn its kernel
+        return ("out", "in", *(f"-{a}" for a in _SPATIAL[ndim]))
+    gates = next((gates for cls, _, gates in _CELLS if isinstance(owner, cls)), None)
+    if gates is not None and leaf != "bias_n":
+        return (f"gates:{gates}", "in")[:ndim]
     if isinstance(owner, equinox.nn.Conv):
         return ("out", "in", *_SPATIAL[ndim])
     if kind == "embedding":

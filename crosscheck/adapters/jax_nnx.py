@@ -31,6 +31,8 @@ _NORMS = tuple(
     for name in ("BatchNorm", "LayerNorm", "GroupNorm", "RMSNorm", "InstanceNorm")
     if hasattr(nnx, name)
 )
+# Cells whose gates lie side by side in one kernel, and their order there.
+_PACKED = ((nnx.OptimizedLSTMCell, "ifgo"), (nnx.GRUCell, "rzn"))
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,15 @@ class NnxProgram(Program):
         siblings: dict[str, dict[str, int]] = {}
         for f in found:
             siblings.setdefault(f.layer, {})[f.leaf] = f.variable.get_value().ndim
+        modules = _walk(self.model)[0]
         slots = []
         for f in found:
             kind = _kind(f, siblings[f.layer])
             axes = _axes(f, kind, siblings[f.layer][f.leaf])
+            cell = modules.get(f.layer.rpartition(".")[0])
+            gates = next((g for cls, g in _PACKED if isinstance(cell, cls)), None)
+            if gates is not None and axes is not None:
+                axes = (*axes[:-1], f"gates:{gates}")
             buffer = isinstance(f.variable, nnx.BatchStat)
             slots.append(Slot(f.name, f.layer, f.leaf, kind, axes, not buffer, buffer))
         return tuple(slots)
@@ -165,7 +172,7 @@ def _key(own: Any, seed: int, index: int) -> Any:
 
 
 def _kind(found: _Found, siblings: Mapping[str, int]) -> str:
-    if isinstance(found.owner, nnx.Linear):
+    if isinstance(found.owner, (nnx.Linear, nnx.LinearGeneral)):
         return "dense"
     if isinstance(found.owner, (nnx.Conv, nnx.ConvTranspose)):
         return "conv"
@@ -178,7 +185,25 @@ def _kind(found: _Found, siblings: Mapping[str, int]) -> str:
 
 
 def _axes(found: _Found, kind: str, ndim: int) -> tuple[str, ...] | None:
-    axes = axes_of(kind, found.leaf, ndim)
-    if axes is not None and getattr(found.owner, "transpose_kernel", False) and ndim > 1:
-        return (*axes[:-2], "out", "in")
+    owner = found.owner
+    if isinstance(owner, nnx.LinearGeneral):
+        given, made = (_split(name, n) for name, n in _general(owner))
+        named = (*given, *made) if found.leaf == "kernel" else made
+        return named if len(named) == ndim else None  # batch axes come before
+    axes = axes_of(kind, found.leaf, ndim, found.layer)
+    if isinstance(owner, nnx.ConvTranspose) and axes is not None and ndim > 1:
+        if owner.transpose_kernel:
+            return (*axes[:-2], "out", "in")
+        # Flax does not turn the kernel unless asked to; a convolution's gradient has it turned.
+        return (*(f"-{a}" for a in axes[:-2]), "in", "out")
     return axes
+
+
+def _general(owner: Any) -> Iterator[tuple[str, int]]:
+    """(name, how many axes) of what a `LinearGeneral` takes and gives."""
+    for name, features in (("in", owner.in_features), ("out", owner.out_features)):
+        yield name, len(features) if isinstance(features, (tuple, list)) else 1
+
+
+def _split(name: str, count: int) -> tuple[str, ...]:
+    return (name,) if count == 1 else tuple(f"{name}/{k}" for k in range(count))

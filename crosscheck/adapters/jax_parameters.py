@@ -65,17 +65,26 @@ def kind_of(layer: str, dimensions: Mapping[str, int]) -> str:
         dimensions: name of each of its parameters -> number of axes.
     """
     if "kernel" in dimensions:
-        if dimensions["kernel"] == 2:
-            return "dense"
         projects = layer.rpartition(".")[2] in _PROJECTIONS or dimensions.get("bias", 1) > 1
+        if dimensions["kernel"] == 2 or (projects and dimensions["kernel"] == 3):
+            return "dense"
         return "other" if projects or dimensions["kernel"] not in _SPATIAL else "conv"
     if "embedding" in dimensions:
         return "embedding"
     return "norm" if {"scale", "mean", "var"} & set(dimensions) else "other"
 
 
-def axes_of(kind: str, leaf: str, ndim: int) -> tuple[str, ...] | None:
-    """Names of the axes of a Flax parameter, None where they cannot be known."""
+def axes_of(kind: str, leaf: str, ndim: int, layer: str = "") -> tuple[str, ...] | None:
+    """Names of the axes of a Flax parameter, None where they cannot be known.
+
+    Args:
+        layer: path of its layer: ``out`` projects several axes onto one, others one onto several.
+    """
+    if kind == "dense" and leaf == "kernel" and ndim == 3:  # heads and head size on one side
+        first = layer.rpartition(".")[2] == "out"
+        return ("in/0", "in/1", "out") if first else ("in", "out/0", "out/1")
+    if kind == "dense" and leaf == "bias" and ndim == 2:
+        return ("out/0", "out/1")
     if ndim == 1:
         return ("out",) if kind in ("dense", "conv") else ("channel",)
     if kind == "dense" and leaf == "kernel" and ndim == 2:

@@ -133,7 +133,7 @@ class TreeProgram(Program):
                 layer,
                 leaf,
                 kinds[layer],
-                axes_of(kinds[layer], leaf, values[name].ndim),
+                axes_of(kinds[layer], leaf, values[name].ndim, layer),
                 **options,
             )
             for name, (layer, leaf) in split.items()

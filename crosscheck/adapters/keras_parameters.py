@@ -25,6 +25,11 @@ _TRANSPOSED = (
 )
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+_CELLS = (
+    (keras.layers.LSTMCell, "lstm", "ifgo"),
+    (keras.layers.GRUCell, "gru", "zrn"),
+    (keras.layers.SimpleRNNCell, "rnn", "h"),
+)
 _NORMS = tuple(
     getattr(keras.layers, name)
     for name in (
@@ -150,14 +155,51 @@ def _kind(layer: keras.layers.Layer) -> str:
         return "norm"
     if isinstance(layer, keras.layers.Embedding):
         return "embedding"
-    return "other"
+    if isinstance(layer, keras.layers.EinsumDense) and _projected(layer) is not None:
+        return "dense"
+    return _cell(layer)[0]
+
+
+def _cell(layer: keras.layers.Layer) -> tuple[str, str]:
+    """(kind, order of its gates) of a recurrent cell; ``"other"`` and none for the rest."""
+    return next(((k, gates) for cls, k, gates in _CELLS if isinstance(layer, cls)), ("other", ""))
+
+
+def _projected(layer: keras.layers.EinsumDense) -> tuple[str, ...] | None:
+    """Axes of an einsum kernel: ``in`` where it is summed over, ``out`` where the output keeps it.
+
+    None for kernels with an axis of both kinds (one kernel for each position or head).
+    """
+    match = re.fullmatch(r"(\.{3})?(\w+),(\w+)->(\.{3})?(\w+)", layer.equation)
+    if match is None:
+        return None
+    given, kernel, made = match[2], match[3], match[5]
+    if any((letter in given) == (letter in made) for letter in kernel):
+        return None
+    axes = ["in" if letter in given else "out" for letter in kernel]
+    counts = {name: axes.count(name) for name in axes}
+    if 0 in (counts.get("in", 0), counts.get("out", 0)):
+        return None
+    seen: dict[str, int] = {}
+    named = []
+    for name in axes:
+        named.append(name if counts[name] == 1 else f"{name}/{seen.get(name, 0)}")
+        seen[name] = seen.get(name, 0) + 1
+    return tuple(named)
 
 
 def _axes(layer: keras.layers.Layer, name: str, ndim: int) -> tuple[str, ...] | None:
     declared = getattr(layer, "axes", None)  # custom layers may name the axes of their weights
     if isinstance(declared, Mapping) and name in declared:
         return tuple(declared[name])
-    kind = _kind(layer)
+    kind, gates = _kind(layer), _cell(layer)[1]
+    if gates and name in ("kernel", "recurrent_kernel"):
+        return ("in", f"gates:{gates}")
+    if gates and name == "bias":
+        return (f"gates:{gates}",) if ndim == 1 else None
+    if isinstance(layer, keras.layers.EinsumDense) and kind == "dense":
+        split = tuple(f"out/{k}" for k in range(ndim)) if ndim > 1 else ("out",)
+        return _projected(layer) if name == "kernel" else split
     if kind in ("dense", "conv") and ndim == 1:
         return ("out",)
     if kind == "dense" and name == "kernel":

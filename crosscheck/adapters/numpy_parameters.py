@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from crosscheck.adapters.base import Parameter
+from crosscheck.adapters.numpy_arrays import is_array, like, to_host
 
 __all__ = ["Slot", "attributes_of", "find_slots", "gradients_of", "slots_of"]
 
@@ -59,7 +60,7 @@ class Slot:
         kind = _kind(self.layer_type, self.axes)
         return Parameter(
             name=self.name,
-            value=self.get(),
+            value=to_host(self.get()),
             layer=self.layer,
             role=_role(self.leaf),
             kind=kind,
@@ -72,9 +73,9 @@ class Slot:
         for reach, key in self.gradients:
             owner = reach()
             if isinstance(owner, Mapping):
-                if isinstance(owner.get(key), np.ndarray):
+                if is_array(owner.get(key)):
                     return owner, key
-            elif isinstance(getattr(owner, key, None), np.ndarray):
+            elif is_array(getattr(owner, key, None)):
                 return owner, key
         return None
 
@@ -90,7 +91,7 @@ class Slot:
     def gradient(self) -> np.ndarray | None:
         """A copy of `gradient_array`."""
         array = self.gradient_array()
-        return None if array is None else np.array(array)
+        return None if array is None else np.array(to_host(array))
 
     def may_be_elsewhere(self, claimed: Container[int]) -> bool:
         """Whether an array that fits lies beside under a name like ``dbias`` or ``bias_gradient``.
@@ -103,7 +104,7 @@ class Slot:
             owner = reach()
             beside = owner if isinstance(owner, Mapping) else attributes_of(owner)
             for name, value in beside.items():
-                if isinstance(value, np.ndarray) and value.shape == shape:
+                if is_array(value) and value.shape == shape:
                     like = isinstance(owner, Mapping) or re.search("^_?d|grad", str(name))
                     if like and id(value) not in claimed:
                         return True
@@ -113,7 +114,8 @@ class Slot:
         """Start from zero, whether the layer accumulates or overwrites."""
         place = self._place()
         if place is not None:
-            _put(*place, np.zeros(self.get().shape, self.get().dtype))
+            value = self.get()
+            _put(*place, like(np.zeros(value.shape, value.dtype), value))
 
     def save_gradient(self) -> tuple[tuple[Any, str], np.ndarray, np.ndarray] | None:
         """What `restore_gradient` needs: place, the array itself and its contents."""
@@ -122,7 +124,7 @@ class Slot:
             return None
         owner, key = place
         array = owner[key] if isinstance(owner, Mapping) else getattr(owner, key)
-        return place, array, np.array(array)
+        return place, array, array.copy()
 
     def restore_gradient(
         self, saved: tuple[tuple[Any, str], np.ndarray, np.ndarray] | None
@@ -147,7 +149,7 @@ def gradients_of(slots: Sequence[Slot]) -> dict[str, np.ndarray]:
     for slot in slots:
         lost = slot.layer in keeping and slot.name not in found and not slot.buffer
         if lost and not slot.may_be_elsewhere(claimed):
-            found[slot.name] = np.zeros_like(slot.get())
+            found[slot.name] = np.zeros_like(to_host(slot.get()))
     return found
 
 
@@ -231,7 +233,7 @@ def _slots_of(path: str, layer: Any) -> list[Slot]:
 
 
 def _is_float_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+    return is_array(value) and value.dtype.kind == "f"
 
 
 def _is_parameter(layer: Any, name: str, axes: Mapping[str, Any]) -> bool:
@@ -290,6 +292,9 @@ def _kind(layer_type: str, axes: tuple[str, ...] | None) -> str:
         ("dense", "dense"),
         ("affine", "dense"),
         ("fullyconnected", "dense"),
+        ("lstm", "lstm"),
+        ("gru", "gru"),
+        ("rnn", "rnn"),
     ):
         if word in name:
             return kind

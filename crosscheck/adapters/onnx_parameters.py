@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
 from crosscheck.adapters.base import Parameter
+from crosscheck.adapters.onnx_scopes import is_folded
 from crosscheck.adapters.onnx_structure import Structure
 
 __all__ = ["anonymous", "describe", "to_array"]
@@ -56,9 +57,11 @@ _CLASS_KINDS = (
 
 @dataclass(frozen=True)
 class _Use:
-    """What a node does with an initializer."""
+    """What a node does with an initializer. ``layer``: the node that makes up its layer, which for
+    a bias that is added behind a product is the product."""
 
     node: int
+    layer: int
     role: str = "other"
     kind: str = "other"
     axes: tuple[str, ...] | None = None
@@ -82,6 +85,8 @@ def describe(structure: Structure, value_of: Callable[[str], np.ndarray]) -> tup
     for tensor in graph.initializer:
         if tensor.data_type not in _FLOATS or not uses[tensor.name]:
             continue
+        if any(is_folded(graph.node[u.node]) for u in uses[tensor.name]):
+            continue  # under the old name, perhaps, but no longer that parameter
         use = min(uses[tensor.name], key=lambda u: (u.kind == "other", u.node))
         if not _is_parameter(tensor, use, specs):
             continue
@@ -99,9 +104,11 @@ def anonymous(structure: Structure) -> list[str]:
         tensor.name
         for tensor in structure.graph.initializer
         if specs
-        and tensor.name not in specs
         and tensor.data_type in _FLOATS
-        and any(use.role != "other" for use in uses[tensor.name])
+        and (
+            (tensor.name not in specs and any(use.role != "other" for use in uses[tensor.name]))
+            or any(is_folded(structure.graph.node[use.node]) for use in uses[tensor.name])
+        )
     ]
 
 
@@ -127,7 +134,7 @@ def _parameter(
     structure: Structure, tensor: onnx.TensorProto, use: _Use, value: np.ndarray, *, exported: bool
 ) -> Parameter:
     layer, _, leaf = tensor.name.rpartition(".")
-    call = structure.calls[structure.stacks[use.node][-1]]
+    call = structure.calls[structure.stacks[use.layer][-1]]
     if exported and not _related(layer, call.path):
         layer = call.path  # shared, and named after another of its layers
     elif not exported and not layer:
@@ -168,7 +175,8 @@ def _uses(structure: Structure) -> defaultdict[str, list[_Use]]:
     graph = structure.graph
     origin: dict[str, tuple[str, tuple[int, ...] | None]]
     origin = {t.name: (t.name, tuple(range(len(t.dims)))) for t in graph.initializer}
-    weighted: set[str] = set()  # outputs of products with a weight: what is added next is a bias
+    weighted: dict[str, _Use] = {}  # outputs of products with a weight: what is added is a bias
+    divided = {o for n in graph.node if n.op_type == "Div" for o in n.output}
     found: defaultdict[str, list[_Use]] = defaultdict(list)
     for i, node in enumerate(graph.node):
         first = origin.get(node.input[0]) if node.input else None
@@ -184,10 +192,10 @@ def _uses(structure: Structure) -> defaultdict[str, list[_Use]]:
         for position, value in enumerate(node.input):
             if value in origin:
                 name, order = origin[value]
-                use = _use(node, i, position, order, weighted)
+                use = _use(node, i, position, order, weighted, divided)
                 found[name].append(use)
-                if use.kind in ("dense", "conv") and use.role == "weight":
-                    weighted.add(node.output[0])
+                if use.kind in ("dense", "conv", "norm") and use.role == "weight":
+                    weighted[node.output[0]] = use
     return found
 
 
@@ -212,16 +220,20 @@ def _use(
     index: int,
     position: int,
     order: tuple[int, ...] | None,
-    weighted: set[str],
+    weighted: Mapping[str, _Use],
+    divided: Collection[str],
 ) -> _Use:
     """The role of one input.
 
     Args:
         order: axis of the initializer -> at the node; None where its shape was changed.
+        weighted: outputs of products with a weight.
+        divided: outputs of divisions; what multiplies one of them is the gamma of a norm that the
+            file writes out.
     """
     op, ndim = node.op_type, len(order) if order is not None else 0
     names: tuple[str, ...] | None = None
-    role, kind = "other", "other"
+    role, kind, layer = "other", "other", index
     if op in ("MatMul", "Gemm") and position < 2 and ndim == 2:
         role, kind = "weight", "dense"
         names = ("in", "out") if position == 1 else ("out", "in")
@@ -239,10 +251,13 @@ def _use(
     elif op == "Gather" and position == 0 and ndim == 2:
         role, kind, names = "weight", "embedding", ("row", "dim")
     elif op == "Add" and ndim == 1 and any(value in weighted for value in node.input):
-        role, kind = "bias", "dense"
+        product = next(weighted[value] for value in node.input if value in weighted)
+        role, kind, layer = "bias", product.kind, product.layer
+    elif op == "Mul" and ndim == 1 and any(value in divided for value in node.input):
+        role, kind = "weight", "norm"
     elif (op in ("LSTM", "GRU", "RNN") and position in (1, 2, 3)) or op == "PRelu":
         role = "bias" if position == 3 else "weight"
     if names is not None and order is not None and len(names) == len(order):
         placed = dict(zip(order, names, strict=True))
-        return _Use(index, role, kind, tuple(placed[a] for a in range(len(order))))
-    return _Use(index, role, kind)
+        return _Use(index, layer, role, kind, tuple(placed[a] for a in range(len(order))))
+    return _Use(index, layer, role, kind)

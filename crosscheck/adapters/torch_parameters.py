@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,7 +19,14 @@ _ROLES = {
     "bias": "bias",
     "running_mean": "mean",
     "running_var": "variance",
+    "in_proj_weight": "weight",
+    "in_proj_bias": "bias",
 }
+_RECURRENT = (
+    (("LSTM", "LSTMCell"), "lstm", "ifgo"),
+    (("GRU", "GRUCell"), "gru", "rzn"),
+    (("RNN", "RNNCell"), "rnn", "h"),
+)
 _NORMS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,
@@ -36,11 +44,28 @@ def _kind(module: nn.Module) -> str:
         return "norm"
     if isinstance(module, nn.Embedding):
         return "embedding"
-    return "other"
+    return _recurrent(module)[0]
+
+
+def _recurrent(module: nn.Module) -> tuple[str, str]:
+    """(kind, order of its gates) of a recurrent module; ``"other"`` and none for the rest."""
+    for names, kind, gates in _RECURRENT:
+        if isinstance(module, tuple(getattr(nn, name) for name in names)):
+            return kind, gates
+    return "other", ""
+
+
+def _role(leaf: str) -> str:
+    """Of a parameter by its name, also among several layers of one module (``weight_hh_l0``)."""
+    return _ROLES.get(leaf) or _ROLES.get(leaf.partition("_ih")[0].partition("_hh")[0], "other")
 
 
 def _axes(module: nn.Module, leaf: str, ndim: int) -> tuple[str, ...] | None:
-    kind = _kind(module)
+    kind, gates = _kind(module), _recurrent(module)[1]
+    if gates and leaf.startswith(("weight_ih", "weight_hh", "bias_")):
+        return (f"gates:{gates}", "in")[:ndim]
+    if isinstance(module, nn.MultiheadAttention):
+        return ("out", "in")[:ndim] if leaf.startswith("in_proj") else None
     if kind in ("dense", "conv") and leaf == "bias":
         return ("out",)
     if kind == "dense":
@@ -68,23 +93,52 @@ def describe(
     found = [(name, tensor, False) for name, tensor in model.named_parameters()]
     found += [(n, b, True) for n, b in model.named_buffers() if _is_state(modules, n, b)]
     order = {name: i for i, name in enumerate(modules)}
+    shared = _other_names(model, {id(tensor): name for name, tensor, _ in found})
     described = []
     for name, tensor, buffer in found:
-        layer, _, leaf = name.rpartition(".")
-        module = modules[layer]
-        described.append(
-            Parameter(
-                name=name,
-                value=to_host(tensor),
-                layer=layer,
-                role=_ROLES.get(leaf, "other"),
-                kind=_kind(module),
-                axes=_axes(module, leaf, tensor.ndim),
-                trainable=tensor.requires_grad and not buffer,
-                buffer=buffer,
-            )
-        )
+        value = to_host(tensor)
+        one = _describe(modules, name, tensor, value, buffer=buffer)
+        also = [
+            _describe(modules, n, tensor, value, buffer=buffer) for n in shared.get(id(tensor), ())
+        ]
+        described.append(replace(one, also=tuple(also)))
     return tuple(sorted(described, key=lambda p: order[p.layer]))
+
+
+def _describe(
+    modules: dict[str, nn.Module],
+    name: str,
+    tensor: torch.Tensor,
+    value: np.ndarray,
+    *,
+    buffer: bool,
+) -> Parameter:
+    layer, _, leaf = name.rpartition(".")
+    module = modules[layer]
+    return Parameter(
+        name=name,
+        value=value,
+        layer=layer,
+        role=_role(leaf),
+        kind=_kind(module),
+        axes=_axes(module, leaf, tensor.ndim),
+        trainable=tensor.requires_grad and not buffer,
+        buffer=buffer,
+    )
+
+
+def _other_names(model: nn.Module, first: dict[int, str]) -> dict[int, list[str]]:
+    """Tensor -> the names, but for its first, under which modules share it (tied weights).
+
+    A module that is reached by several paths is one layer, not several.
+    """
+    found: dict[int, list[str]] = {}
+    for layer, module in model.named_modules():
+        for leaf, tensor in module.named_parameters(recurse=False):
+            name = f"{layer}.{leaf}" if layer else leaf
+            if first.get(id(tensor), name) != name:
+                found.setdefault(id(tensor), []).append(name)
+    return found
 
 
 def _is_state(modules: dict[str, nn.Module], name: str, buffer: torch.Tensor) -> bool:

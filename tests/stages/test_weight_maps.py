@@ -10,6 +10,7 @@ import pytest
 from crosscheck.adapters.base import Parameter
 from crosscheck.errors import CannotCompare, InvalidArgument
 from crosscheck.weights import Match, Transform, layout_choices, match_parameters
+from crosscheck.weights.gradients import gradient_map, gradient_pairs
 
 
 def parameter(
@@ -85,9 +86,52 @@ def test_three_axes_in_a_given_order() -> None:
     assert back is not None and np.array_equal(back, ours[0].value)
 
 
+def test_one_parameter_of_several_and_several_of_one() -> None:
+    weights = {
+        "x.W": (["a.weight", "b.weight"], "sum | transpose"),
+        "y.W": ([("a.weight", "part 0 2:4"), "zeros(2, 6)"], "concat 0"),
+    }
+    match = given(weights)
+    match.require_complete()
+    first, second = (m for m in match.pairs if m.candidate.name in weights)
+    total = OURS[0].value + OURS[1].value
+    assert np.array_equal(match.values()["x.W"], total.T)
+    assert first.reference_name == "a.weight + b.weight" and second.reference_name == "a.weight"
+    assert np.array_equal(match.values()["y.W"][:2], OURS[0].value[2:])
+    assert not match.values()["y.W"][2:].any()
+
+
+def test_gradients_go_back_through_every_use() -> None:
+    """x = (a + b)ᵀ and y = a's lower half over zeros: by the chain rule, a collects from both."""
+    match = given(
+        {
+            "x.W": (["a.weight", "b.weight"], "sum | transpose"),
+            "y.W": ([("a.weight", "part 0 2:4"), "zeros(2, 6)"], "concat 0"),
+        }
+    )
+    rng = np.random.default_rng(0)
+    dx, dy = rng.normal(size=(6, 4)), rng.normal(size=(4, 6))
+    expected = {"a.weight": dx.T.copy(), "b.weight": dx.T}
+    expected["a.weight"][2:] += dy[:2]
+    found = dict.fromkeys(expected, 0)
+    for parameter, held in gradient_pairs(match):
+        layout, pullback = gradient_map(parameter, held)
+        if pullback is not None:
+            back = pullback.of_candidate({"x.W": dx, "y.W": dy})
+            assert layout == Transform() and back is not None
+            np.testing.assert_allclose(back, expected[parameter.name])
+            found[parameter.name] += 1
+            assert pullback.of_candidate({"x.W": dx}) is None or parameter.name == "b.weight"
+    assert found == {"a.weight": 1, "b.weight": 1}
+
+
 NOT_A_TRANSFORM = (
-    'weights=: the transform of `x.W` is {}; give "transpose", an order of the 2 axes, or a '
-    "function of an array"
+    'weights=: the transform of `x.W` is {}; give "transpose", an order of the 2 axes, a function '
+    "of an array, or steps as `crosscheck weights` prints them"
+)
+NOT_A_STEP = (
+    'weights=: the transform of `x.W` is {!r}: {}; give "transpose", an order of axes, a '
+    "function of an array, or steps as `crosscheck weights` prints them"
 )
 
 
@@ -107,7 +151,24 @@ NOT_A_TRANSFORM = (
             {"x.W": ["a.weight"]},
             "weights= names the reference parameter `['a.weight']`, which does not exist; near",
         ),
-        ({"x.W": ("a.weight", "flip")}, NOT_A_TRANSFORM.format("'flip'")),
+        (
+            {"x.W": ("a.weight", "flip")},
+            NOT_A_STEP.format("flip", "'flip' is no step for 2 axes"),
+        ),
+        (
+            {"x.W": ("a.weight", "part 0 3:6")},
+            NOT_A_STEP.format("part 0 3:6", "(4, 6) has no part 3:6 of axis 0"),
+        ),
+        (
+            {"x.W": (["a.weight", "b.weight"], "concat 0")},
+            "weights=: `a.weight` (4, 6), `b.weight` (4, 6) becomes (8, 6) for `x.W`, which is "
+            "(6, 4)",
+        ),
+        (
+            {"x.W": (["a.weight", "b.wight"], "sum | transpose")},
+            "weights= names the reference parameter `b.wight`, which does not exist; nearest: "
+            "`b.weight`, ",
+        ),
         ({"x.W": ("a.weight", (0, 2))}, NOT_A_TRANSFORM.format("(0, 2)")),
         ({"x.W": ("a.weight", (0, 1, 1))}, NOT_A_TRANSFORM.format("(0, 1, 1)")),
         ({"x.W": ("a.weight", ("in", 1))}, NOT_A_TRANSFORM.format("('in', 1)")),

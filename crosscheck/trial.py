@@ -1,0 +1,49 @@
+"""What names and shapes leave open about the weights is settled by running the candidate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from crosscheck.align import Aligner
+from crosscheck.errors import SideFailed
+from crosscheck.layout import relative_error
+from crosscheck.pipeline import align
+from crosscheck.run import Runner
+from crosscheck.trace import Trace
+from crosscheck.weights import Fit, Match
+
+__all__ = ["by_running"]
+
+
+def by_running(
+    candidate: Runner, reference: Trace, explicit: Mapping[str, str], skip: Sequence[str]
+) -> Callable[[Match], Fit]:
+    """How well the candidate fits once it holds the weights of a match.
+
+    It counts the sites that match by value when everything before them is right, so that a defect
+    does not hide what lies behind it; between equals the outputs' error decides.
+    """
+
+    def fit(match: Match) -> Fit:
+        candidate.adapter.load(match.values())
+        try:
+            free = candidate.record(passive=True)
+            aligner = Aligner(
+                reference, free, explicit=explicit, anchors=match.anchors(), skip=skip
+            )
+            alignment, _ = align(aligner, reference, free, candidate)
+        except SideFailed:
+            return Fit(-1, math.inf)
+        errors = [
+            relative_error(
+                p.layout.to_reference(free.values["activation", p.candidate]),
+                reference.values["activation", p.reference],
+            )
+            for p in alignment.pairs
+            if p.by == "output" and p.layout is not None
+        ]
+        matched = sum(p.by == "value" for p in alignment.pairs)
+        return Fit(matched, min(errors, default=math.inf))
+
+    return fit

@@ -1,0 +1,168 @@
+"""The layouts that map one parameter onto another: by the names of the axes, else by shape.
+
+Names of axes: ``out``, ``in``, ``d h w``, ``channel``, ``row``, ``dim``. An axis that was split is
+named ``out/0, out/1, ...`` (heads and head size; the others likewise). ``in`` with ``mult`` are the
+two halves of a depthwise kernel's output axis. A spatial axis that runs the other way, in a
+transposed convolution that does not turn its kernel, is ``-h``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from crosscheck.adapters.base import Parameter
+from crosscheck.weights.expressions import (
+    Applied,
+    Flip,
+    Node,
+    Reshape,
+    Shape,
+    Source,
+    Transpose,
+)
+from crosscheck.weights.transform import Transform
+
+__all__ = ["NormalForm", "normal_form", "transforms"]
+
+_ORDER = ("out", "in", "d", "h", "w", "channel", "row", "dim")
+
+
+@dataclass(frozen=True)
+class NormalForm:
+    """A parameter with named axes in the one order that all agree on, split axes merged.
+
+    Attributes:
+        axes, shape: in normal form.
+        order: normal form = parameter.transpose(order), then merged, then flipped.
+        split: the shape between the two.
+        flipped: axes of the normal form that the parameter stores backwards.
+    """
+
+    axes: tuple[str, ...]
+    shape: Shape
+    order: tuple[int, ...]
+    split: Shape
+    flipped: tuple[int, ...]
+
+    def node(self, whole: Node) -> Node:
+        """The normal form of a parameter."""
+        merged = Applied(Reshape(self.shape), Applied(Transpose(self.order), whole))
+        return Applied(Flip(self.flipped), merged) if self.flipped else merged
+
+    def stored(self, normal: Node) -> Node:
+        """The parameter, from its normal form."""
+        if self.flipped:
+            normal = Applied(Flip(self.flipped), normal)
+        back = tuple(self.order.index(a) for a in range(len(self.order)))
+        return Applied(Transpose(back), Applied(Reshape(self.split), normal))
+
+
+def normal_form(parameter: Parameter) -> NormalForm | None:
+    """The normal form; None where the axes have no names, or names that are not known here."""
+    axes = parameter.axes
+    if axes is None or len(axes) != parameter.value.ndim:
+        return None
+    names = _with_split(axes)
+    bare = [n.lstrip("-").partition("/")[0] for n in names]
+    if any(b not in _ORDER for b in bare):
+        return None
+    order = sorted(range(len(names)), key=lambda a: (_ORDER.index(bare[a]), names[a]))
+    merged: dict[str, int] = {}
+    for a in order:
+        merged[bare[a]] = merged.get(bare[a], 1) * parameter.value.shape[a]
+    if "mult" in axes:  # one input channel for each of its kernels
+        merged = {"out": merged.pop("out"), "in": 1, **merged}
+    back = {n.lstrip("-") for n in names if n.startswith("-")}
+    return NormalForm(
+        axes=tuple(merged),
+        shape=tuple(merged.values()),
+        order=tuple(order),
+        split=tuple(parameter.value.shape[a] for a in order),
+        flipped=tuple(i for i, n in enumerate(merged) if n in back),
+    )
+
+
+def _with_split(axes: tuple[str, ...]) -> tuple[str, ...]:
+    if "mult" not in axes:
+        return axes
+    return tuple({"in": "out/0", "mult": "out/1"}.get(a, a) for a in axes)
+
+
+def transforms(reference: Parameter, candidate: Parameter) -> list[Transform]:
+    """The layouts that map one parameter onto the other, most likely first; empty if none does."""
+    r, c = reference.value.shape, candidate.value.shape
+    if math.prod(r) != math.prod(c):
+        return []
+    ours, theirs = normal_form(reference), normal_form(candidate)
+    if ours is not None and theirs is not None:
+        return _named(reference, ours, theirs)
+    if sorted(r) != sorted(c):
+        return _split(reference, candidate, ours, theirs)
+    if reference.axes is not None and candidate.axes is not None:
+        if sorted(reference.axes) != sorted(candidate.axes):
+            return [Transform()] if len(r) == 1 else []
+        order = tuple(reference.axes.index(name) for name in candidate.axes)
+        return [_permuted(order)] if tuple(r[a] for a in order) == c else []
+    return [_permuted(order) for order in _orders(len(r)) if tuple(r[a] for a in order) == c]
+
+
+def _named(reference: Parameter, ours: NormalForm, theirs: NormalForm) -> list[Transform]:
+    if ours.shape != theirs.shape or (ours.axes != theirs.axes and len(ours.shape) > 1):
+        return []
+    source = Source(reference.name, reference.value.shape)
+    return [Transform.of(theirs.stored(ours.node(source)))]
+
+
+def _split(
+    reference: Parameter,
+    candidate: Parameter,
+    ours: NormalForm | None,
+    theirs: NormalForm | None,
+) -> list[Transform]:
+    """A matrix or bias that one side stores with an axis split, or with axes of size 1 more.
+
+    The side with the named axes fixes the order; without any, a row-major reshape of the matrix or
+    of its transpose.
+    """
+    r, c = reference.value.shape, candidate.value.shape
+    source: Node = Source(reference.name, r)
+    ones = tuple(n for n in r if n > 1) == tuple(n for n in c if n > 1)
+    if ones or min(len(r), len(c)) == 1:
+        return [Transform.of(Applied(Reshape(c), source))]
+    if len(r) == len(c) or min(len(r), len(c)) != 2:
+        return []
+    found = []
+    for turned in (False, True):
+        matrix = (r if len(r) == 2 else c)[::-1] if turned else (r if len(r) == 2 else c)
+        long = c if len(r) == 2 else r
+        if not _merges(long, matrix):
+            continue
+        if len(r) == 2:
+            node: Node = Applied(Transpose((1, 0)), source) if turned else source
+            found.append(Transform.of(Applied(Reshape(c), node)))
+        else:
+            node = Applied(Reshape(matrix), source)
+            found.append(Transform.of(Applied(Transpose((1, 0)), node) if turned else node))
+    return found
+
+
+def _merges(long: Shape, short: Shape) -> bool:
+    """Whether neighbouring axes of one shape multiply to the two of the other."""
+    return any((math.prod(long[:k]), math.prod(long[k:])) == short for k in range(1, len(long)))
+
+
+def _permuted(order: tuple[int, ...]) -> Transform:
+    return Transform() if order == tuple(range(len(order))) else Transform(axes=order)
+
+
+def _orders(ndim: int) -> list[tuple[int, ...]]:
+    """Orders of axes in use: same, transposed, and those of convolution kernels."""
+    same = tuple(range(ndim))
+    if ndim < 2:
+        return [same]
+    space = same[2:]
+    orders = [same, (1, 0, *space)]
+    if ndim > 2:
+        orders += [(*space, 1, 0), (0, *space, 1), (1, *space, 0), (*space, 0, 1)]
+    return orders

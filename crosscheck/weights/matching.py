@@ -1,0 +1,144 @@
+"""Which parameter belongs to which: by layer kind, shape, role, path and order of definition.
+
+In this order: what the caller gave; layers that the two sides store in different pieces (recurrent
+cells, packed attention: `readings`); then layer by layer, where two layers fit when every weight
+has a shape, under its named axes, or under some order of axes where they are unknown, that the
+other's can take; last what is left over and equal to a parameter in use, or the same one under
+another name (tied weights). Where several fit, the likeness of the paths and the order of
+definition decide. Nothing is guessed silently: what remains is listed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from crosscheck.adapters.base import Parameter
+from crosscheck.names import Tokens, canonical, similarity
+from crosscheck.weights.assign import assign
+from crosscheck.weights.given import WeightMap, given_pairs
+from crosscheck.weights.held import among_equals
+from crosscheck.weights.layers import Layer, layers_of
+from crosscheck.weights.layouts import transforms
+from crosscheck.weights.leftovers import leftover_pairs
+from crosscheck.weights.match import Match, Matched
+from crosscheck.weights.ties import tied_pairs
+from crosscheck.weights.transform import Transform
+from crosscheck.weights.united import unit_pairs
+
+__all__ = ["match_parameters"]
+
+
+def match_parameters(
+    reference: Sequence[Parameter],
+    candidate: Sequence[Parameter],
+    *,
+    given: WeightMap | None = None,
+    held: bool = False,
+) -> Match:
+    """Match parameters; see the module.
+
+    Args:
+        reference, candidate: in definition order.
+        given: pairs that the caller has decided (`WeightMap`).
+        held: the candidate holds the reference's values already: layers with equal values belong
+            together, whatever they are called.
+
+    Raises:
+        InvalidArgument: ``given`` names a parameter that does not exist, or a transform that does
+            not give the candidate's shape. (One reference parameter may feed several of the
+            candidate's: tied weights.)
+    """
+    pairs = given_pairs(reference, candidate, given or {})
+    united = unit_pairs(*_free(pairs, reference, candidate))
+    pairs += united.pairs
+    free_r, free_c = _free(pairs, reference, candidate)
+    free_r = [p for p in free_r if p.name not in united.lost_names]
+    layers_r, layers_c = layers_of(free_r), layers_of(free_c)
+    simple: list[Matched] = []
+    scores = _scores(layers_r, layers_c)
+    if held:
+        scores = among_equals(*scores, layers_r, layers_c)
+    for i, j in assign(*scores):
+        for role, parameter in layers_c[j].parameters.items():
+            twin = layers_r[i].parameters.get(role)
+            options = transforms(twin, parameter) if twin is not None else []
+            if twin is not None and options:
+                simple.append(Matched(twin, parameter, options[0], tuple(options[1:])))
+    pairs += simple
+    pairs = tied_pairs(pairs, reference, candidate, held=held)
+    pairs += leftover_pairs(*_free(pairs, reference, candidate))
+    pairs = _by_convention(pairs)
+    used_r = {p.name for m in pairs for p in (*m.references, *m.tied)}
+    used_c = {m.candidate.name for m in pairs}
+    return Match(
+        pairs=tuple(pairs),
+        unmatched_reference=tuple(p for p in reference if p.name not in used_r),
+        unmatched_candidate=tuple(p for p in candidate if p.name not in used_c),
+        lost=united.lost,
+        partial=united.lost_names,
+    )
+
+
+def _free(
+    pairs: Sequence[Matched], reference: Sequence[Parameter], candidate: Sequence[Parameter]
+) -> tuple[list[Parameter], list[Parameter]]:
+    used_r = {p.name for m in pairs for p in (*m.references, *m.tied)}
+    used_c = {m.candidate.name for m in pairs}
+    return (
+        [p for p in reference if p.name not in used_r],
+        [p for p in candidate if p.name not in used_c],
+    )
+
+
+def _tokens(layers: Sequence[Layer], by_kind: bool) -> list[Tokens]:
+    """The words of each layer's path; numbers are ranks among layers of its kind, if asked for."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for layer in layers:
+        groups[layer.kind if by_kind else ""].append(layer.path)
+    words = {kind: canonical(paths) for kind, paths in groups.items()}
+    return [words[layer.kind if by_kind else ""][layer.path] for layer in layers]
+
+
+def _scores(ours: Sequence[Layer], theirs: Sequence[Layer]) -> tuple[np.ndarray, np.ndarray]:
+    """How well every two layers fit (0: not at all), and how alike the paths of those that do."""
+    score = np.zeros((len(ours), len(theirs)))
+    likeness = np.zeros_like(score)
+    by_kind = all(layer.kind != "other" for layer in (*ours, *theirs))
+    words = _tokens(ours, by_kind), _tokens(theirs, by_kind)
+    for i, a in enumerate(ours):
+        for j, b in enumerate(theirs):
+            score[i, j] = _fit(a, b)
+            if score[i, j] > 0.0:
+                likeness[i, j] = similarity(words[0][i], words[1][j])
+                score[i, j] += 3.0 * likeness[i, j] ** 2  # a shared path weighs more than a fit
+    return score, likeness
+
+
+def _fit(a: Layer, b: Layer) -> float:
+    shared = [role for role in a.parameters if role in b.parameters]
+    fits = [r for r in shared if transforms(a.parameters[r], b.parameters[r])]
+    if not fits or len(fits) < len(shared):
+        return 0.0
+    missing = len(a.parameters) + len(b.parameters) - 2 * len(fits)
+    kinds = {p.kind for p in a.parameters.values()} & {p.kind for p in b.parameters.values()}
+    return max(0.25, 1.0 + 0.5 * bool(kinds - {"other"}) - 0.25 * missing)
+
+
+def _by_convention(pairs: list[Matched]) -> list[Matched]:
+    """Settle open layouts (square matrices) by those that layers of the same kind show."""
+    shown: defaultdict[tuple[str, int], set[Transform]] = defaultdict(set)
+    for m in pairs:
+        if not m.alternatives and m.transform.expression is None:
+            shown[m.reference.kind, m.reference.value.ndim].add(m.transform)
+    settled = []
+    for m in pairs:
+        known = shown[m.reference.kind, m.reference.value.ndim]
+        options = [t for t in (m.transform, *m.alternatives) if t in known]
+        if m.alternatives and not m.decision and len(options) == 1:
+            m = replace(m, transform=options[0], alternatives=())
+        settled.append(m)
+    return settled

@@ -124,11 +124,14 @@ def _heading(name: str, page: Page) -> str:
 def _fitting(cells: Sequence[dict[str, str]], page: Page) -> list[str]:
     """The columns that leave enough room for the site; the least needed go first."""
     names = ["shape", "error", "floor", "ratio", "free", "verdict"]
+    if all(c["free"] in ("-", c["ratio"]) for c in cells):
+        names.remove("free")  # recorded runs were free, and there is no other ratio
     for expendable in EXPENDABLE:
         used = sum(2 + max(len(n), *(len(c[n]) for c in cells)) for n in names)
         if page.width - 2 - used >= (SITE if expendable != "error" else SITE // 2):
             break
-        names.remove(expendable)
+        if expendable in names:
+            names.remove(expendable)
     return names
 
 

@@ -1,0 +1,143 @@
+"""``crosscheck record``: run one model once and keep what was seen, as a golden trace."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crosscheck.errors import CrosscheckError, InvalidArgument
+
+if TYPE_CHECKING:
+    from crosscheck.traces.recorded import RecordedTrace
+
+__all__ = ["record"]
+
+
+@click.command()
+@click.argument("model", metavar="FILE.py:NAME")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME=SPEC",
+    help='An input, for example x="float32[2,3,33,47]" or ids="int64[2,13] 0..200" (half-open).',
+)
+@click.option(
+    "--inputs",
+    "inputs_path",
+    type=click.Path(path_type=Path),
+    metavar="F",
+    help="Take the inputs from a trace or a file of crosscheck.save_inputs.",
+)
+@click.option("--output", "-o", required=True, metavar="F", help="Where to write the trace.")
+@click.option("--parameters", is_flag=True, help="Keep the parameters' values as well.")
+@click.option("--forward-only", is_flag=True, help="Leave out cotangents and gradients.")
+@click.option("--train", is_flag=True, help="Train mode: batch statistics, buffers kept.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+def record(
+    model: str,
+    inputs: tuple[str, ...],
+    inputs_path: Path | None,
+    output: str,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Record one run of a model: a golden trace to compare with later, or elsewhere.
+
+    The model is FILE.py:NAME, the path of an .onnx file, or a PAIR, whose reference is recorded.
+
+    \b
+    Examples:
+      crosscheck record net.py:Net --input x=float32[2,3,33,47] -o ref.safetensors --parameters
+      crosscheck record model.onnx --input ids="int64[2,13] 0..200" -o port.safetensors
+      crosscheck record models/cnn --seed 7 -o cnn.safetensors
+    """
+    from crosscheck.cli import fail, progress
+
+    try:
+        with progress(quiet) as say:
+            trace = _record(model, inputs, inputs_path, options, say)
+            say(f"write {output}")
+            trace.save(output)
+    except CrosscheckError as error:
+        fail(error)
+    except SystemExit as error:  # of the user's file
+        fail(InvalidArgument(f"a file or model called sys.exit({error.code!r}) before the end"))
+    except Exception as error:
+        traceback.print_exc()
+        fail(error)
+    click.echo(summary(trace, output))
+
+
+def _record(
+    model: str,
+    texts: tuple[str, ...],
+    inputs_path: Path | None,
+    options: dict[str, Any],
+    say: Callable[[str], None],
+) -> RecordedTrace:
+    import crosscheck
+    from crosscheck.cli import parse_inputs
+    from crosscheck.pair import load_model, load_pair, make
+    from crosscheck.traces.load import load_inputs
+
+    if texts and inputs_path is not None:
+        raise InvalidArgument("give --input NAME=SPEC or --inputs F, not both")
+    inputs: Any = parse_inputs(texts) or None
+    if inputs_path is not None:
+        inputs = load_inputs(inputs_path)
+    say(f"load {model}")
+    loaded: Any
+    if model.lower().endswith(".onnx"):
+        loaded = model
+    elif ".py:" in model:
+        loaded = load_model(model)
+    else:
+        pair = load_pair(model)
+        loaded = make(pair.reference)
+        own = pair.inputs(options["seed"]) if callable(pair.inputs) else pair.inputs
+        inputs = own if inputs is None else inputs
+    if inputs is None:
+        raise InvalidArgument("give --input NAME=SPEC, once for each input, or --inputs F")
+    return crosscheck.record(
+        loaded,
+        inputs,
+        gradients=not options["forward_only"],
+        train=options["train"],
+        parameters=options["parameters"],
+        seed=options["seed"],
+        device=options["device"],
+        progress=say,
+    )
+
+
+def summary(trace: RecordedTrace, path: str) -> str:
+    """What a trace holds, in a few lines."""
+    kinds = [kind for kind, _ in trace.values]
+    sites = kinds.count("activation")
+    parts = [f"{sites} sites"]
+    if trace.has_cotangents:
+        back = kinds.count("cotangent") + kinds.count("input_cotangent")
+        parts += [f"{back} cotangents", f"{len(trace.info.parameter_gradients)} gradients"]
+    else:
+        parts.append("no backward pass")
+    held = f"{len(trace.held)} parameters" if trace.held else "parameters left out"
+    floor = "measured in float64" if trace.rounding else "not measured (no float64 run)"
+    fed = ", ".join(
+        f"{name} {value.dtype.name}{list(value.shape)}" for name, value in trace.inputs.items()
+    )
+    lines = [
+        f"{path}: {trace.framework} {trace.version}, {'train' if trace.train else 'eval'} mode",
+        f"  {', '.join(parts)}, {held}; {os.path.getsize(path):,} bytes",
+        f"  inputs: {fed}; seed {trace.seed}",
+        f"  inputs_sha256: {trace.inputs_sha256}",
+        f"  rounding: {floor}",
+    ]
+    return "\n".join(lines)

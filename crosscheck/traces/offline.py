@@ -1,0 +1,271 @@
+"""Compare two recorded runs: the stages of a check, without running anything.
+
+Neither run can be forced onto the other's values, so each value is compared as it came out. Up to
+the first departure that is as good as a forced run: all that went into it agrees. Behind it, what
+is wrong in itself and what has merely been given wrong values look the same; nothing there is
+blamed, and nothing there is passed.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from crosscheck.align import Aligner
+from crosscheck.alignment import Alignment
+from crosscheck.arrays import is_float
+from crosscheck.comparisons import (
+    Item,
+    buffer_items,
+    gradient_items,
+    site_items,
+    value_of,
+    weight_items,
+)
+from crosscheck.errors import CannotCompare
+from crosscheck.judging import judge_weights
+from crosscheck.layout import relative_error
+from crosscheck.noise import Tolerance
+from crosscheck.reductions import Reductions
+from crosscheck.results import Coverage, Report, Side, SiteResult
+from crosscheck.traces.departures import Departures, locate
+from crosscheck.traces.judging import TraceJudge
+from crosscheck.traces.recorded import RecordedTrace
+from crosscheck.weights import Match, Matched, Transform, WeightMap, match_parameters
+
+__all__ = ["compare_traces", "require_same_run", "without_cotangent"]
+
+MOST_ROUNDS = 400  # each adds a pair; so many sites behind a departure are enough
+SINGLE_ROUNDS = 12
+NOT_FORCED = (
+    "introduced against inherited behind the first departure: a recorded candidate cannot be "
+    "forced onto the reference's values; give the candidate itself to tell them apart"
+)
+
+
+def compare_traces(
+    reference: RecordedTrace,
+    candidate: RecordedTrace,
+    *,
+    weights: str | WeightMap = "copy",
+    gradients: bool = True,
+    sites: Mapping[str, str] | None = None,
+    skip: Sequence[str] = (),
+    tolerance: Tolerance | None = None,
+    seed: int = 0,
+    name: str = "",
+    progress: Callable[[str], None] | None = None,
+) -> Report:
+    """Does the candidate's run agree with the reference's, and if not, where does it depart?
+
+    Args:
+        weights: a `WeightMap` pairs parameters for their gradients; nothing is copied.
+        gradients, sites, skip, tolerance, name, progress: as for `crosscheck.check`.
+        seed: for the report, where the reference's trace names none.
+
+    Raises:
+        CannotCompare: the runs had different inputs or modes, or outputs without a counterpart.
+    """
+    say = progress or (lambda line: None)
+    require_same_run(reference, candidate)
+    given = weights if isinstance(weights, Mapping) else {}
+    match = match_parameters(reference.parameters, candidate.parameters, given=given)
+    match = _settled(match, reference.held, candidate.held)
+    say("align the two recorded runs")
+    aligner = Aligner(
+        reference, candidate, explicit=sites or {}, anchors=match.anchors(), skip=skip
+    )
+    alignment = _align(aligner, candidate)
+    backward, missing = _backward(reference, candidate, alignment, gradients)
+
+    say(f"compare and judge {len(alignment.pairs)} sites")
+    items, lines = _items(reference, candidate, alignment, match, backward=backward)
+    judge = TraceJudge(
+        reference=reference,
+        oracle=None,
+        free_oracle=None,
+        free_candidate=candidate,
+        reductions=Reductions(
+            reference.parameters, reference, frozenset(p.reference for p in alignment.pairs)
+        ),
+        tolerance=tolerance,
+    )
+    judged = [judge.judge(item, candidate) for item in items]
+    weighed = _weights(match, reference, candidate)
+    departures = Departures.of(weighed + judged)
+    divergences = locate(departures, alignment, reference, candidate)
+    return Report(
+        verdict=departures.verdict,
+        seed=seed if reference.seed is None else reference.seed,
+        reference=_side(reference),
+        candidate=_side(candidate),
+        environment=_environment(reference, candidate, tolerance),
+        coverage=Coverage(
+            aligned=len(alignment.pairs),
+            unmatched_reference=alignment.unmatched_reference,
+            unmatched_candidate=alignment.unmatched_candidate,
+            skipped=tuple(skip),
+            parameters_matched=len(match.pairs),
+            unmatched_reference_parameters=tuple(p.name for p in match.unmatched_reference),
+            unmatched_candidate_parameters=tuple(p.name for p in match.unmatched_candidate),
+            not_compared=(*missing, *lines, *([NOT_FORCED] if divergences else [])),
+        ),
+        divergences=divergences,
+        sites=departures.results,
+        notes=tuple(_notes(reference, candidate)),
+        name=name,
+    )
+
+
+def require_same_run(reference: RecordedTrace, candidate: RecordedTrace) -> None:
+    """Raise `CannotCompare` unless both runs began with the same inputs, in the same mode."""
+    if reference.inputs_sha256 != candidate.inputs_sha256:
+        raise CannotCompare(
+            "the two traces are of different inputs: inputs_sha256 is "
+            f"{reference.inputs_sha256[:12]}... in the reference's and "
+            f"{candidate.inputs_sha256[:12]}... in the candidate's.\n"
+            "  Fix: record both on the same inputs; a program without this library copies "
+            "inputs_sha256 from the file that it read them from"
+        )
+    if reference.train != candidate.train:
+        modes = {True: "train", False: "eval"}
+        raise CannotCompare(
+            f"the reference was recorded in {modes[reference.train]} mode and the candidate in "
+            f"{modes[candidate.train]} mode.\n  Fix: record both in one mode"
+        )
+
+
+# -- stages ----------------------------------------------------------------------------------------
+
+
+def _settled(match: Match, ours: frozenset[str], theirs: frozenset[str]) -> Match:
+    """Decide layouts that the shapes leave open by the values, where both traces hold them."""
+    choice = {
+        m.candidate.name: min((m.transform, *m.alternatives), key=_error(m))
+        for m in match.ambiguous()
+        if ours.issuperset(p.name for p in m.references) and m.candidate.name in theirs
+    }
+    return match.choosing(choice)
+
+
+def _error(m: Matched) -> Callable[[Transform], float]:
+    def error(transform: Transform) -> float:
+        return relative_error(m.candidate.value, replace(m, transform=transform).make())
+
+    return error
+
+
+def _align(aligner: Aligner, candidate: RecordedTrace) -> Alignment:
+    """Pair by value, then by what is likely inside each stretch that ends in a difference."""
+    for attempt in range(MOST_ROUNDS):
+        if not aligner.refine(candidate, at_once=attempt >= SINGLE_ROUNDS):
+            break
+    return aligner.alignment(candidate)
+
+
+def _backward(
+    reference: RecordedTrace, candidate: RecordedTrace, alignment: Alignment, gradients: bool
+) -> tuple[bool, list[str]]:
+    """Whether the backward passes can be compared, and what to say if not."""
+    if not gradients:
+        return False, ["backward: gradients=False"]
+    for side, trace in (("reference", reference), ("candidate", candidate)):
+        if not trace.has_cotangents:
+            return False, [
+                f"backward: the {side}'s trace does not hold the cotangents that were sent into "
+                "its outputs"
+            ]
+    ours, theirs = reference.output_cotangents(), candidate.output_cotangents()
+    pairs = [p for p in alignment.pairs if p.reference in ours and p.layout is not None]
+    for pair in pairs:
+        twin = theirs.get(pair.candidate)
+        if twin is None:
+            why = f"does not hold what was sent into `{pair.candidate}` (cotangent/...)"
+            return False, [f"backward: the candidate's trace {why}"]
+        value = pair.layout.to_reference(twin) if pair.layout else twin
+        if not relative_error(value, ours[pair.reference]) <= 1e-6:
+            return False, [
+                f"backward: other cotangents were sent into `{pair.reference}` than into "
+                f"`{pair.candidate}` of the candidate; record both with the same seed"
+            ]
+    return bool(pairs), [] if pairs else ["backward: no cotangent of an aligned output is known"]
+
+
+def _items(
+    reference: RecordedTrace,
+    candidate: RecordedTrace,
+    alignment: Alignment,
+    match: Match,
+    *,
+    backward: bool,
+) -> tuple[list[Item], list[str]]:
+    """What both traces hold, and lines on what only one of them does."""
+    items, lines = site_items(alignment, reference, candidate, backward=backward)
+    there = [item for item in items if value_of(item, candidate, side="candidate") is not None]
+    absent = [item for item in items if value_of(item, candidate, side="candidate") is None]
+    lines += [f"{item.kind} of `{item.candidate}`: not in the candidate's trace" for item in absent]
+    if backward:
+        lines += without_cotangent(alignment, reference)
+        gradients, more = gradient_items(match, reference, candidate)
+        there += gradients
+        lines += more
+    return there + buffer_items(match, reference, candidate), lines
+
+
+def without_cotangent(alignment: Alignment, reference: RecordedTrace) -> list[str]:
+    """Lines on aligned sites of which a recorded reference holds no cotangent."""
+    found = [
+        p.reference
+        for p in alignment.pairs
+        if ("cotangent", p.reference) not in reference.values
+        and ("cotangent", p.reference) not in reference.info.unobservable
+        and is_float(reference.values["activation", p.reference])
+    ]
+    return [f"cotangent of `{site}`: not in the reference's trace" for site in found]
+
+
+def _weights(match: Match, reference: RecordedTrace, candidate: RecordedTrace) -> list[SiteResult]:
+    """Parameters of which both traces hold the values."""
+    return [
+        judge_weights(item, pair.truth, pair.candidate.value)
+        for item, pair in zip(weight_items(match), match.pairs, strict=True)
+        if reference.held.issuperset(p.name for p in pair.references)
+        and pair.candidate.name in candidate.held
+        and pair.transform.function is None
+    ]
+
+
+# -- the report ------------------------------------------------------------------------------------
+
+
+def _notes(reference: RecordedTrace, candidate: RecordedTrace) -> list[str]:
+    return [
+        f"{side} ({trace.framework}): a recorded run"
+        + (f" from {trace.origin}" if trace.origin else "")
+        for side, trace in (("reference", reference), ("candidate", candidate))
+    ]
+
+
+def _side(trace: RecordedTrace) -> Side:
+    return Side(trace.framework, trace.version, trace.device)
+
+
+def _environment(
+    reference: RecordedTrace, candidate: RecordedTrace, tolerance: Tolerance | None
+) -> dict[str, Any]:
+    from crosscheck import __version__
+
+    versions = {t.framework: t.version for t in (reference, candidate) if t.version}
+    return {
+        "crosscheck": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "numpy": np.__version__,
+        **versions,
+        "inputs_sha256": reference.inputs_sha256,
+        **({} if tolerance is None else {"tolerance": str(tolerance)}),
+    }

@@ -1,0 +1,109 @@
+"""`record`: run one model once, and keep all that a later comparison can use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from crosscheck.adapters import adapt
+from crosscheck.adapters.base import Parameter
+from crosscheck.cotangents import ReferenceCotangents, require_outputs
+from crosscheck.devices import DEVICES
+from crosscheck.errors import InvalidArgument
+from crosscheck.inputs import make_inputs
+from crosscheck.pipeline import with_vjps
+from crosscheck.run import Runner, SideName
+from crosscheck.traces.feed import inputs_sha256
+from crosscheck.traces.recorded import RecordedTrace
+from crosscheck.traces.rounding import accumulated, local
+
+__all__ = ["record"]
+
+
+def record(
+    model: Any,
+    inputs: Any,
+    *,
+    gradients: bool = True,
+    train: bool = False,
+    parameters: bool = False,
+    local_rounding: bool = True,
+    seed: int = 0,
+    device: str | None = None,
+    side: SideName = "reference",
+    progress: Callable[[str], None] | None = None,
+) -> RecordedTrace:
+    """Run ``model`` once, forward and backward, and return everything that was seen.
+
+    The run is bit for bit the bare model's. A second one adds each layer's own VJP. A few more, in
+    float64 where the model can, measure how far rounding takes every value, so that a later
+    comparison has a noise floor to judge by (`crosscheck.traces.rounding`).
+
+    Args:
+        model: a model or an Adapter, as for `crosscheck.check`.
+        inputs: the same; specs are drawn from the seed.
+        gradients: run the backward pass, with seeded cotangents on every float output.
+        train: run in train mode and keep the buffers it leaves behind.
+        parameters: keep the parameters' values, so that a candidate can be given them.
+        local_rounding: measure what each layer adds by itself, too (five more runs): the floor of
+            a candidate that will be forced onto the trace.
+        seed: of inputs, cotangents, and the framework's generators.
+        device: ``"cpu"`` or ``"cuda"``; None: where the adapter runs already.
+        side: what to call the model in errors.
+        progress: called with a line before each run.
+
+    Raises:
+        InvalidArgument: not a model, or not inputs.
+        DeviceUnavailable: the model cannot run there; says why.
+        CannotCompare: the model returned no array, or none to send a cotangent into.
+        SideFailed: the model raised.
+    """
+    say = progress or (lambda line: None)
+    adapter = adapt(model)
+    if not adapter.capabilities.forcing:
+        raise InvalidArgument("record: this is a recorded run already; give the model itself")
+    if device is not None:
+        if device not in DEVICES:
+            raise InvalidArgument(f'device={device!r}: must be "cpu" or "cuda"')
+        adapter.use(device)
+    fed = make_inputs(inputs, seed=seed)
+    backward = gradients and adapter.capabilities.cotangents
+    runner = Runner(
+        side, adapter, fed, ReferenceCotangents(seed) if backward else None, train, seed
+    )
+    say(f"{adapter.framework}: forward{' and backward' if backward else ''}")
+    free = runner.record(passive=True)
+    require_outputs(free.outputs(), side)
+    free = with_vjps(runner, free)
+    say(f"{adapter.framework}: the same in float64, for the rounding of every value")
+    rounding = accumulated(runner, free)
+    own = {}
+    if rounding and local_rounding:
+        say(f"{adapter.framework}: and forced, for the rounding of every layer")
+        own = local(runner, free, seed=seed)
+    specs = tuple(_apart(p, keep=parameters) for p in adapter.parameters())
+    return RecordedTrace(
+        values=free.values,
+        info=free.info,
+        framework=free.framework,
+        inputs=fed,
+        inputs_sha256=inputs_sha256(fed),
+        parameters=specs,
+        held=frozenset(p.name for p in specs) if parameters else frozenset(),
+        rounding=rounding,
+        local=own,
+        seed=seed,
+        train=train,
+        version=adapter.version,
+        device=adapter.device,
+    )
+
+
+def _apart(parameter: Parameter, *, keep: bool) -> Parameter:
+    """A parameter that no longer shares memory with the model: a copy, or a placeholder."""
+    value = parameter.value
+    placeholder = np.broadcast_to(np.zeros((), value.dtype), value.shape)
+    return replace(parameter, value=np.array(value) if keep else placeholder)

@@ -1,12 +1,7 @@
 """ONNX: a file or a proto, run by ONNX Runtime; a PyTorch module by way of its exporter.
 
-A session cannot be stopped between two layers. So an observer is asked first what it is going to
-replace (its method ``planned(site, kind)``), the session runs with that in place, and then the
-observer is shown every value. An observer without that method is shown the values of an unforced
-run; if it replaces some, the run is repeated with its replacements until it asks for nothing else,
-so it may see a site more than once.
-
-There is no backward pass and no float64.
+There is no float64, and no backward pass but that of a module exported here
+(`crosscheck.adapters.onnx_export`).
 """
 
 from __future__ import annotations
@@ -23,13 +18,12 @@ from crosscheck.adapters.base import (
     Adapter,
     Capabilities,
     CotangentSource,
-    ModelRaised,
     Parameter,
     input_site,
 )
 from crosscheck.errors import InvalidArgument, MissingFramework, capped
 from crosscheck.observers import Key
-from crosscheck.taps import Observer, Session
+from crosscheck.taps import Observer
 from crosscheck.trace import RunInfo
 
 try:
@@ -38,16 +32,19 @@ except ImportError as missing:
     raise MissingFramework("onnx", needed_for="reading an ONNX model") from missing
 
 from crosscheck.adapters.onnx_feeds import check_inputs, numpy_type
+from crosscheck.adapters.onnx_forcing import OnnxSession, run_forced
+from crosscheck.adapters.onnx_options import Options, Placed, runtime
 from crosscheck.adapters.onnx_parameters import anonymous, describe, to_array
+from crosscheck.adapters.onnx_providers import CPU
 from crosscheck.adapters.onnx_scopes import exporter_notes
-from crosscheck.adapters.onnx_sessions import CPU, LIMIT, Options, Sessions, runtime
+from crosscheck.adapters.onnx_sessions import LIMIT, Sessions
 from crosscheck.adapters.onnx_structure import Structure, graph_inputs
 
 __all__ = ["OnnxAdapter", "find", "refuse"]
 
 
-class OnnxAdapter(Adapter):
-    """An ONNX model in ONNX Runtime, on the CPU.
+class OnnxAdapter(Placed, Adapter):
+    """An ONNX model in ONNX Runtime.
 
     Args:
         proto: the model. `load` writes into it.
@@ -56,13 +53,12 @@ class OnnxAdapter(Adapter):
     """
 
     framework = "onnx"
-    capabilities = Capabilities(cotangents=False, float64=False, train=False)
+    capabilities = Capabilities(cotangents=False, float64=False, train=False, cuda=True)
 
     def __init__(
         self, proto: onnx.ModelProto, options: Options | None = None, *, limit: int = LIMIT
     ) -> None:
-        self._options = options or Options()
-        self._options.check()
+        self.pin(options or Options())
         self.version = runtime().__version__
         self.structure = Structure.of(proto.graph)
         self._sessions = Sessions(proto, self.structure, self._options, limit)
@@ -150,17 +146,18 @@ class OnnxAdapter(Adapter):
         passive: bool = False,
     ) -> RunInfo:
         refuse(cotangents=cotangents, float64=float64, train=train)
+        self._sessions.use(self.options)
         given = check_inputs(graph_inputs(self.structure.graph), inputs)
         feeds = {graph: np.array(inputs[name], order="C") for graph, name in given.items()}
         overridden = self._as_tensors(overrides or {})
         self._sessions.learn_types([e.value for e in self.structure.events if e.value not in feeds])
         run = _Run(self._sessions, self.structure, feeds, overridden)
-        session = _OnnxSession(self.structure, given, observer, passive=passive)
+        session = OnnxSession(self.structure, given, observer, passive=passive)
         if passive:
             values = run.values({})
             session.show({**values, **self._unwatched(run, values)})
         else:
-            _run_forced(session, run)
+            run_forced(session, run)
         return RunInfo.of(
             session,
             inputs=tuple(input_site(name) for name in inputs),
@@ -251,75 +248,6 @@ class _Run:
         return {e.key: found[e.value] for e in outputs}
 
 
-class _OnnxSession(Session):
-    """The bookkeeping of one run. ``given``: the graph's input names -> the caller's."""
-
-    def __init__(
-        self, structure: Structure, given: Mapping[str, str], observer: Observer, *, passive: bool
-    ) -> None:
-        super().__init__(observer, separator=".", root=structure.root, passive=passive)
-        self._named = {input_site(graph): input_site(name) for graph, name in given.items()}
-        self.layers = {**dict.fromkeys(self._named.values(), "input"), **structure.layers}
-        self.sources = {s: self.name(source) for s, source in structure.sources.items()}
-        self.parents = structure.parents
-
-    def name(self, site: str) -> str:
-        """The caller's name of a site."""
-        return self._named.get(site, site)
-
-    def plan(self, keys: Sequence[Key]) -> dict[Key, np.ndarray] | None:
-        """What the observer is going to replace; None where it cannot say."""
-        planned = getattr(self.observer, "planned", None)
-        if planned is None:
-            return None
-        answers = {key: planned(self.name(key[1]), key[0]) for key in keys}
-        return {key: value for key, value in answers.items() if value is not None}
-
-    def show(self, values: Mapping[Key, np.ndarray]) -> dict[Key, np.ndarray]:
-        """Show every value; returns the replacements that the observer asks for."""
-        answers = {}
-        for key, value in values.items():
-            replacement = self.observe(self.name(key[1]), key[0], value)
-            if replacement is not None:
-                answers[key] = replacement
-        return answers
-
-
-def _run_forced(session: _OnnxSession, run: _Run) -> None:
-    """Run with the observer's replacements in effect, then show it what was produced."""
-    plan = session.plan(list(run.keys))
-    if plan is not None:
-        answers = session.show(_executed(run, plan))
-        unplanned = [key for key in answers if key not in plan]
-        if unplanned:
-            raise AssertionError(f"the observer replaces {unplanned[0]} but had not planned to")
-        return
-    plan = {}
-    for _ in range(len(run.keys) + 1):
-        answers = session.show(run.values(plan))
-        if answers.keys() == plan.keys() and all(
-            answers[key].tobytes() == plan[key].tobytes() for key in plan
-        ):
-            return
-        plan = answers
-    raise AssertionError("the observer's replacements do not settle: each run makes it ask anew")
-
-
-def _executed(run: _Run, plan: Mapping[Key, np.ndarray]) -> dict[Key, np.ndarray]:
-    """Run as planned. A replacement of a wrong shape fails somewhere inside: say what it was."""
-    try:
-        return run.values(plan)
-    except ModelRaised:
-        free = run.values({})
-        for key, value in plan.items():
-            if value.shape != free[key].shape:
-                raise AssertionError(
-                    f"replacement for {key[0]} of {key[1]}: shape {value.shape}, "
-                    f"not {free[key].shape}"
-                ) from None
-        raise
-
-
 def refuse(*, cotangents: object, float64: bool, train: bool) -> None:
     """What an ONNX model cannot do.
 
@@ -341,7 +269,9 @@ def find(
     session_options: Any = None,
     optimization: str | None = None,
     export: str | None = None,
-    providers: Sequence[str] = (CPU,),
+    gradients: bool = False,
+    transform: Any = None,
+    providers: str | Sequence[str] = CPU,
 ) -> Adapter | None:
     """An adapter for the path of an ``.onnx`` file, a ModelProto, or a module to export.
 
@@ -350,16 +280,28 @@ def find(
         optimization: ``"none"``, ``"basic"``, ``"extended"`` or ``"all"``; ONNX Runtime's own
             default is all.
         export: ``"onnx"``: export a PyTorch module at the shapes of its inputs.
-        providers: execution providers; only the CPU's in this version.
+        gradients: of such a module: export its backward pass as well.
+        transform: of such a module: a function of the exported ModelProto, which may change it or
+            return another one (a graph optimiser, a quantiser).
+        providers: execution providers, first choice first; default: that of ``device=``. Whatever
+            runs on another one is an error.
 
     Raises:
         InvalidArgument, DeviceUnavailable, MissingFramework.
     """
-    options = Options(session_options, optimization, tuple(providers))
+    chosen = (providers,) if isinstance(providers, str) else tuple(providers)
+    options = Options(session_options, optimization, chosen)
     if export is not None:
         from crosscheck.adapters.onnx_export import ExportedAdapter
 
-        return ExportedAdapter.of(model, export, options)
+        return ExportedAdapter.of(model, export, options, gradients=gradients, transform=transform)
+    if gradients:
+        raise InvalidArgument(
+            'gradients=True: an ONNX file has no backward pass. It takes export="onnx" and the '
+            "PyTorch module that the file was made from"
+        )
+    if transform is not None:
+        raise InvalidArgument('transform= takes export="onnx"; change a file before it is given')
     if isinstance(model, onnx.ModelProto):
         return OnnxAdapter(model, options)
     if isinstance(model, (str, os.PathLike)) and Path(model).suffix.lower() == ".onnx":

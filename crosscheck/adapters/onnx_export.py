@@ -7,15 +7,13 @@ that every layer keeps its output and every parameter its name.
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx
 
 from crosscheck.adapters.base import (
     Adapter,
@@ -25,37 +23,63 @@ from crosscheck.adapters.base import (
     call_arguments,
 )
 from crosscheck.adapters.onnx import OnnxAdapter, refuse
+from crosscheck.adapters.onnx_backward import FORMULAS, Argument, BackwardRun, BackwardSession
+from crosscheck.adapters.onnx_forcing import OnnxSession, run_forced
+from crosscheck.adapters.onnx_options import Options, Placed, runtime
 from crosscheck.adapters.onnx_scopes import CALLS, scopes
-from crosscheck.adapters.onnx_sessions import Options, runtime
 from crosscheck.errors import InvalidArgument, MissingFramework
-from crosscheck.taps import Observer
+from crosscheck.observers import Key, Recorder
+from crosscheck.taps import Kind, Observer
 from crosscheck.trace import RunInfo
 
-__all__ = ["ExportedAdapter"]
+__all__ = ["ExportedAdapter", "Transformation", "export"]
+
+Transformation = Callable[[onnx.ModelProto], "onnx.ModelProto | None"]
 
 
-class ExportedAdapter(Adapter):
+class ExportedAdapter(Placed, Adapter):
     """A PyTorch module that ONNX Runtime runs. Inputs of other shapes export it again.
 
     Parameters are the module's own, and `load` writes into the module as well.
+
+    Args:
+        gradients: export its backward pass too (see `crosscheck.adapters.onnx_vjp`).
+        transform: called with the exported proto before it is run (an optimiser, a quantiser);
+            what it returns, unless None, is run instead. The backward pass is not given to it.
     """
 
     framework = "onnx"
-    capabilities = OnnxAdapter.capabilities
 
-    def __init__(self, model: Any, options: Options) -> None:
+    def __init__(
+        self,
+        model: Any,
+        options: Options,
+        *,
+        gradients: bool = False,
+        transform: Transformation | None = None,
+    ) -> None:
         from crosscheck.adapters.torch import TorchAdapter
 
-        options.check()
+        self.pin(options)
         self.model = model
+        self.transform = transform
         self.version = runtime().__version__
+        self.capabilities = replace(OnnxAdapter.capabilities, cotangents=gradients)
         self._torch = TorchAdapter(model)
-        self._options = options
         self._exported: OnnxAdapter | None = None
+        self._backward: BackwardSession | None = None
         self._shapes: Any = None
 
     @classmethod
-    def of(cls, model: Any, export: str, options: Options) -> ExportedAdapter | None:
+    def of(
+        cls,
+        model: Any,
+        export: str,
+        options: Options,
+        *,
+        gradients: bool = False,
+        transform: Transformation | None = None,
+    ) -> ExportedAdapter | None:
         """The adapter, or None for what is no PyTorch module."""
         if export != "onnx":
             raise InvalidArgument(f'export={export!r}: must be "onnx"')
@@ -63,15 +87,21 @@ class ExportedAdapter(Adapter):
             import torch
         except ImportError as error:
             raise MissingFramework("torch", needed_for='export="onnx"') from error
-        return cls(model, options) if isinstance(model, torch.nn.Module) else None
+        if not isinstance(model, torch.nn.Module):
+            return None
+        return cls(model, options, gradients=gradients, transform=transform)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """See `OnnxAdapter.notes`."""
-        return () if self._exported is None else self._exported.notes
+        found = () if self._exported is None else self._exported.notes
+        return found if self._backward is None else (*found, FORMULAS)
 
     def parameters(self) -> tuple[Parameter, ...]:
-        return tuple(replace(p, trainable=False) for p in self._torch.parameters())
+        backward = self.capabilities.cotangents
+        return tuple(
+            replace(p, trainable=p.trainable and backward) for p in self._torch.parameters()
+        )
 
     def load(self, values: Mapping[str, np.ndarray]) -> None:
         self._torch.load(values)
@@ -92,14 +122,56 @@ class ExportedAdapter(Adapter):
         seed: int = 0,
         passive: bool = False,
     ) -> RunInfo:
-        refuse(cotangents=cotangents, float64=float64, train=train)
+        backward = cotangents if self.capabilities.cotangents else None
+        refuse(cotangents=cotangents if backward is None else None, float64=float64, train=train)
+        exported = self._for_shapes(inputs)
+        keeper = _keeping(observer)
+        info = exported.run(
+            inputs, keeper, overrides=self._in_file(overrides or {}), seed=seed, passive=passive
+        )
+        if backward is None:
+            return info
+        if self._backward is None:
+            self._backward = self._traced(exported, inputs)
+        given = backward({site: keeper.values["activation", site] for site in info.outputs})
+        arguments: dict[Argument, np.ndarray] = {("input", n): a for n, a in inputs.items()}
+        arguments |= {("forward", key): value for key, value in keeper.values.items()}
+        arguments |= {("given", site): value for site, value in given.items()}
+        arguments |= {("parameter", n): a for n, a in self._state(overrides or {}).items()}
+        run = BackwardRun(self._backward, arguments, passive=passive)
+        session = OnnxSession(exported.structure, {}, observer, passive=passive)
+        if passive:
+            session.show(run.values({}))
+        else:
+            run_forced(session, run)
+        hidden = info.unobservable | self._backward.graph.unobservable
+        return replace(info, parameter_gradients=run.gradients, unobservable=hidden)
+
+    def _for_shapes(self, inputs: Mapping[str, np.ndarray]) -> OnnxAdapter:
         shapes = {name: (array.shape, array.dtype) for name, array in inputs.items()}
         if self._exported is None or self._shapes != shapes:
-            self._exported = OnnxAdapter(_export(self.model, inputs), self._options)
-            self._shapes = shapes
-        return self._exported.run(
-            inputs, observer, overrides=self._in_file(overrides or {}), seed=seed, passive=passive
-        )
+            proto = export(self.model, inputs)
+            changed = None if self.transform is None else self.transform(proto)
+            proto = proto if changed is None else changed
+            self._exported = OnnxAdapter(proto, self._options)
+            self._backward, self._shapes = None, shapes
+        if self._exported.device != self.device:
+            self._exported.use(self.device)
+            self._backward = None
+        return self._exported
+
+    def _traced(self, exported: OnnxAdapter, inputs: Mapping[str, np.ndarray]) -> BackwardSession:
+        from crosscheck.adapters.onnx_vjp import trace
+
+        recorder = Recorder()
+        exported.run(inputs, recorder)
+        graph = trace(self.model, exported.structure.root, inputs, recorder.values)
+        return BackwardSession(graph, self.options)
+
+    def _state(self, overrides: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the module holds, under the names that it has there first."""
+        tensors = (*self.model.named_parameters(), *self.model.named_buffers())
+        return {name: tensor.detach().cpu().numpy() for name, tensor in tensors} | {**overrides}
 
     def _in_file(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A shared parameter may have the name of another of its places in the file."""
@@ -114,12 +186,49 @@ class ExportedAdapter(Adapter):
         }
 
 
-def _export(model: Any, inputs: Mapping[str, np.ndarray]) -> Any:
+class _Keeper:
+    """Passes everything on to an observer and keeps what goes on behind each place."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.values: dict[Key, np.ndarray] = {}
+        self._observer = observer
+
+    def __call__(self, site: str, kind: Kind, value: np.ndarray) -> np.ndarray | None:
+        replacement = self._observer(site, kind, value)
+        self.values[kind, site] = np.array(value if replacement is None else replacement)
+        return replacement
+
+
+class _PlannedKeeper(_Keeper):
+    """For an observer that knows beforehand what it replaces."""
+
+    def planned(self, site: str, kind: Kind) -> np.ndarray | None:
+        answer: np.ndarray | None = self._observer.planned(site, kind)  # type: ignore[attr-defined]
+        return answer
+
+
+def _keeping(observer: Observer) -> _Keeper:
+    return (_PlannedKeeper if hasattr(observer, "planned") else _Keeper)(observer)
+
+
+def export(model: Any, inputs: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+    """A PyTorch module as an ONNX graph in which every node says which call of it it belongs to.
+
+    Args:
+        inputs: the model's, of the shapes that the graph is for.
+
+    Raises:
+        ModelRaised: the exporter, or the module under it, raised.
+        MissingFramework: onnxscript is not installed.
+    """
     import torch
+
+    from crosscheck.adapters.onnx_vjp import exporting
+    from crosscheck.adapters.torch_state import left_as_found
 
     tensors = {name: torch.tensor(np.ascontiguousarray(a)) for name, a in inputs.items()}
     args, kwargs = call_arguments(model.forward, tensors)
-    with _left_as_found(model):
+    with left_as_found(model, train=False, seed=0), exporting():
         try:
             program = torch.onnx.export(
                 model, tuple(args), kwargs=kwargs, dynamo=True, optimize=False, verbose=False
@@ -129,29 +238,9 @@ def _export(model: Any, inputs: Mapping[str, np.ndarray]) -> Any:
         except Exception as error:  # the exporter runs the model, and has errors of its own
             raise ModelRaised(None, "export") from error
     assert program is not None
-    proto = program.model_proto
+    proto: onnx.ModelProto = program.model_proto
     _number_calls(proto, program.exported_program)
     return proto
-
-
-@contextmanager
-def _left_as_found(model: Any) -> Iterator[None]:
-    """Eval mode, quietly; modes and random states are put back."""
-    import torch
-
-    modes = [(module, module.training) for module in model.modules()]
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logger.setLevel(logging.ERROR)
-        model.eval()
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-            for module, mode in modes:
-                module.training = mode
 
 
 def _number_calls(proto: Any, program: Any) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx
 
-__all__ = ["CALLS", "Frame", "exporter_notes", "frames_of", "operation", "scopes"]
+__all__ = ["CALLS", "Frame", "exporter_notes", "frames_of", "is_folded", "operation", "scopes"]
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 CLASSES = "pkg.torch.onnx.class_hierarchy"
@@ -64,6 +64,11 @@ def operation(node: onnx.NodeProto) -> str:
     """The operation that the node was made from (``aten.relu.default``), or ``""``."""
     classes = _metadata(node, CLASSES)
     return classes[-1] if classes else ""
+
+
+def is_folded(node: onnx.NodeProto) -> bool:
+    """Whether a BatchNorm was folded into this node's weights."""
+    return node.op_type in _FOLDING and "batch_norm" in operation(node)
 
 
 def frames_of(
@@ -173,7 +178,7 @@ def exporter_notes(graph: onnx.GraphProto, *, annotated: bool) -> list[str]:
     for node in graph.node:
         made_from, paths = operation(node), scopes(node)
         where = paths[-2] if len(paths) > 1 else node.name or node.output[0]
-        if "batch_norm" in made_from and node.op_type in _FOLDING:
+        if is_folded(node):
             folded.append(where)
         in_train_mode = "batch_norm" in made_from and "no_training" not in made_from
         if in_train_mode and node.op_type in (*_FOLDING, "BatchNormalization"):

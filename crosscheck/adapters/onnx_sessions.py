@@ -19,87 +19,17 @@ import numpy as np
 import onnx
 
 from crosscheck.adapters.base import ModelRaised
+from crosscheck.adapters.onnx_options import Options, runtime
 from crosscheck.adapters.onnx_structure import Structure, subgraphs
-from crosscheck.errors import DeviceUnavailable, InvalidArgument, MissingFramework
+from crosscheck.adapters.onnx_versions import refusal
+from crosscheck.errors import DeviceUnavailable, InvalidArgument
 from crosscheck.observers import Key
 
-__all__ = ["CPU", "LEVELS", "LIMIT", "Options", "Sessions", "runtime"]
+__all__ = ["LIMIT", "Sessions"]
 
-CPU = "CPUExecutionProvider"
 LIMIT = 2**31 - 2**24
 """Bytes of weights above which a model is handed over in files: a protobuf ends at 2 GB."""
 KEPT = 3
-LEVELS = {
-    "none": "ORT_DISABLE_ALL",
-    "basic": "ORT_ENABLE_BASIC",
-    "extended": "ORT_ENABLE_EXTENDED",
-    "all": "ORT_ENABLE_ALL",
-}
-
-
-def runtime() -> Any:
-    """The module `onnxruntime`.
-
-    Raises:
-        MissingFramework: it is not installed.
-    """
-    try:
-        import onnxruntime  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise MissingFramework("onnxruntime", needed_for="running an ONNX model") from error
-    return onnxruntime
-
-
-@dataclass(frozen=True)
-class Options:
-    """How sessions are made.
-
-    Attributes:
-        session_options: an ``onnxruntime.SessionOptions``, used as it is.
-        optimization: a key of `LEVELS`; None: ONNX Runtime's own default, all.
-        providers: only the CPU's in this version.
-    """
-
-    session_options: Any = None
-    optimization: str | None = None
-    providers: tuple[str, ...] = (CPU,)
-
-    def check(self) -> None:
-        """Refuse what cannot be honoured, before anything runs.
-
-        Raises:
-            InvalidArgument, DeviceUnavailable.
-        """
-        if self.optimization is not None and self.optimization not in LEVELS:
-            known = ", ".join(f'"{level}"' for level in LEVELS)
-            raise InvalidArgument(f"optimization={self.optimization!r}: must be one of {known}")
-        if self.session_options is not None and self.optimization is not None:
-            raise InvalidArgument(
-                "session_options= and optimization= both say how to optimise. Give one: "
-                "session_options.graph_optimization_level holds the same setting"
-            )
-        if self.session_options is not None and not isinstance(
-            self.session_options, runtime().SessionOptions
-        ):
-            kind = type(self.session_options).__name__
-            raise InvalidArgument(f"session_options= is a {kind}, not onnxruntime.SessionOptions")
-        if self.providers != (CPU,):
-            raise DeviceUnavailable(
-                f"providers={list(self.providers)}: ONNX models run on the {CPU} in this version. "
-                "Leave it out"
-            )
-
-    def make(self) -> Any:
-        """The options of one session."""
-        if self.session_options is not None:
-            return self.session_options
-        ort = runtime()
-        options = ort.SessionOptions()
-        options.use_deterministic_compute = True
-        options.log_severity_level = 4  # errors come as exceptions
-        level = LEVELS[self.optimization or "all"]
-        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
-        return options
 
 
 @dataclass
@@ -127,6 +57,12 @@ class Sessions:
         self._kept: OrderedDict[Any, Variant] = OrderedDict()
         self.types: dict[str, str] = {}
         self._all: list[str] = []  # the values to show
+
+    def use(self, options: Options) -> None:
+        """Make sessions that way from now on."""
+        if options != self._options:
+            self._options = options
+            self.forget()
 
     def forget(self) -> None:
         """The weights have changed."""
@@ -240,18 +176,16 @@ class Sessions:
         else:
             source = proto.SerializeToString()
         try:
-            session = runtime().InferenceSession(
-                source, self._options.make(), providers=list(self._options.providers)
-            )
+            session = self._options.session(source, proto.graph)
+        except DeviceUnavailable:
+            raise
         except Exception as error:  # as above: unknown operators, types that do not fit
             with contextlib.suppress(AttributeError):
                 folder.cleanup()  # type: ignore[union-attr]
+            reason = refusal(str(error), proto, runtime().__version__)
+            if reason is not None:
+                raise InvalidArgument(reason) from error
             raise ModelRaised(self.site_in(str(error)), "forward") from error
-        used = session.get_providers()
-        if used != list(self._options.providers):
-            raise DeviceUnavailable(
-                f"ONNX Runtime uses {used}, not {list(self._options.providers)} as asked"
-            )
         return Variant(session, folder)
 
     def _redirect(self, graph: onnx.GraphProto, forced: Collection[Key]) -> None:

@@ -269,7 +269,9 @@ class _Dataflow:
         for node in graph.node:
             if node.op_type in _NO_CONSTANTS:
                 continue
-            if node.op_type in ("Shape", "Size") or all(v in self.static for v in reads(node)):
+            # Of some inputs it is the shape or the type that counts, not the values.
+            used = {"Shape": [], "Size": [], "CastLike": list(node.input[:1])}.get(node.op_type)
+            if all(v in self.static for v in (reads(node) if used is None else used)):
                 self.static.update(node.output)
         self._floats = {v.name for v in graph.value_info if v.type.tensor_type.elem_type in _FLOATS}
 

@@ -1,4 +1,4 @@
-"""PyTorch's residual network against NumPy's and Keras'."""
+"""PyTorch's residual network against NumPy's, Keras', Flax' and its own ONNX export."""
 
 from __future__ import annotations
 
@@ -25,6 +25,22 @@ def keras_model() -> Any:
     return build()
 
 
+def jax_module() -> Any:
+    from models.cnn.jax_port import build
+
+    return build()
+
+
+def onnx_export() -> Any:
+    """Run by ONNX Runtime as exported, with the gradients that PyTorch's formulas give."""
+    return crosscheck.adapt(reference(), export="onnx", optimization="none", gradients=True)
+
+
+def onnx_optimized() -> Any:
+    """With every fusion of ONNX Runtime, as it would run in production; forward only."""
+    return crosscheck.adapt(reference(), export="onnx", optimization="all")
+
+
 def inputs(seed: int) -> dict[str, Any]:
     from models.data import digit_images
 
@@ -37,8 +53,14 @@ def channels_last(inputs: dict[str, Any]) -> dict[str, Any]:
 
 pair = crosscheck.Pair(
     reference=reference,
-    candidate={"numpy": numpy_net, "keras": keras_model},
+    candidate={
+        "numpy": numpy_net,
+        "keras": keras_model,
+        "jax": jax_module,
+        "onnx": onnx_export,
+        "onnx-optimized": onnx_optimized,
+    },
     inputs=inputs,
-    candidate_inputs={"keras": channels_last},
+    candidate_inputs={"keras": channels_last, "jax": channels_last},
     name="cnn",
 )

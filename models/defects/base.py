@@ -23,7 +23,7 @@ class Defect:
 
     name: str
     family: str  # "mlp", "cnn" or "gpt"
-    candidate: str  # "numpy" or "keras"
+    candidate: str  # "numpy", "keras", "jax" or "onnx"
     mistake: str
     source: str  # where it was made: repository#issue
     phase: Phase
@@ -59,9 +59,14 @@ def alter(path: str, alteration: Callable[[Any], None]) -> Callable[[Any], None]
 
 
 def find(model: Any, path: str) -> Any:
-    """The layer at a site: ``blocks.0.attn`` in a NumPy net, ``blocks_0/attn`` in a Keras model."""
+    """The layer at a site: ``blocks.0.attn`` in a NumPy net and in a Flax module, ``blocks_0/attn``
+    in a Keras model."""
     if isinstance(model, Layer):
         return dict(model.named_layers())[path]
+    if not hasattr(model, "get_layer"):
+        for name in path.split("."):
+            model = model[int(name)] if name.isdigit() else getattr(model, name)
+        return model
     first, *rest = path.split("/")
     layer = model.get_layer(first)
     for name in rest:  # inside a block, attributes and names are the same

@@ -1,4 +1,4 @@
-"""PyTorch's multilayer perceptron against NumPy's and Keras'."""
+"""PyTorch's multilayer perceptron against NumPy's, Keras', Flax' and its own ONNX export."""
 
 from __future__ import annotations
 
@@ -25,6 +25,22 @@ def keras_model() -> Any:
     return build()
 
 
+def jax_module() -> Any:
+    from models.mlp.jax_port import build
+
+    return build()
+
+
+def onnx_export() -> Any:
+    """Run by ONNX Runtime as exported, with the gradients that PyTorch's formulas give."""
+    return crosscheck.adapt(reference(), export="onnx", optimization="none", gradients=True)
+
+
+def onnx_optimized() -> Any:
+    """With every fusion of ONNX Runtime, as it would run in production; forward only."""
+    return crosscheck.adapt(reference(), export="onnx", optimization="all")
+
+
 def inputs(seed: int) -> dict[str, Any]:
     from models.data import digits_batch
 
@@ -33,7 +49,13 @@ def inputs(seed: int) -> dict[str, Any]:
 
 pair = crosscheck.Pair(
     reference=reference,
-    candidate={"numpy": numpy_net, "keras": keras_model},
+    candidate={
+        "numpy": numpy_net,
+        "keras": keras_model,
+        "jax": jax_module,
+        "onnx": onnx_export,
+        "onnx-optimized": onnx_optimized,
+    },
     inputs=inputs,
     name="mlp",
 )

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 import crosscheck  # noqa: E402
 from crosscheck.adapters.onnx import OnnxAdapter, find  # noqa: E402
-from crosscheck.adapters.onnx_sessions import Options  # noqa: E402
+from crosscheck.adapters.onnx_options import Options  # noqa: E402
 
-from .onnx_kit import INPUTS, net, nodes_of, proto, without_metadata  # noqa: E402
+from .onnx_kit import INPUTS, export, net, nodes_of, proto, without_metadata  # noqa: E402
 
 
 @pytest.mark.parametrize("optimization", ["none", "all"])
@@ -55,6 +55,19 @@ def test_a_module_exported_on_the_fly() -> None:
     report = crosscheck.check(net("cnn"), adapter, INPUTS["cnn"])
     assert report.verdict == "agree"
     assert report.coverage.aligned == 15
+
+
+def test_a_folded_batchnorm_is_said_and_no_divergence() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv1d(4, 3, 1), torch.nn.BatchNorm1d(3), torch.nn.ReLU())
+    model[1].running_mean.uniform_(-1, 1)
+    inputs = {"x": np.zeros((2, 4, 5), np.float32)}
+    file = export(model.train(), inputs, optimize=True)
+    report = crosscheck.check(model.eval(), file, "float32[2,4,5]", weights="keep")
+    assert report.verdict == "agree", str(report)
+    assert report.coverage.unmatched_reference == ("0",)
+    assert set(report.coverage.unmatched_reference_parameters) >= {"1.weight", "1.running_var"}
+    assert any("BatchNorm `1`: folded into the layer before it" in n for n in report.notes)
+    assert any("exported from a model in train mode" in note for note in report.notes)
 
 
 # -- planted defects -------------------------------------------------------------------------------

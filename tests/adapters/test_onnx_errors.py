@@ -16,7 +16,7 @@ pytest.importorskip("onnxscript")
 
 from crosscheck.adapters.base import ModelRaised  # noqa: E402
 from crosscheck.adapters.onnx import OnnxAdapter, find  # noqa: E402
-from crosscheck.adapters.onnx_sessions import Options  # noqa: E402
+from crosscheck.adapters.onnx_options import Options  # noqa: E402
 from crosscheck.errors import DeviceUnavailable, InvalidArgument, MissingFramework  # noqa: E402
 
 from .kit import X, ones  # noqa: E402
@@ -104,6 +104,35 @@ def test_options() -> None:
     assert adapter is not None
     adapter.run({"x": X}, look)
     assert "session_options are the caller's" in adapter.notes[0]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("ir", "opset", "text"),
+    [
+        (10, 99, r"written for opset 99; ONNX Runtime [\d.]+ takes opsets up to (\d+)"),
+        (99, 18, r"has IR version 99; ONNX Runtime [\d.]+ takes versions up to (\d+)"),
+        (3, 5, r"written for opset 5, in which ONNX Runtime [\d.]+ has no Relu"),
+    ],
+)
+def test_versions_that_the_runtime_does_not_take(ir: int, opset: int, text: str) -> None:
+    model = onnx.parser.parse_model(
+        f'<ir_version: {ir}, opset_import: ["": {opset}]> net (float[6,4] x) => (float[6,4] y) '
+        "{ y = Relu(x) }"
+    )
+    with pytest.raises(InvalidArgument, match=text) as error:
+        OnnxAdapter(model).run({"x": X}, look)
+    assert "Fix: " in str(error.value)
+
+
+def test_external_data_that_is_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    onnx.save_model(
+        proto("mlp"), path, save_as_external_data=True, location="data", size_threshold=0
+    )
+    with open(tmp_path / "data", "r+b") as file:
+        file.truncate(6)
+    with pytest.raises(InvalidArgument, match="net.onnx"):
+        find(path)
 
 
 def test_an_operator_that_does_not_exist() -> None:

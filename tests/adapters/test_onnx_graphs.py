@@ -206,7 +206,7 @@ def test_roles_without_names() -> None:
     found = {p.name: (p.role, p.kind, p.axes, p.layer) for p in OnnxAdapter(model).parameters()}
     assert found == {
         "a": ("weight", "dense", ("in", "out"), "h"),
-        "c": ("bias", "dense", ("out",), "i"),
+        "c": ("bias", "dense", ("out",), "h"),
         "b": ("weight", "dense", ("out", "in"), "j"),
         "s": ("weight", "norm", ("channel",), "k"),
         "t": ("bias", "norm", ("channel",), "k"),

@@ -28,6 +28,10 @@ _HOME = {
     "Pair": "pair",
     "adapt": "adapters",
     "check": "api",
+    "RecordedTrace": "traces.recorded",
+    "load_trace": "traces.load",
+    "record": "traces.record",
+    "save_inputs": "traces.feed",
     "tap": "taps",
     "tap_cotangent": "taps",
 }
@@ -51,6 +55,10 @@ if TYPE_CHECKING:
     from crosscheck.results import Report as Report
     from crosscheck.taps import tap as tap
     from crosscheck.taps import tap_cotangent as tap_cotangent
+    from crosscheck.traces.feed import save_inputs as save_inputs
+    from crosscheck.traces.load import load_trace as load_trace
+    from crosscheck.traces.record import record as record
+    from crosscheck.traces.recorded import RecordedTrace as RecordedTrace
 
 
 def __getattr__(name: str) -> Any:

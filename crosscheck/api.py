@@ -13,24 +13,24 @@ import numpy as np
 
 from crosscheck.adapters import adapt
 from crosscheck.adapters.base import Adapter
+from crosscheck.adapters.trace import TraceAdapter
 from crosscheck.align import Aligner
 from crosscheck.arrays import is_float
-from crosscheck.cotangents import CandidateCotangents, ReferenceCotangents, require_outputs
+from crosscheck.cotangents import CandidateCotangents, require_outputs
+from crosscheck.devices import as_they_ran, place
 from crosscheck.errors import (
     CannotCompare,
-    DeviceUnavailable,
     InvalidArgument,
     SideFailed,
 )
 from crosscheck.inputs import make_inputs
-from crosscheck.judging import Judge
-from crosscheck.layout import relative_error
 from crosscheck.locate import Locator
 from crosscheck.noise import Tolerance
 from crosscheck.observers import Recorder
 from crosscheck.pipeline import (
     Evidence,
     align,
+    calls_of,
     compared_so_far,
     judge_all,
     oracle,
@@ -43,7 +43,19 @@ from crosscheck.results import PHASES, Coverage, Report, Side, SiteResult, worst
 from crosscheck.run import Runner
 from crosscheck.severed import Severed
 from crosscheck.trace import Trace
+from crosscheck.traces.stages import (
+    compare_recorded,
+    cotangents_of,
+    fed,
+    free_run,
+    judge_of,
+    known_weights,
+    unrecorded,
+    weights_of,
+)
+from crosscheck.trial import by_running
 from crosscheck.weights import Match, WeightMap
+from crosscheck.zoom import zoom as look_closer
 
 __all__ = ["check"]
 
@@ -51,7 +63,7 @@ __all__ = ["check"]
 def check(
     reference: Any,
     candidate: Any,
-    inputs: Any,
+    inputs: Any = None,
     *,
     candidate_inputs: Mapping[str, Any] | Callable[[dict[str, np.ndarray]], Any] | None = None,
     weights: str | WeightMap = "copy",
@@ -67,26 +79,32 @@ def check(
     seed: int = 0,
     tolerance: Tolerance | None = None,
     explain: bool = True,
+    zoom: bool = False,
     name: str = "",
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Does ``candidate`` compute the same function as ``reference``, and if not, from where?
 
     Args:
-        reference, candidate: a model or an Adapter (see `crosscheck.adapt`).
+        reference, candidate: a model, an Adapter, a recorded trace or the path of one (see
+            `crosscheck.adapt`). A recorded reference still forces the candidate; a recorded
+            candidate can only be compared as it ran (`crosscheck.traces.offline`).
         inputs: {name: array or spec}, or one array or spec; see `crosscheck.inputs.parse_spec`.
+            May be left out where a trace holds them; seed and mode are then the trace's, too.
         candidate_inputs: {name: array}, or a function from the reference's inputs to the
             candidate's; default: the same.
         weights: ``"copy"``: transfer the reference's parameters, then verify. ``"keep"``: they are
             equal already; verify where matched. Or a `WeightMap` for what is not found by itself.
+            A recorded reference without parameters has none to copy: the candidate keeps its own.
         gradients: compare cotangents and parameter gradients as well.
         train: run in train mode (batch statistics) and compare buffers afterwards.
         sites: {reference site: candidate site}: overrides alignment.
         skip: sites of either side to leave out; listed in the report.
-        device: ``"cpu"``.
+        device: ``"cpu"`` or ``"cuda"``, both sides.
         seed: of the inputs drawn from specs and of the cotangents.
         tolerance: an explicit `Tolerance` instead of the measured rounding floor.
         explain: name causes; this version has no explanations yet, so none are named.
+        zoom: look for the first operation that departs inside a layer that diverges (PyTorch).
         name: of the check, for the report.
         progress: called with a line before each stage.
 
@@ -95,27 +113,46 @@ def check(
     Raises:
         InvalidArgument, CannotCompare, DeviceUnavailable, MissingFramework, SideFailed.
     """
-    _refuse_unsupported(loss, targets, optimizer, steps, device)
+    _refuse_unsupported(loss, targets, optimizer, steps)
     _check_arguments(weights, seed, sites, skip, tolerance)
-    _check_flags(gradients=gradients, train=train)
+    _check_flags(gradients=gradients, train=train, zoom=zoom)
     say = progress or (lambda line: None)
     sides = _adapted(reference, "reference"), _adapted(candidate, "candidate")
-    ours = make_inputs(inputs, seed=seed)
+    place(sides, device)
+    ours, seed, train = fed(sides, inputs, seed=seed, train=train)
+    if isinstance(sides[1], TraceAdapter):
+        return compare_recorded(
+            sides,
+            ours,
+            candidate_inputs=candidate_inputs,
+            zoom=zoom,
+            weights=weights,
+            gradients=gradients,
+            train=train,
+            sites=sites,
+            skip=skip,
+            seed=seed,
+            tolerance=tolerance,
+            name=name,
+            progress=progress,
+        )
     theirs = _candidate_inputs(candidate_inputs, ours, seed)
     backward = gradients and all(side.capabilities.cotangents for side in sides)
 
     say(f"reference ({sides[0].framework}): forward{' and backward' if backward else ''}")
-    cotangents = ReferenceCotangents(seed, skip) if backward else None
+    cotangents = cotangents_of(sides[0], seed, skip) if backward else None
     first = Runner("reference", sides[0], ours, cotangents, train, seed)
-    free_reference = first.record(passive=True)
+    free_reference = free_run(first)
     require_outputs(free_reference.outputs(), "reference")
     free_reference = with_vjps(first, free_reference)
     free_oracle = oracle(first)
 
     say("weights: " + ("verify" if weights == "keep" else "match, copy, verify"))
     second = Runner("candidate", sides[1], theirs, None, train, seed)
-    match = transfer(*sides, weights, _trial(second, free_reference, sites or {}, skip))
-    weight_results = verify_weights(match, sides[1])
+    weights, weight_notes = weights_of(sides[0], weights)
+    trial = by_running(second, free_reference, sites or {}, skip)
+    match = transfer(*sides, weights, trial, (free_reference.info.layers, calls_of(second)))
+    weight_results = verify_weights(known_weights(match, sides[0]), sides[1])
 
     say(f"candidate ({sides[1].framework}): free run")
     if cotangents is not None:
@@ -132,7 +169,16 @@ def check(
 
     say(f"compare and judge {len(alignment.pairs)} sites against the float64 oracle")
     evidence = Evidence(
-        first, second, alignment, free_reference, free_candidate, forced, match, tolerance, seed
+        first,
+        second,
+        alignment,
+        free_reference,
+        free_candidate,
+        forced,
+        match,
+        tolerance,
+        seed,
+        make_judge=judge_of(sides[0]),
     )
     judged = judge_all(evidence, free_oracle, backward=backward)
 
@@ -140,7 +186,9 @@ def check(
     results = sorted([*weight_results, *severed.kept], key=lambda r: PHASES.index(r.phase))
     divergences = Locator(alignment, free_reference, forced).locate(results)
     unseen = _seen_only_free(results, divergences) if tolerance is None else []
+    closer = look_closer(evidence, divergences, results) if zoom else []
     missing = [*judged.not_compared, *severed.not_compared, *_backward_missing(sides, gradients)]
+    missing += unrecorded(alignment, free_reference) if backward else []
     return Report(
         verdict=worst([*(r.verdict for r in results), *(["suspect"] if unseen else [])]),  # type: ignore[list-item]
         seed=seed,
@@ -159,7 +207,7 @@ def check(
         ),
         divergences=divergences,
         sites=tuple(results),
-        notes=(*unseen, *_adapter_notes(sides)),
+        notes=(*unseen, *closer, *weight_notes, *_adapter_notes(sides)),
         name=name,
     )
 
@@ -167,7 +215,7 @@ def check(
 # -- arguments -------------------------------------------------------------------------------------
 
 
-def _refuse_unsupported(loss: Any, targets: Any, optimizer: Any, steps: int, device: str) -> None:
+def _refuse_unsupported(loss: Any, targets: Any, optimizer: Any, steps: int) -> None:
     for name, value, default in (
         ("loss", loss, None),
         ("targets", targets, None),
@@ -179,12 +227,6 @@ def _refuse_unsupported(loss: Any, targets: Any, optimizer: Any, steps: int, dev
                 f"{name}={value!r}: the training step is not part of this version. Leave it out: "
                 "forward, cotangents and parameter gradients are compared under seeded cotangents"
             )
-    if device == "cuda":
-        raise DeviceUnavailable(
-            'device="cuda": the adapters of this version run on the CPU. Use device="cpu"'
-        )
-    if device != "cpu":
-        raise InvalidArgument(f'device={device!r}: must be "cpu" or "cuda"')
 
 
 def _adapted(model: Any, side: str) -> Adapter:
@@ -235,39 +277,6 @@ def _candidate_inputs(given: Any, ours: dict[str, np.ndarray], seed: int) -> dic
 # -- between the stages ----------------------------------------------------------------------------
 
 
-def _trial(
-    candidate: Runner, reference: Trace, explicit: Mapping[str, str], skip: Sequence[str]
-) -> Callable[[Match], float]:
-    """How well the candidate fits once it holds the weights of a match.
-
-    It counts the sites that match by value when everything before them is right, so that a defect
-    does not hide what lies behind it; between equals the outputs' error decides.
-    """
-
-    def fit(match: Match) -> float:
-        candidate.adapter.load(match.values())
-        try:
-            free = candidate.record(passive=True)
-            aligner = Aligner(
-                reference, free, explicit=explicit, anchors=match.anchors(), skip=skip
-            )
-            alignment, _ = align(aligner, reference, free, candidate)
-        except SideFailed:
-            return -1.0
-        errors = [
-            relative_error(
-                p.layout.to_reference(free.values["activation", p.candidate]),
-                reference.values["activation", p.reference],
-            )
-            for p in alignment.pairs
-            if p.by == "output" and p.layout is not None
-        ]
-        matched = sum(p.by == "value" for p in alignment.pairs)
-        return matched + 1.0 / (1.0 + min(errors, default=0.0))
-
-    return fit
-
-
 def _free_run(
     candidate: Runner, reference: Trace, free_oracle: Trace | None, match: Match, side: Adapter
 ) -> Trace:
@@ -275,7 +284,7 @@ def _free_run(
     try:
         return candidate.record(recorder=recorder, passive=True)
     except SideFailed as failure:
-        judge = Judge(
+        judge = judge_of(side)(
             reference=reference,
             oracle=free_oracle,
             free_oracle=None,
@@ -317,7 +326,7 @@ def _seen_only_free(results: Sequence[SiteResult], divergences: Sequence[Any]) -
     if any(d.phase in ("weights", "forward") for d in divergences):
         return []
     last = [r for r in results if r.phase == "forward" and r.free_ratio is not None]
-    far = [r for r in last[-1:] if r.free_ratio is not None and r.free_ratio > 4 * 32.0]
+    far = [r for r in last[-1:] if r.free_ratio is not None and r.free_ratio > 32.0]
     return [
         f"`{r.candidate}` departs in the free run ({r.free_ratio:.3g} x its floor) though no "
         "stretch between aligned sites does: look for state that one call leaves for another"
@@ -359,5 +368,6 @@ def _environment(sides: tuple[Adapter, Adapter], tolerance: Tolerance | None) ->
         **{side.framework: side.version for side in sides},
         "float32_matmul": "full precision on both sides",
         "bit_generator": "Philox-4x64-10",
+        **as_they_ran(sides),
         **({} if tolerance is None else {"tolerance": str(tolerance)}),
     }

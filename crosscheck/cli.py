@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from crosscheck import __version__
+from crosscheck.commands.compare import compare
+from crosscheck.commands.doctor import doctor
+from crosscheck.commands.record import record
+from crosscheck.commands.weights import weights
 from crosscheck.errors import CrosscheckError, InvalidArgument
 
 if TYPE_CHECKING:
@@ -38,6 +42,12 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+main.add_command(compare)
+main.add_command(doctor)
+main.add_command(record)
+main.add_command(weights)
+
+
 @main.command()
 @click.argument("pair", required=False, type=click.Path(path_type=Path))
 @click.option("--reference", metavar="FILE.py:NAME", help="The reference model, without a PAIR.")
@@ -56,9 +66,16 @@ def main() -> None:
 @click.option(
     "--weights", type=click.Choice(["copy", "keep"]), help="Copy the reference's, or not."
 )
+@click.option(
+    "--weights-map",
+    type=click.Path(path_type=Path),
+    metavar="F",
+    help="Pairs of parameters, as `crosscheck weights` prints them.",
+)
 @click.option("--forward-only", is_flag=True, help="Leave out cotangents and gradients.")
 @click.option("--train", is_flag=True, help="Train mode: batch statistics, buffers compared.")
 @click.option("--skip", multiple=True, metavar="SITE", help="Leave a site out (reported).")
+@click.option("--zoom", is_flag=True, help="Name the first operation that departs (PyTorch).")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--json", "json_path", metavar="F", help="Write report.json; `-`: print it alone.")
@@ -98,7 +115,7 @@ def run(
     except Exception as error:  # exit status 1 would read as a divergence
         traceback.print_exc()
         fail(error)
-    _show(report, json_path)
+    show(report, json_path)
     raise SystemExit(AGREE if report.verdict == "agree" else DIFFER)
 
 
@@ -117,9 +134,15 @@ def _check(
         "device": options["device"],
         "gradients": not options["forward_only"],
     }
-    arguments |= {k: options[k] for k in ("weights", "train") if options[k]}
+    arguments |= {k: options[k] for k in ("weights", "train", "zoom") if options[k]}
     if options["skip"]:
         arguments["skip"] = options["skip"]
+    if options["weights_map"]:
+        from crosscheck.weights.spelling import load_map
+
+        if options["weights"]:
+            raise InvalidArgument("give --weights or --weights-map, not both")
+        arguments["weights"] = load_map(options["weights_map"])
     if pair is not None:
         if reference or inputs:
             raise InvalidArgument("give a PAIR, or --reference, --candidate and --input, not both")
@@ -135,12 +158,16 @@ def _check(
         )
     say(f"load {reference} and {candidate}")
     whole = Pair(
-        load_model(reference), load_model(candidate), _inputs(inputs), name=Path(candidate).name
+        load_model(reference),
+        load_model(candidate),
+        parse_inputs(inputs),
+        name=Path(candidate).name,
     )
     return whole.check(progress=say, **arguments)
 
 
-def _inputs(texts: tuple[str, ...]) -> dict[str, str]:
+def parse_inputs(texts: tuple[str, ...]) -> dict[str, str]:
+    """``NAME=SPEC`` texts -> {name: spec}."""
     found: dict[str, str] = {}
     for text in texts:
         name, separator, spec = text.partition("=")
@@ -152,7 +179,8 @@ def _inputs(texts: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _show(report: Report, json_path: str | None) -> None:
+def show(report: Report, json_path: str | None) -> None:
+    """The report on stdout: JSON alone for ``-``, else the page."""
     if json_path == "-":
         from crosscheck.report.json import dumps
 

@@ -116,8 +116,8 @@ def _twin(
     for other in ranked:
         theirs = candidate.values["input", other[0]]
         layout = pairing.book.choose(value.shape, theirs.shape, merged=True)
-        if layout is None:
-            continue
+        if layout is None or is_float(theirs) != is_float(value):
+            continue  # a mask of flags and one of numbers to add: neither can stand for the other
         if not far(theirs, value, layout):
             return other, layout, False
         if first is None and layout.shapes is None:

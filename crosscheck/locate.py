@@ -146,6 +146,15 @@ class Locator:
         """The summed cotangent is wrong, though every aligned consumer's own is right."""
         reference = self._loose_consumer(self.reference, result.reference, "reference")
         candidate = self._loose_consumer(self.candidate, result.candidate, "candidate")
+        several = self._behind(result.candidate)
+        if candidate and len(several) > 1:
+            return _Blame(
+                self.reference.info.parents.get(owner(result.reference)),
+                self.candidate.info.parents.get(candidate),
+                f"the cotangent that arrives at `{result.candidate}` is wrong; behind it lie "
+                f"{len(several)} sites without partner: the error may be in any, or between them",
+                tuple(several[:MOST_NAMED]),
+            )
         if reference or candidate:
             text = (
                 f"the cotangent that arrives at `{result.candidate}` is wrong; the layer that "
@@ -161,6 +170,20 @@ class Locator:
             self._consumer_scope(self.candidate, result.candidate),
             text,
         )
+
+    def _behind(self, site: str) -> list[str]:
+        """The candidate's layers without partner between ``site`` and the next aligned one, in the
+        same container: a wrong cotangent may come from any of them."""
+        aligned, trace = self._aligned("candidate"), self.candidate
+        order = list(trace.activations())
+        home = _parent(trace.info, site)
+        found = []
+        for after in order[order.index(site) + 1 :]:
+            if after in aligned and _parent(trace.info, after) == home:
+                break
+            if after in self.alignment.unmatched_candidate:
+                found.append(after)
+        return found
 
     def _cut(self, result: SiteResult) -> _Blame:
         """What layer ``L`` is given is right forward, but no part of the candidate's graph."""

@@ -134,6 +134,11 @@ class Session:
         """The innermost site in progress; after an exception, the one at which it was raised."""
         return self._stack[-1] if self._stack else None
 
+    @property
+    def in_progress(self) -> tuple[str, ...]:
+        """The calls in progress, outermost first."""
+        return tuple(self._stack)
+
     # -- one value ---------------------------------------------------------------------------
 
     def observe(self, site: str, kind: Kind, value: np.ndarray) -> np.ndarray | None:

@@ -12,13 +12,16 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crosscheck.errors import CrosscheckError
+from crosscheck.errors import CrosscheckError, DeviceUnavailable
 from crosscheck.taps import Observer, Session
 from crosscheck.trace import RunInfo
+
+if TYPE_CHECKING:
+    from crosscheck.zoom import Operation
 
 __all__ = [
     "Adapter",
@@ -44,6 +47,7 @@ class Capabilities:
     float64: bool = True
     train: bool = True
     cuda: bool = False
+    forcing: bool = True  # False: a recorded run, which can be looked at and not be run again
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,16 @@ class Parameter:
         layer: path of the layer that owns it (``blocks.0.fc``), ``""`` for the model itself.
         role: ``"weight" | "bias" | "mean" | "variance" | "other"``: what it does in its layer.
             A norm's gamma is its weight, its beta the bias.
-        kind: ``"dense" | "conv" | "norm" | "embedding" | "other"``: kind of the layer.
+        kind: ``"dense" | "conv" | "norm" | "embedding" | "lstm" | "gru" | "rnn" | "other"``: kind
+            of the layer.
         axes: the names of its axes, None where the adapter cannot know them. Known names: ``out``,
-            ``in``, ``d``, ``h``, ``w``, ``mult``, ``channel``, ``row``, ``dim``.
+            ``in``, ``d``, ``h``, ``w``, ``mult``, ``channel``, ``row``, ``dim``; ``out/0, out/1``
+            for an axis split in two (heads); ``-h`` for one that is read backwards; ``gates:ifgo``
+            for the output axis of a recurrent kernel, with the order of its gates.
         trainable: False for buffers and frozen parameters: no gradient is compared.
         buffer: True for state that a forward pass in train mode changes.
+        also: what other layers know the same parameter as (tied weights): the same value under
+            their names, roles, kinds and axes.
     """
 
     name: str
@@ -71,6 +80,7 @@ class Parameter:
     axes: tuple[str, ...] | None
     trainable: bool = True
     buffer: bool = False
+    also: tuple[Parameter, ...] = ()
 
 
 class Adapter(abc.ABC):
@@ -79,6 +89,7 @@ class Adapter(abc.ABC):
     Attributes:
         framework: ``"torch"``, ``"numpy"``, ``"keras"``, ...
         version: of the framework, for the report.
+        device: where it runs, ``"cpu"`` unless `use` says otherwise.
         separator: between the parts of a path (``.`` or ``/``).
         capabilities: what `run` supports for this model.
     """
@@ -93,6 +104,23 @@ class Adapter(abc.ABC):
     def notes(self) -> tuple[str, ...]:
         """What the reader of a report should know about this model; complete after a run."""
         return ()
+
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        """Precision and determinism as the latest run had them, for the report."""
+        return {}
+
+    def use(self, device: str) -> None:
+        """Run on ``"cpu"`` or ``"cuda"`` from now on.
+
+        Raises:
+            DeviceUnavailable: says what is missing and what to do.
+        """
+        if device != self.device:
+            raise DeviceUnavailable(
+                f"the {self.framework} adapter of this version runs on the {self.device} only.\n"
+                f'  Fix: device="{self.device}"'
+            )
 
     @abc.abstractmethod
     def parameters(self) -> tuple[Parameter, ...]:
@@ -148,6 +176,19 @@ class Adapter(abc.ABC):
             ModelRaised: whatever the model raised, chained, with the site.
             crosscheck.CrosscheckError: raised by ``observer`` or ``cotangents``, as it is.
         """
+
+    def operations(
+        self,
+        site: str,
+        inputs: Mapping[str, np.ndarray],
+        observer: Observer,
+        *,
+        train: bool = False,
+        seed: int = 0,
+    ) -> tuple[Operation, ...]:
+        """What is computed during the layer call at ``site``, in order, in a forward run like
+        `run`; empty where the framework cannot show it."""
+        return ()
 
 
 def input_site(name: str) -> str:

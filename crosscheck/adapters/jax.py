@@ -12,6 +12,7 @@ runs eagerly takes no nodes at all, and is not repeated.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -35,13 +36,13 @@ from crosscheck.adapters.jax_program import FunctionProgram, Program, TreeProgra
 from crosscheck.adapters.jax_state import (
     bare_caches,
     computing,
+    device_of,
     explaining,
-    host_device,
     inlining_remat,
     own_caches,
 )
 from crosscheck.adapters.jax_taps import JaxSession, Shared, is_float, is_tensor, to_host
-from crosscheck.errors import InvalidArgument
+from crosscheck.errors import DeviceUnavailable, InvalidArgument
 from crosscheck.structure import leaves
 from crosscheck.taps import Observer
 from crosscheck.trace import RunInfo
@@ -66,16 +67,28 @@ class _Forward:
 
 
 class JaxAdapter(Adapter):
-    """A JAX model on the CPU."""
+    """A JAX model, on the CPU or on a CUDA device."""
 
     framework = "jax"
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.version = jax.__version__ + (f" ({program.library})" if program.library else "")
-        self.capabilities = Capabilities()
+        self.capabilities = Capabilities(cuda=True)
         self._shared = Shared()
         self._root = "model_output" if "output" in program.top_level() else "output"
+
+    def use(self, device: str) -> None:
+        device_of(device)
+        self.device = device
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        if self.device == "cpu":
+            return {}
+        flags = os.environ.get("XLA_FLAGS", "not set")
+        kind = device_of(self.device).device_kind
+        return {"device": kind, "matmul_precision": "highest", "XLA_FLAGS": flags}
 
     @property
     def params(self) -> Any:
@@ -110,13 +123,14 @@ class JaxAdapter(Adapter):
             passive=passive,
             backward=cotangents is not None,
         )
-        with computing(float64=float64), own_caches(session):
+        with computing(float64=float64, device=self.device), own_caches(session):
             run = _Run(self.program, self._values(overrides or {}, float64), session, train, seed)
             fed = {n: run.tap_input(n, _feed(a, float64=float64)) for n, a in inputs.items()}
             shown = bare = run.forward(fed)
             if passive and (session.backward or self._shared.staged):
                 bare = run.forward_bare(fed)
             outputs = run.tap_outputs(bare)
+            _require_device(outputs, self.device)
             gradients: dict[str, np.ndarray] = {}
             if cotangents is not None:
                 wanted = cotangents({site: to_host(value) for site, value in outputs.items()})
@@ -131,14 +145,25 @@ class JaxAdapter(Adapter):
         )
 
     def _values(self, overrides: Mapping[str, np.ndarray], float64: bool) -> Arrays:
-        """The values to run with, on the CPU."""
-        values = {}
+        """The values to run with, on the device of the run."""
+        values, device = {}, device_of(self.device)
         for name, own in self.program.values().items():
             dtype = jnp.float64 if float64 else own.dtype
             value = jnp.array(overrides[name]) if name in overrides else own
-            value = value if value.devices() == {host_device()} else jax.device_put(value)
+            value = value if value.devices() == {device} else jax.device_put(value, device)
             values[name] = value.astype(dtype)
         return values
+
+
+def _require_device(outputs: Arrays, device: str) -> None:
+    """An output that lies elsewhere was computed elsewhere."""
+    for site, value in outputs.items():
+        elsewhere = [str(d) for d in value.devices() if d != device_of(device)]
+        if elsewhere:
+            raise DeviceUnavailable(
+                f"`{site}` was computed on {elsewhere[0]}, not on {device}.\n"
+                "  Fix: leave it to the check where the model runs (no jax.device_put inside)"
+            )
 
 
 @dataclass

@@ -13,10 +13,10 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.extend.core.primitives import convert_element_type_p, remat_p
 
 from crosscheck.adapters.jax_taps import JaxSession
-from crosscheck.errors import InvalidArgument
+from crosscheck.errors import DeviceUnavailable, InvalidArgument
 from crosscheck.taps import active_session
 
-__all__ = ["bare_caches", "computing", "explaining", "host_device", "inlining_remat", "own_caches"]
+__all__ = ["bare_caches", "computing", "device_of", "explaining", "inlining_remat", "own_caches"]
 
 # Part of the key of all of JAX's caches. A function that the user has called before the run is
 # cached without taps, one that was traced in a run with those of that run. All adapters share
@@ -27,9 +27,19 @@ _generation = 0
 _wide: ContextVar[bool] = ContextVar("crosscheck_jax_wide", default=False)
 
 
-def host_device() -> Any:
-    """The CPU."""
-    return jax.devices("cpu")[0]
+def device_of(kind: str) -> Any:
+    """JAX's first device of a kind, ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        DeviceUnavailable: JAX sees none; says what to do.
+    """
+    try:
+        return jax.devices(kind)[0]
+    except RuntimeError as error:
+        raise DeviceUnavailable(
+            f"JAX {jax.__version__} sees no {kind} device.\n  Fix: pip install 'jax[cuda12]' where "
+            "there is a GPU, and see what JAX_PLATFORMS says; `crosscheck doctor` shows devices"
+        ) from error
 
 
 @contextmanager
@@ -54,11 +64,11 @@ def bare_caches(session: JaxSession) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def computing(*, float64: bool) -> Iterator[None]:
-    """On the CPU, in full float32, or with 64 bits and without casts to less."""
+def computing(*, float64: bool, device: str = "cpu") -> Iterator[None]:
+    """On one device, in full float32, or with 64 bits and without casts to less."""
     with ExitStack() as stack:
         stack.enter_context(jax.default_matmul_precision("highest"))
-        stack.enter_context(jax.default_device(host_device()))
+        stack.enter_context(jax.default_device(device_of(device)))
         if float64:
             stack.enter_context(jax.enable_x64(True))
             stack.enter_context(_without_narrowing())

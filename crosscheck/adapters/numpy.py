@@ -8,13 +8,10 @@ found is in `crosscheck.adapters.numpy_parameters`.
 
 from __future__ import annotations
 
-import copy
 import functools
-import random
-import types
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,15 +26,12 @@ from crosscheck.adapters.base import (
     guarded,
     input_site,
 )
-from crosscheck.adapters.numpy_parameters import (
-    Slot,
-    attributes_of,
-    find_slots,
-    gradients_of,
-    slots_of,
-)
+from crosscheck.adapters.numpy_arrays import is_on_device, like, to_host
+from crosscheck.adapters.numpy_layers import FunctionNet, LayerList, discover, is_layer
+from crosscheck.adapters.numpy_parameters import find_slots, gradients_of
+from crosscheck.adapters.numpy_state import install, left_as_found
 from crosscheck.arrays import is_float
-from crosscheck.errors import InvalidArgument
+from crosscheck.errors import DeviceUnavailable, InvalidArgument
 from crosscheck.structure import leaves, replace_leaves
 from crosscheck.taps import Kind, Observer, Session
 from crosscheck.trace import RunInfo
@@ -46,23 +40,35 @@ __all__ = ["NumpyAdapter", "find"]
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, (np.ndarray, np.generic))
+    return isinstance(value, (np.ndarray, np.generic)) or is_on_device(value)
 
 
 class _NumpySession(Session):
     """Taps on arrays. The backward half is explicit: layers and `tap_cotangent` report it."""
 
     def __init__(
-        self, observer: Observer, *, separator: str, root: str, passive: bool = False
+        self,
+        observer: Observer,
+        *,
+        separator: str,
+        root: str,
+        passive: bool = False,
+        on_device: bool = False,
     ) -> None:
         super().__init__(observer, separator=separator, root=root, passive=passive)
+        self._on_device = on_device
         self._open_taps: defaultdict[str, list[str]] = defaultdict(list)
 
     def tap_value(self, site: str, kind: Kind, value: Any) -> Any:
-        array = np.asarray(value)
+        if self._on_device and isinstance(value, np.ndarray) and value.ndim:
+            raise DeviceUnavailable(
+                f"`{site}` is a NumPy array on the host, in a net that runs on the GPU: somewhere "
+                "before it the computation left the device.\n  Fix: keep it in CuPy arrays"
+            )
+        array = to_host(value)
         replacement = self.observe(site, kind, array)
         if replacement is not None and not (kind == "input" and np.array_equal(replacement, array)):
-            return replacement
+            return like(replacement, value)
         return value
 
     def tap(self, name: str, value: Any) -> Any:
@@ -150,7 +156,7 @@ class _Layers:
 
     def _expect(self, site: str, kind: Kind, value: Any, has_backward: bool) -> None:
         if has_backward:
-            self.session.expect_cotangent(site, kind, np.asarray(value))
+            self.session.expect_cotangent(site, kind, value)
         else:
             self.session.forget_cotangent(site, kind)
 
@@ -183,15 +189,22 @@ class NumpyAdapter(Adapter):
     """A NumPy net with a hand-written backward pass (or none: then backward is not compared)."""
 
     framework = "numpy"
+    version = np.__version__
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.version = np.__version__
         self._layers = discover(model)
         self._slots = find_slots(self._layers)
         has_backward = callable(getattr(model, "backward", None))
         self.capabilities = Capabilities(cotangents=has_backward)
         self._root = "output" if "output" not in self._layers else "model_output"
+
+    def use(self, device: str) -> None:
+        if device != self.device:
+            raise DeviceUnavailable(
+                "NumPy computes on the host.\n"
+                "  Fix: write the net with CuPy arrays (pip install 'crosscheck[cupy]')"
+            )
 
     def parameters(self) -> tuple[Parameter, ...]:
         return tuple(slot.parameter() for slot in self._slots)
@@ -202,8 +215,8 @@ class NumpyAdapter(Adapter):
             before = slots[name].get()
             if before.shape != array.shape:
                 raise ValueError(f"{name}: shape {array.shape}, expected {before.shape}")
-            if before.flags.writeable:
-                before[...] = array  # in place: another layer may share it (a tied head)
+            if getattr(before.flags, "writeable", True):
+                before[...] = like(array, before)  # in place: another layer may share it
             else:
                 slots[name].set(np.array(array, dtype=before.dtype, order="C"))
 
@@ -220,14 +233,18 @@ class NumpyAdapter(Adapter):
         passive: bool = False,
     ) -> RunInfo:
         session = _NumpySession(
-            observer, separator=self.separator, root=self._root, passive=passive
+            observer,
+            separator=self.separator,
+            root=self._root,
+            passive=passive,
+            on_device=self.device == "cuda",
         )
         layers = _Layers(session, self.model, self._layers)
         with ExitStack() as stack:
-            stack.enter_context(_left_as_found(self._layers.values(), self._slots, seed=seed))
+            stack.enter_context(left_as_found(self._layers.values(), self._slots, seed=seed))
             self._prepare(overrides or {}, float64=float64, train=train)
             for layer, method, wrapper in list(layers.wrap()):
-                _install(stack, layer, method, wrapper)
+                install(stack, layer, method, wrapper)
             stack.enter_context(session.active())
             tapped = {n: self._feed(session, n, a, float64) for n, a in inputs.items()}
             with guarded(session, "forward"):
@@ -237,7 +254,7 @@ class NumpyAdapter(Adapter):
             if cotangents is not None:
                 self._backward(session, layers, cotangents, tapped)
                 gradients = gradients_of(self._slots)
-            buffers = {s.name: np.array(s.get()) for s in self._slots if s.buffer}
+            buffers = {s.name: np.array(to_host(s.get())) for s in self._slots if s.buffer}
         return RunInfo.of(
             session,
             inputs=tuple(input_site(name) for name in inputs),
@@ -248,8 +265,9 @@ class NumpyAdapter(Adapter):
 
     def _prepare(self, overrides: Mapping[str, np.ndarray], *, float64: bool, train: bool) -> None:
         for slot in self._slots:
-            value = overrides.get(slot.name, slot.get())
-            slot.set(np.array(value, dtype=np.float64 if float64 else slot.get().dtype))
+            own = slot.get()
+            value = to_host(overrides.get(slot.name, own))
+            slot.set(like(np.array(value, dtype=np.float64 if float64 else own.dtype), own))
         if callable(getattr(self.model, "zero_grad", None)):
             self.model.zero_grad()
         for slot in self._slots:
@@ -268,9 +286,13 @@ class NumpyAdapter(Adapter):
         value = np.array(array, order="C")
         if float64 and is_float(value):
             value = value.astype(np.float64)
-        tapped = session.tap_value(site, "activation", value)
+        tapped = session.tap_value(site, "activation", self._made(value))
         session.produced(tapped, site)
         return tapped
+
+    def _made(self, value: np.ndarray) -> Any:
+        """An array of the kind that the net computes with."""
+        return value
 
     def _backward(
         self,
@@ -280,9 +302,10 @@ class NumpyAdapter(Adapter):
         tapped: Mapping[str, Any],
     ) -> None:
         floats = [(site, value) for site, value in layers.outputs if is_float(value)]
-        wanted = cotangents({site: np.asarray(value) for site, value in layers.outputs})
+        wanted = cotangents({site: to_host(value) for site, value in layers.outputs})
         arriving = [
-            np.asarray(wanted[s], v.dtype) if s in wanted else np.zeros_like(v) for s, v in floats
+            like(np.asarray(wanted[s], v.dtype) if s in wanted else np.zeros(v.shape, v.dtype), v)
+            for s, v in floats
         ]
         float_inputs = [n for n, v in tapped.items() if is_float(v)]
         for name in float_inputs:
@@ -299,168 +322,11 @@ class NumpyAdapter(Adapter):
         session.flush()
 
 
-class FunctionNet:
-    """A plain function as a model: ``forward``, and ``backward`` where one was given.
-
-    ``params`` and ``grads`` are the dicts that the functions read and fill.
-    """
-
-    def __init__(
-        self,
-        forward: Callable[..., Any],
-        *,
-        backward: Callable[..., Any] | None = None,
-        params: dict[str, np.ndarray] | None = None,
-        grads: dict[str, np.ndarray] | None = None,
-    ) -> None:
-        self.function = forward
-        self.params = params if params is not None else {}
-        if grads is not None:
-            self.grads = grads
-        if backward is not None:
-            self.backward = backward
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
-
-
-class LayerList:
-    """A list of layers as a model: one after the other, and back. Sites are ``0``, ``1``, ..."""
-
-    def __init__(self, layers: list[Any] | tuple[Any, ...]) -> None:
-        self._list = list(layers)
-        for index, layer in enumerate(layers):
-            setattr(self, str(index), layer)
-        if not all(callable(getattr(layer, "backward", None)) for layer in layers):
-            self.backward = None  # type: ignore[assignment, method-assign]
-
-    def forward(self, value: Any) -> Any:
-        for layer in self._list:
-            value = layer.forward(value)
-        return value
-
-    def backward(self, gradient: Any) -> Any:
-        for layer in reversed(self._list):
-            gradient = layer.backward(gradient)
-        return gradient
-
-
-def discover(model: Any) -> dict[str, Any]:
-    """path -> layer, the model itself first under ``""``; an object is listed once."""
-    found: dict[str, Any] = {}
-    seen: set[int] = set()
-
-    def visit(value: Any, path: str) -> None:
-        if isinstance(value, (list, tuple)):
-            for index, item in enumerate(value):
-                visit(item, f"{path}.{index}" if path else str(index))
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                visit(item, f"{path}.{key}" if path else str(key))
-        elif _is_layer(value) and id(value) not in seen:
-            seen.add(id(value))
-            found[path] = value
-            for name, item in attributes_of(value).items():
-                if not name.startswith("_"):
-                    visit(item, f"{path}.{name}" if path else name)
-
-    visit(model, "")
-    return found
-
-
-def _is_layer(value: Any) -> bool:
-    return callable(getattr(value, "forward", None)) and not isinstance(
-        value, (type, types.ModuleType)
-    )
-
-
 def _signature_of(model: Any) -> Any:
     forward = model.forward
     while isinstance(forward, functools.partial):  # our own wrapper
         forward = forward.args[2]
     return model.function if isinstance(model, FunctionNet) else forward
-
-
-def _install(stack: ExitStack, layer: Any, method: str, wrapper: Callable[..., Any]) -> None:
-    """Wrap a method on the instance; `_left_as_found` takes it off again.
-
-    Instances without a ``__dict__`` and classes with ``__call__ = forward`` reach the method
-    through the class, so there a dispatching function goes on the class for the time of the run.
-    """
-    cls = type(layer)
-    called = method == "forward" and "__call__" in dir(cls)
-    if called and _undispatched(cls, "__call__") is _undispatched(cls, method):
-        _dispatch(stack, cls, "__call__", layer, wrapper)
-    if hasattr(layer, "__dict__"):
-        layer.__dict__[method] = wrapper
-    else:
-        _dispatch(stack, cls, method, layer, wrapper)
-
-
-def _undispatched(cls: type, method: str) -> Any:
-    """What the class itself defines, beneath what was put there for other layers of its class."""
-    function = getattr(cls, method, cls)
-    while hasattr(function, "_crosscheck_original"):
-        function = function._crosscheck_original
-    return function
-
-
-def _dispatch(stack: ExitStack, cls: type, method: str, layer: Any, wrapper: Any) -> None:
-    original = getattr(cls, method)
-    own = method in vars(cls)
-
-    def dispatching(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self is layer:
-            return wrapper(*args, **kwargs)
-        return original(self, *args, **kwargs)
-
-    dispatching._crosscheck_original = original  # type: ignore[attr-defined]
-    setattr(cls, method, dispatching)
-    stack.callback(setattr, cls, method, original) if own else stack.callback(delattr, cls, method)
-
-
-@contextmanager
-def _left_as_found(layers: Any, slots: list[Slot], *, seed: int) -> Iterator[None]:
-    """Attributes, parameters, gradients and the global random states are put back."""
-    attributes = [(layer, attributes_of(layer)) for layer in layers]
-    # Layers keep what backward needs in lists and dicts; those are put back with their contents.
-    containers = [
-        (value, copy.copy(value))
-        for _, values_of in attributes
-        for value in values_of.values()
-        if type(value) in (list, dict, set, defaultdict, deque)
-    ]
-    values = [(slot, slot.get(), np.array(slot.get())) for slot in slots]
-    gradients = [(slot, slot.save_gradient()) for slot in slots]
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    np.random.seed(seed)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
-        for layer, before in attributes:
-            _put_back(layer, before)
-        for container, contents in containers:
-            container.clear()
-            (container.extend if hasattr(container, "extend") else container.update)(contents)
-        for slot, array, value in values:
-            array[...] = value  # the very array that was there, with what was in it
-            slot.set(array)
-        for slot, gradient in gradients:
-            slot.restore_gradient(gradient)
-
-
-def _put_back(layer: Any, attributes: Mapping[str, Any]) -> None:
-    for name in attributes_of(layer).keys() - attributes.keys():
-        object.__delattr__(layer, name)
-    if hasattr(layer, "__dict__"):  # in their old order, past any __setattr__
-        own = {name: value for name, value in attributes.items() if name not in slots_of(layer)}
-        layer.__dict__.clear()
-        layer.__dict__.update(own)
-    for name in slots_of(layer) & attributes.keys():
-        object.__setattr__(layer, name, attributes[name])
 
 
 def find(
@@ -475,8 +341,8 @@ def find(
     Raises:
         InvalidArgument: options for anything but a plain function.
     """
-    is_list = isinstance(model, (list, tuple)) and model and all(map(_is_layer, model))
-    if _is_layer(model) or is_list:
+    is_list = isinstance(model, (list, tuple)) and model and all(map(is_layer, model))
+    if is_layer(model) or is_list:
         if any(option is not None for option in (backward, params, grads)):
             raise InvalidArgument(
                 "adapt: backward=, params= and grads= belong to a plain function; a "

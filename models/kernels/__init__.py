@@ -1,0 +1,1 @@
+"""Hand-written CUDA kernels as layers: how to put one under test."""

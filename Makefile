@@ -1,6 +1,7 @@
 # make run    environment, installation, the main job: three checks of one port
 # make test   environment, installation, lint, types, tests
 # make quick  the same without the slow tests
+# make ports  what crosscheck says of ports that nobody here wrote (installs KerasHub)
 # Everything lives in .venv; nothing is installed twice.
 
 PYTHON ?= python3
@@ -12,10 +13,10 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 export CUDA_VISIBLE_DEVICES ?= -1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick lint defects clean
+.PHONY: help run test quick lint defects ports clean
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 # PyTorch first and by its exact version: a range would admit a newer build with gigabytes of CUDA.
 $(STAMP): pyproject.toml constraints.txt
@@ -42,6 +43,13 @@ quick: lint
 
 defects: $(STAMP)
 	$(BIN)/python scripts/planted_defects.py
+
+# Without its dependencies: those bring TensorFlow with CUDA and a tokenizer library, and a backbone
+# with given token ids needs neither.
+ports: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  keras-hub==0.32.0 kagglehub==1.0.2 kagglesdk==0.1.28 sentencepiece==0.2.3
+	$(BIN)/python -m pytest tests/ports
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache out

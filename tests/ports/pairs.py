@@ -28,6 +28,7 @@ class Port:
     backbone: str
     inputs: dict[str, str]
     translate: Callable[[Arrays], Arrays | np.ndarray]
+    skip: tuple[str, ...] = ()
 
     def make(self, folder: Path, **changes: Any) -> tuple[torch.nn.Module, Any]:
         """(the reference, KerasHub's port of it), in eval mode.
@@ -126,7 +127,7 @@ PORTS = {
     ),
     "albert": Port(
         lambda t: t.AlbertConfig(**_ENCODER, embedding_size=20, num_hidden_groups=1),
-        "AlbertForMaskedLM",
+        "AlbertForSequenceClassification",
         "AlbertBackbone",
         TOKENS,
         _segmented,
@@ -162,15 +163,6 @@ PORTS = {
         TOKENS,
         _padded,
     ),
-    "esm": Port(
-        lambda t: t.EsmConfig(
-            **_ENCODER, position_embedding_type="rotary", pad_token_id=1, mask_token_id=5
-        ),
-        "EsmForMaskedLM",
-        "ESMBackbone",
-        TOKENS,
-        lambda inputs: {"token_ids": inputs["input_ids"].astype(np.int32)},
-    ),
     "vit": Port(
         lambda t: t.ViTConfig(**_VISION),
         "ViTForImageClassification",
@@ -191,5 +183,6 @@ PORTS = {
         "DINOV2Backbone",
         PIXELS,
         _channels_last,
+        ("output:pooler_output",),  # the first token again
     ),
 }

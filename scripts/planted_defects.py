@@ -78,6 +78,8 @@ def honest_pairs() -> Iterator[tuple[str, Pair, str]]:
 def check_defect(pair: Pair, defect: Defect, seed: int) -> Report:
     """Plant a defect in a fresh candidate and check it."""
     options: dict[str, Any] = {"seed": seed, "train": defect.train}
+    if NEEDS.get(defect.candidate) == "onnxruntime":
+        options["weights"] = "keep"  # an export has its own; a copy would mend them
     if not defect.keep_weights:
         return pair.check(defect.candidate, alter=defect.inject, **options)
     right: list[Any] = []

@@ -198,6 +198,11 @@ class TorchAdapter(Adapter):
         session.produced(tapped, site)
         return tapped
 
+    def _leaves(self, replaced: Tensors) -> Tensors:
+        """The parameters that get a gradient."""
+        own = {n: replaced.get(n, p) for n, p in self.model.named_parameters()}
+        return {n: p for n, p in own.items() if p.requires_grad}
+
     def _backward(
         self,
         outputs: list[tuple[str, torch.Tensor]],
@@ -205,8 +210,7 @@ class TorchAdapter(Adapter):
         fed: Tensors,
         replaced: Tensors,
     ) -> dict[str, np.ndarray]:
-        leaves_ = {n: replaced.get(n, p) for n, p in self.model.named_parameters()}
-        leaves_ = {n: p for n, p in leaves_.items() if p.requires_grad}
+        leaves_ = self._leaves(replaced)
         roots = [(t, cotangents[s]) for s, t in outputs if s in cotangents and t.requires_grad]
         if not roots:
             return {n: np.zeros(tuple(p.shape), np.float32) for n, p in leaves_.items()}

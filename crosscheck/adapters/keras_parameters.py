@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 
 from crosscheck.adapters.base import Parameter
 
@@ -130,7 +129,7 @@ def describe(layers: Layers) -> tuple[Parameter, ...]:
         described.append(
             Parameter(
                 name=name,
-                value=np.asarray(variable._value),
+                value=keras.ops.convert_to_numpy(variable._value),
                 layer=path,
                 role=_role(variable.name),
                 kind=_kind(layer),

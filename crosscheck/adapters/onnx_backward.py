@@ -37,6 +37,8 @@ class VjpGraph:
         gradients: parameter -> output of the graph.
         absent: key -> (shape, dtype) of the cotangents that never arrive.
         unobservable: forward values whose cotangent cannot be shown.
+        branches: the module asks for values to decide what to compute (is there any padding?), so
+            that the graph holds for these inputs only.
     """
 
     proto: onnx.ModelProto
@@ -45,6 +47,7 @@ class VjpGraph:
     gradients: Mapping[str, str]
     absent: Mapping[Key, tuple[tuple[int, ...], np.dtype]]
     unobservable: frozenset[Key]
+    branches: bool = False
 
 
 class BackwardSession:

@@ -69,6 +69,7 @@ class ExportedAdapter(Placed, Adapter):
         self._exported: OnnxAdapter | None = None
         self._backward: BackwardSession | None = None
         self._shapes: Any = None
+        self._traced_with: Mapping[str, np.ndarray] = {}
 
     @classmethod
     def of(
@@ -131,7 +132,7 @@ class ExportedAdapter(Placed, Adapter):
         )
         if backward is None:
             return info
-        if self._backward is None:
+        if self._backward is None or self._has_branched(self._backward, inputs):
             self._backward = self._traced(exported, inputs)
         given = backward({site: keeper.values["activation", site] for site in info.outputs})
         arguments: dict[Argument, np.ndarray] = {("input", n): a for n, a in inputs.items()}
@@ -165,8 +166,17 @@ class ExportedAdapter(Placed, Adapter):
 
         recorder = Recorder()
         exported.run(inputs, recorder)
+        self._traced_with = {name: array.copy() for name, array in inputs.items()}
         graph = trace(self.model, exported.structure.root, inputs, recorder.values)
         return BackwardSession(graph, self.options)
+
+    def _has_branched(self, backward: BackwardSession, inputs: Mapping[str, np.ndarray]) -> bool:
+        """Whether the backward pass may take another way for these inputs."""
+        known = self._traced_with
+        return backward.graph.branches and any(
+            not np.array_equal(known[name], array, equal_nan=array.dtype.kind == "f")
+            for name, array in inputs.items()
+        )
 
     def _state(self, overrides: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What the module holds, under the names that it has there first."""

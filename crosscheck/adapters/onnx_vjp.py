@@ -71,9 +71,9 @@ def trace(
             arguments |= {("given", site): torch.ones_like(t) for site, t in seen.given.items()}
             arguments |= {("forced", k): torch.ones_like(t) for k, t in seen.arrived.items()}
             arguments |= {("is_forced", k): torch.tensor(False) for k in seen.arrived}
-            proto = _export(passes, arguments, list(seen.arrived))
+            proto, branches = _export(passes, arguments, list(seen.arrived))
         except Exception as error:  # a foreign model, two tracers and an exporter
-            raise ModelRaised(None, "export of the backward pass") from error
+            raise ModelRaised(None, "exported backward") from error
     names = [output.name for output in proto.graph.output]
     made = {_twin(k, twins): n for k, n in zip(seen.arrived, names, strict=False)}
     absent = {_twin(k, twins): like for k, like in seen.absent.items()}
@@ -89,6 +89,7 @@ def trace(
         gradients=dict(zip(trainable, names[len(seen.arrived) :], strict=True)),
         absent={k: like for k, like in absent.items() if k is not None},
         unobservable=frozenset((COTANGENT_OF[kind], s) for kind, s in floats) - shown.keys(),
+        branches=branches,
     )
 
 
@@ -141,19 +142,29 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 def _export(
     passes: _Passes, arguments: Mapping[Argument, Tensor], order: Sequence[Key]
-) -> onnx.ModelProto:
+) -> tuple[onnx.ModelProto, bool]:
+    """The graph, and whether values have decided what is in it."""
+
     def flat(*tensors: Tensor) -> list[Tensor]:
         named = dict(zip(arguments, tensors, strict=True))
         seen = passes.run(named, lambda site, _: named.get(("given", site)))
         return [*(seen.arrived[key] for key in order), *seen.gradients]
 
     example = tuple(arguments.values())
-    graph = make_fx(flat, decomposition_table=table())(*example)
+    branches = False
+    try:
+        graph = make_fx(flat, decomposition_table=table())(*example)
+    except RuntimeError as error:
+        if "_local_scalar_dense" not in str(error):
+            raise
+        branches = True
+        lenient = make_fx(flat, decomposition_table=table(), _error_on_data_dependent_ops=False)
+        graph = lenient(*example)
     with exporting():
         program = torch.onnx.export(graph, example, dynamo=True, optimize=False, verbose=False)
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
-    return proto
+    return proto, branches
 
 
 @contextmanager

@@ -146,8 +146,8 @@ def test_names_kinds_and_axes() -> None:
         "layers.3.bias": ("bias", "norm", channel, True, False),
         "layers.3.scale": ("weight", "norm", channel, True, False),
         "layers.4.embedding": ("weight", "embedding", ("row", "dim"), True, False),
-        "layers.5.kernel": ("weight", "other", None, True, False),
-        "layers.5.bias": ("bias", "other", None, True, False),
+        "layers.5.kernel": ("weight", "dense", ("in", "out/0", "out/1"), True, False),
+        "layers.5.bias": ("bias", "dense", ("out/0", "out/1"), True, False),
         "layers.6.free": ("other", "other", None, True, False),
     }
 

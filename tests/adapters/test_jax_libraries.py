@@ -180,8 +180,8 @@ def test_kinds_of_linen_kernels() -> None:
     found = {p.name: (p.kind, p.axes) for p in linen_adapter(Model(), IMAGES).parameters()}
     assert found["Conv_0.kernel"] == ("conv", ("h", "w", "in", "out"))
     attention = "MultiHeadDotProductAttention_0"
-    assert found[f"{attention}.query.kernel"] == ("other", None)
-    assert found[f"{attention}.out.kernel"] == ("other", None)
+    assert found[f"{attention}.query.kernel"] == ("dense", ("in", "out/0", "out/1"))
+    assert found[f"{attention}.out.kernel"] == ("dense", ("in/0", "in/1", "out"))
     assert found["Embed_0.embedding"] == ("embedding", ("row", "dim"))
 
 

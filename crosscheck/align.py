@@ -113,17 +113,19 @@ class Aligner:
                     note_unlike_inputs(p.pairs[r], error, p, candidate.trace)
         return added
 
-    def refine(self, trace: Trace, *, at_once: bool = False) -> int:
+    def refine(self, trace: Trace, *, at_once: bool = False, faded: bool = True) -> int:
         """Pair sites in the first stretch of a forced run that ends in a difference.
 
         Args:
             trace: the candidate, forced at the pairs found so far.
             at_once: take all anchored pairs of the stretch, not only the earliest.
+            faded: where nothing differs clearly, look into what differs by more than rounding; the
+                guesses need a forced run to be checked.
 
         Returns:
             How many pairs were added.
         """
-        return self._refiner.add(self.alignment(trace), trace, at_once=at_once)
+        return self._refiner.add(self.alignment(trace), trace, at_once=at_once, faded=faded)
 
     def take_back(self, trace: Trace) -> int:
         """Undo what `refine` added last and ``trace``, forced at it, shows to be wrong.

@@ -1,6 +1,6 @@
 """`check`: the stages in order.
 
-adapt -> transfer -> feed -> run -> align -> compare -> judge -> locate -> report
+adapt -> transfer -> feed -> run -> align -> compare -> judge -> locate -> explain -> report
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from crosscheck.adapters import adapt
 from crosscheck.adapters.base import Adapter
 from crosscheck.adapters.trace import TraceAdapter
 from crosscheck.align import Aligner
-from crosscheck.arrays import is_float
-from crosscheck.cotangents import CandidateCotangents, require_outputs
+from crosscheck.cotangents import CandidateCotangents, require_finite, require_outputs
 from crosscheck.devices import as_they_ran, place
 from crosscheck.errors import (
-    CannotCompare,
     InvalidArgument,
     SideFailed,
 )
+from crosscheck.explain.stage import explained
 from crosscheck.inputs import make_inputs
 from crosscheck.locate import Locator
 from crosscheck.noise import Tolerance
@@ -103,7 +102,7 @@ def check(
         device: ``"cpu"`` or ``"cuda"``, both sides.
         seed: of the inputs drawn from specs and of the cotangents.
         tolerance: an explicit `Tolerance` instead of the measured rounding floor.
-        explain: name causes; this version has no explanations yet, so none are named.
+        explain: name causes, confirmed by reproducing them (`crosscheck.explain`).
         zoom: look for the first operation that departs inside a layer that diverges (PyTorch).
         name: of the check, for the report.
         progress: called with a line before each stage.
@@ -115,7 +114,7 @@ def check(
     """
     _refuse_unsupported(loss, targets, optimizer, steps)
     _check_arguments(weights, seed, sites, skip, tolerance)
-    _check_flags(gradients=gradients, train=train, zoom=zoom)
+    _check_flags(gradients=gradients, train=train, explain=explain, zoom=zoom)
     say = progress or (lambda line: None)
     sides = _adapted(reference, "reference"), _adapted(candidate, "candidate")
     place(sides, device)
@@ -159,7 +158,7 @@ def check(
         second.cotangents = CandidateCotangents(free_reference, cotangents.given, sites or {}, skip)
     free_candidate = _free_run(second, free_reference, free_oracle, match, sides[0])
     require_outputs(free_candidate.outputs(), "candidate")
-    _require_finite(free_reference, free_candidate)
+    require_finite(free_reference, free_candidate)
 
     say("align, and force the candidate onto the reference's values")
     aligner = Aligner(
@@ -185,6 +184,8 @@ def check(
     severed = Severed(free_reference, forced, judged.results)
     results = sorted([*weight_results, *severed.kept], key=lambda r: PHASES.index(r.phase))
     divergences = Locator(alignment, free_reference, forced).locate(results)
+    if explain:
+        divergences = explained(divergences, results, evidence, judged.judge)
     unseen = _seen_only_free(results, divergences) if tolerance is None else []
     closer = look_closer(evidence, divergences, results) if zoom else []
     missing = [*judged.not_compared, *severed.not_compared, *_backward_missing(sides, gradients)]
@@ -293,32 +294,6 @@ def _free_run(
         )
         so_far = compared_so_far(reference, recorder, match.anchors(), judge)
         raise failure.with_comparisons(so_far) from failure.__cause__
-
-
-def _require_finite(reference: Trace, candidate: Trace) -> None:
-    """Two outputs without a finite number agree about nothing."""
-
-    def dead(trace: Trace) -> list[str]:
-        values = [(s, trace.values["activation", s]) for s in trace.info.outputs]
-        return [
-            s
-            for s, v in values
-            if is_float(v) and v.size and not np.isfinite(v.astype(float)).any()
-        ]
-
-    def first(trace: Trace) -> str:
-        for site, value in trace.activations().items():
-            if is_float(value) and not np.isfinite(value.astype(float)).all():
-                return site
-        return "?"
-
-    if dead(reference) and dead(candidate):
-        raise CannotCompare(
-            f"output `{dead(reference)[0]}` holds no finite number on either side, so there is "
-            "nothing to compare.\n"
-            f"  The first NaN or Inf is at `{first(reference)}` (reference) and "
-            f"`{first(candidate)}` (candidate).\n  Fix: inputs or weights in the model's range"
-        )
 
 
 def _seen_only_free(results: Sequence[SiteResult], divergences: Sequence[Any]) -> list[str]:

@@ -14,7 +14,7 @@ from crosscheck.layout import Layout, fitting, relative_error
 from crosscheck.pairing import pair_outputs
 from crosscheck.trace import RunInfo, Trace
 
-__all__ = ["CandidateCotangents", "ReferenceCotangents", "require_outputs"]
+__all__ = ["CandidateCotangents", "ReferenceCotangents", "require_finite", "require_outputs"]
 
 
 def require_outputs(outputs: Mapping[str, np.ndarray], side: str) -> None:
@@ -96,4 +96,30 @@ class CandidateCotangents:
             options,
             key=lambda layout: relative_error(layout.to_reference(value), truth),
             default=None,
+        )
+
+
+def require_finite(reference: Trace, candidate: Trace) -> None:
+    """Raise `CannotCompare` where both sides hold an output without a finite number."""
+
+    def dead(trace: Trace) -> list[str]:
+        values = [(s, trace.values["activation", s]) for s in trace.info.outputs]
+        return [
+            s
+            for s, v in values
+            if is_float(v) and v.size and not np.isfinite(v.astype(float)).any()
+        ]
+
+    def first(trace: Trace) -> str:
+        for site, value in trace.activations().items():
+            if is_float(value) and not np.isfinite(value.astype(float)).all():
+                return site
+        return "?"
+
+    if dead(reference) and dead(candidate):
+        raise CannotCompare(
+            f"output `{dead(reference)[0]}` holds no finite number on either side, so there is "
+            "nothing to compare.\n"
+            f"  The first NaN or Inf is at `{first(reference)}` (reference) and "
+            f"`{first(candidate)}` (candidate).\n  Fix: inputs or weights in the model's range"
         )

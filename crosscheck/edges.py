@@ -45,7 +45,8 @@ def edges_of(pair: SitePair, pairing: Pairing, candidate: Trace) -> list[Edge]:
     free = list(theirs)
     for index, group in enumerate(ours):
         ranked = sorted(free, key=lambda g: (theirs.index(g) != index, theirs.index(g)))
-        twin = _twin(group, ranked, pairing, candidate)
+        alone = pair.by == "anchor" and len(ours) == len(theirs) == 1
+        twin = _twin(group, ranked, pairing, candidate, alone=alone)
         if twin is None:
             continue
         other, layout, differs = twin
@@ -107,10 +108,15 @@ def _same(trace: Trace, slot: str, value: np.ndarray) -> bool:
 
 
 def _twin(
-    group: Group, ranked: Sequence[Group], pairing: Pairing, candidate: Trace
+    group: Group, ranked: Sequence[Group], pairing: Pairing, candidate: Trace, *, alone: bool
 ) -> tuple[Group, Layout, bool] | None:
     """The group that holds the same value, else the first of a shape that fits; and whether it
-    differs."""
+    differs.
+
+    Args:
+        alone: it is the only input of two layers with the same parameters, so that it may differ
+            even where one side splits an axis (heads).
+    """
     value = pairing.reference.trace.values["input", group[0]]
     first: tuple[Group, Layout, bool] | None = None
     for other in ranked:
@@ -120,7 +126,7 @@ def _twin(
             continue  # a mask of flags and one of numbers to add: neither can stand for the other
         if not far(theirs, value, layout):
             return other, layout, False
-        if first is None and layout.shapes is None:
+        if first is None and (alone or layout.shapes is None):
             first = other, layout, True
     return first
 

@@ -18,13 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from crosscheck.alignment import Alignment, SitePair
 from crosscheck.arrays import is_float
 from crosscheck.results import Divergence, SiteResult
-from crosscheck.severed import is_cut_before
+from crosscheck.severed import ancestors, is_cut_before, released
 from crosscheck.trace import RunInfo, Trace, owner
 
 __all__ = ["Locator"]
@@ -144,13 +145,17 @@ class Locator:
 
     def _glue_backward(self, result: SiteResult) -> _Blame:
         """The summed cotangent is wrong, though every aligned consumer's own is right."""
+        if ("cotangent", result.candidate) not in self.candidate.values:
+            blame = self._released_by(result)
+            if blame is not None:
+                return blame
         reference = self._loose_consumer(self.reference, result.reference, "reference")
         candidate = self._loose_consumer(self.candidate, result.candidate, "candidate")
         several = self._behind(result.candidate)
         if candidate and len(several) > 1:
             return _Blame(
                 self.reference.info.parents.get(owner(result.reference)),
-                self.candidate.info.parents.get(candidate),
+                self._scope_of(candidate, several, result.candidate),
                 f"the cotangent that arrives at `{result.candidate}` is wrong; behind it lie "
                 f"{len(several)} sites without partner: the error may be in any, or between them",
                 tuple(several[:MOST_NAMED]),
@@ -187,11 +192,35 @@ class Locator:
 
     def _cut(self, result: SiteResult) -> _Blame:
         """What layer ``L`` is given is right forward, but no part of the candidate's graph."""
-        return _Blame(
+        return self._released_by(result) or _Blame(
             self.reference.info.parents.get(owner(result.reference)),
             self.candidate.info.parents.get(owner(result.candidate)),
             f"no cotangent can pass from `{owner(result.candidate)}` to what it is given: the code "
             "before it takes that out of the graph",
+        )
+
+    @cached_property
+    def _released(self) -> dict[str, str]:
+        return released(self.alignment, self.reference, self.candidate)
+
+    def _released_by(self, result: SiteResult) -> _Blame | None:
+        """The layer that returned a value outside the graph, of which ``result`` is the effect."""
+        info, site = self.candidate.info, result.candidate
+        made = site if result.kind == "cotangent" else info.sources.get(site)
+        within = {c: ancestors(info, owner(c)) for c in self._released}
+        exact = [c for c in within if made is not None and (c == made or owner(made) in within[c])]
+        if not exact and result.kind != "cotangent":
+            place = {key: i for i, key in enumerate(self.candidate.values)}
+            here, scope = place.get(("input", site), 0), info.parents.get(owner(site))
+            exact = [c for c in within if scope in within[c] and place["activation", c] < here]
+        if not exact:
+            return None
+        last = exact[-1]
+        return _Blame(
+            owner(self._released[last]),
+            owner(last),
+            f"what `{owner(last)}` returns is out of the graph, so that no cotangent passes "
+            "through it to what it is given",
         )
 
     def _aligned(self, side: str) -> set[str]:
@@ -232,12 +261,28 @@ class Locator:
         """The layer without partner whose output is given to ``site``, if there is one."""
         source = trace.info.sources.get(site)
         if source is not None and source not in self._aligned(side):
-            return owner(source)
+            return self._before_rearranging(trace, owner(source), side)
         if source is not None:
             return None
         loose = self._loose(trace, site, side, "input")
         siblings = [s for s in loose if _parent(trace.info, s) == _parent(trace.info, site)]
         return owner(siblings[-1]) if siblings else None
+
+    def _before_rearranging(self, trace: Trace, layer: str, side: str) -> str | None:
+        """The layer whose numbers ``layer`` passes on (a flatten, a permutation); it is not to
+        blame for them. None if they come from the code before it."""
+        slots = trace.inputs_of(layer)
+        made = trace.values.get(("activation", layer))
+        if len(slots) != 1 or made is None:
+            return layer
+        if not _same_numbers(trace.values["input", slots[0]], made):
+            return layer
+        source = trace.info.sources.get(slots[0])
+        if source is None:
+            return None
+        if source in self._aligned(side):
+            return layer
+        return self._before_rearranging(trace, owner(source), side)
 
     def _loose_consumer(self, trace: Trace, site: str, side: str) -> str | None:
         """A layer that consumes ``site`` and whose own VJP was not compared; the innermost one."""
@@ -254,6 +299,15 @@ class Locator:
         parents = {trace.info.parents.get(layer) for layer in found}
         return next((layer for layer in found if layer not in parents), None)
 
+    def _scope_of(self, consumer: str, several: Sequence[str], site: str) -> str | None:
+        """The container of all of several sites behind ``site``."""
+        parents = self.candidate.info.parents
+        scope = parents.get(consumer)
+        inside = f"{scope}".partition("#")[0]
+        if scope is not None and all(s.startswith(inside) for s in several):
+            return scope
+        return self._consumer_scope(self.candidate, site)
+
     def _consumer_scope(self, trace: Trace, site: str) -> str | None:
         """The container whose code passes ``site`` on: the one that called the layer."""
         parent = trace.info.parents.get(owner(site))
@@ -264,6 +318,10 @@ class Locator:
 
 def _parent(info: RunInfo, site: str) -> str | None:
     return info.parents.get(owner(site))
+
+
+def _same_numbers(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.size == b.size and np.array_equal(np.sort(a, None), np.sort(b, None), equal_nan=True)
 
 
 def _place(result: SiteResult) -> str:

@@ -138,6 +138,7 @@ def make(model: Any) -> Any:
     A class, and a function that can be called without arguments, make one; anything else is one.
     """
     if isinstance(model, type):
+        _require_no_arguments(model)
         return model()
     if inspect.isfunction(model) or inspect.ismethod(model):
         parameters = inspect.signature(model).parameters.values()
@@ -150,6 +151,24 @@ def make(model: Any) -> Any:
     return model
 
 
+def _require_no_arguments(model: type) -> None:
+    try:
+        parameters = inspect.signature(model).parameters.values()
+    except (TypeError, ValueError):  # a class of C code may have none
+        return
+    needed = [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if needed:
+        name = model.__name__
+        raise InvalidArgument(
+            f"{name}(...) needs {capped(needed)}: a class is called without arguments.\n"
+            f"  Fix: a function that makes the model, such as `def build(): return {name}(...)`"
+        )
+
+
 def load_pair(path: str | Path) -> Pair:
     """Load ``pair`` from a Python file, or from ``pair.py`` in a folder.
 
@@ -159,7 +178,7 @@ def load_pair(path: str | Path) -> Pair:
     file = Path(path)
     if file.is_dir():
         file = file / "pair.py"
-    if not file.is_file():
+    if not file.is_file() or file.suffix != ".py":
         raise InvalidArgument(
             f"{path}: no such pair. Give a Python file that defines `pair = crosscheck.Pair(...)`, "
             "or a folder with such a pair.py"
@@ -187,11 +206,17 @@ def load_model(text: str) -> Any:
     file = Path(path)
     if not file.is_file():
         raise InvalidArgument(f"{text!r}: there is no file {path}")
+    if file.suffix != ".py":
+        raise InvalidArgument(f"{text!r}: {path} is no Python file; write FILE.py:NAME")
     with missing_frameworks(text):
         value: Any = load_module(file)
         for part in name.split("."):
             if not hasattr(value, part):
-                public = [n for n in vars(value) if not n.startswith("_")]
+                public = [
+                    n
+                    for n, v in vars(value).items()
+                    if not n.startswith("_") and not isinstance(v, ModuleType)
+                ]
                 raise InvalidArgument(f"{path} defines no `{name}`; it has {capped(public)}")
             value = getattr(value, part)
         return make(value)

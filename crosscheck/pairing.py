@@ -126,9 +126,9 @@ class Pairing:
                 raise InvalidArgument(_no_such_site("skip=", name, self.reference))
 
 
-def far(value: np.ndarray, truth: np.ndarray, layout: Layout) -> bool:
+def far(value: np.ndarray, truth: np.ndarray, layout: Layout, limit: float = SAME_VALUE) -> bool:
     """Whether a candidate's value is not the reference's, beyond what a small defect does."""
-    return not relative_error(layout.to_reference(value), truth) <= SAME_VALUE  # NaN is far
+    return not relative_error(layout.to_reference(value), truth) <= limit  # NaN is far
 
 
 def pair_outputs(

@@ -22,7 +22,7 @@ from crosscheck.comparisons import (
 from crosscheck.cotangents import CandidateCotangents
 from crosscheck.errors import CannotCompare, SideFailed
 from crosscheck.judging import Judge, in_reference_layout, judge_weights, shrinks
-from crosscheck.noise import Tolerance
+from crosscheck.noise import DIVERGE, Tolerance
 from crosscheck.observers import Forcer, Key, Recorder
 from crosscheck.perturb import measure
 from crosscheck.reductions import Reductions
@@ -42,6 +42,8 @@ __all__ = ["align", "calls_of", "judge_all", "oracle", "transfer", "verify_weigh
 
 MOST_ROUNDS = 40
 SINGLE_ROUNDS = 12  # after so many rounds, take what is likely, not only what is next
+SETTLED = 4.0 * DIVERGE
+"""Ratio up to which a run of both sides in float64 decides."""
 ILL_CONDITIONED = "ill-conditioned: judged by what rounding of its inputs does to the oracle"
 
 
@@ -190,10 +192,11 @@ def oracle(reference: Runner, forced: Mapping[Key, np.ndarray] | None = None) ->
 
 @dataclass
 class Judged:
-    """All results of a check, and what could not be compared."""
+    """All results of a check, what could not be compared, and who judged (oracle, floors)."""
 
     results: list[SiteResult]
     not_compared: list[str]
+    judge: Judge
 
 
 @dataclass
@@ -239,7 +242,7 @@ def judge_all(evidence: Evidence, free_oracle: Trace | None, *, backward: bool) 
         _refine_floors(e, judge, results, on_reference)
         _rescale_suspects(e, judge, results)
     _repeat(e, judge, results)
-    return Judged(list(results.values()), missing)
+    return Judged(list(results.values()), missing, judge)
 
 
 def _flagged(results: Mapping[Item, SiteResult]) -> list[Item]:
@@ -264,8 +267,13 @@ def _refine_floors(
 
 
 def _rescale_suspects(e: Evidence, judge: Judge, results: dict[Item, SiteResult]) -> None:
-    """Settle suspects by precision: rounding shrinks with the unit roundoff, a bug does not."""
-    suspects = [i for i, r in results.items() if r.verdict == "suspect"]
+    """Settle suspects by precision: rounding shrinks with the unit roundoff, a bug does not.
+
+    So too what diverges by little: where many terms cancel (a BatchNorm's VJP in train mode), two
+    orders of summation lie further apart than either is from the truth. Far above the floor it is
+    no longer rounding in float32, but a lower precision somewhere, which float64 would hide.
+    """
+    suspects = [i for i in _flagged(results) if results[i].ratio <= SETTLED]
     if not suspects or judge.oracle is None or not e.candidate.adapter.capabilities.float64:
         return
     try:

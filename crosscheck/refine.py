@@ -20,6 +20,7 @@ from dataclasses import InitVar, dataclass, field
 import numpy as np
 
 from crosscheck.alignment import Alignment, Edge, SitePair
+from crosscheck.arrays import is_float
 from crosscheck.assignment import best_monotone
 from crosscheck.fingerprints import (
     SAME_VALUE,
@@ -31,6 +32,7 @@ from crosscheck.fingerprints import (
 )
 from crosscheck.layout import Layout, relative_error
 from crosscheck.names import similarity
+from crosscheck.noise import unit_roundoff
 from crosscheck.pairing import Pairing, far
 from crosscheck.taps import Kind
 from crosscheck.trace import Trace, owner
@@ -42,6 +44,11 @@ CLOSER = 0.3
 WORSE = 3.0
 """How many times further from the truth forcing a pair must bring what lies behind it, for the pair
 to be wrong. (A second defect there leaves the distance as it was, or hides it.)"""
+NOTICED = 100.0
+"""Unit roundoffs from which on a difference at the end of a stretch is looked into where nothing
+differs by more: a defect may fade (behind a large residual) until its values pass for the same."""
+MOST_RETRACTED = 4
+"""Guesses about such faded differences that may fail before no more are made."""
 WINDOW = 200
 """Most sites of a stretch that are paired by order: only the earliest pair is taken at a time."""
 
@@ -58,6 +65,7 @@ class _Guess:
     candidate: str
     layout: Layout
     error: float
+    limit: float  # an error up to here is none
 
 
 @dataclass
@@ -78,6 +86,7 @@ class Refiner:
     owners: set[str] = field(init=False)
     heirs: set[str] = field(init=False)
     _guesses: list[_Guess] = field(default_factory=list)
+    _retracted: int = 0
 
     def __post_init__(self, anchors: Anchors) -> None:
         self.anchored = dict.fromkeys(_calls_of_both(self.pairing, anchors))
@@ -86,19 +95,28 @@ class Refiner:
 
     # -- steps ---------------------------------------------------------------------------------
 
-    def add(self, alignment: Alignment, trace: Trace, *, at_once: bool) -> int:
+    def add(self, alignment: Alignment, trace: Trace, *, at_once: bool, faded: bool = True) -> int:
         """Pair sites in the first stretch that ends in a difference; returns how many.
 
         Args:
             alignment: what ``trace`` was forced at.
             trace: the candidate's latest run.
             at_once: take all anchored pairs of the stretch, not only the earliest.
+            faded: where nothing differs clearly, look into what differs by more than rounding.
         """
+        if not self.pairing.free_reference() or not self.pairing.free_candidate():
+            return 0
+        found = self._narrow(alignment, trace, at_once=at_once)
+        if found or not faded or self._retracted >= MOST_RETRACTED:
+            return found
+        return self._narrow(alignment, trace, at_once=at_once, faded=True)
+
+    def _narrow(
+        self, alignment: Alignment, trace: Trace, *, at_once: bool, faded: bool = False
+    ) -> int:
         p = self.pairing
         free_r, free_c = p.free_reference(), p.free_candidate()
-        if not free_r or not free_c:
-            return 0
-        for kind, pair, edge in self._differences(alignment, trace):
+        for kind, pair, edge in self._differences(alignment, trace, faded=faded):
             if edge is not None and self._pair_producers(edge, trace):
                 return 1
             inside_r = _stretch(p.reference, kind, pair.reference, p.pairs, free_r)
@@ -109,18 +127,22 @@ class Refiner:
                 if r in inside_r
                 and c in inside_c
                 and (r, c) not in p.refused
+                and not self._is_a_part(r, c)
                 and not self._ends_in_glue(r, c, trace)
             ]
             here.sort(key=lambda rc: p.reference.order[rc[0]])
             chosen = here if at_once else here[:1]
             for r, c in chosen:
                 ends = self._closest(r, c, inside_r, inside_c, trace)
-                self._guess(*ends, "anchor" if ends == (r, c) else "value", alignment, trace)
+                by = "anchor" if ends == (r, c) else "value"
+                self._guess(*ends, by, alignment, trace, faded=faded)
             if chosen:
                 return len(chosen)
             ordered = self._aliases(pair, inside_r, inside_c) or self._by_order(inside_r, inside_c)
+            if faded:  # here names and types alone say too little
+                ordered = [o for o in ordered if self._distance(*o, trace) <= CLOSER]
             if ordered:
-                self._guess(*ordered[0], "order", alignment, trace)
+                self._guess(*ordered[0], "order", alignment, trace, faded=faded)
                 return 1
         return 0
 
@@ -131,8 +153,9 @@ class Refiner:
             for guess in self._guesses
             if self.pairing.pairs.get(guess.pair.reference) == guess.pair
             and self._error(guess.kind, guess.reference, guess.candidate, guess.layout, trace)
-            > WORSE * max(guess.error, SAME_VALUE)
+            > WORSE * max(guess.error, guess.limit)
         ]
+        self._retracted += sum(guess.limit < SAME_VALUE for guess in wrong)
         self._guesses = []
         for guess in wrong:
             self.pairing.remove(guess.pair)
@@ -140,7 +163,9 @@ class Refiner:
 
     # -- guesses -------------------------------------------------------------------------------
 
-    def _guess(self, r: str, c: str, by: str, alignment: Alignment, trace: Trace) -> None:
+    def _guess(
+        self, r: str, c: str, by: str, alignment: Alignment, trace: Trace, *, faded: bool
+    ) -> None:
         """Add a pair, and note what lies behind it."""
         if not self.pairing.add(r, c, by):
             return
@@ -148,8 +173,10 @@ class Refiner:
         if behind is not None:
             kind, reference, candidate, layout = behind
             error = self._error(kind, reference, candidate, layout, trace)
+            truth = self.pairing.reference.trace.values[kind, reference]
+            limit = _noticed(truth) if faded else SAME_VALUE
             self._guesses.append(
-                _Guess(self.pairing.pairs[r], kind, reference, candidate, layout, error)
+                _Guess(self.pairing.pairs[r], kind, reference, candidate, layout, error, limit)
             )
 
     def _behind(
@@ -180,19 +207,24 @@ class Refiner:
     # -- what differs --------------------------------------------------------------------------
 
     def _differences(
-        self, alignment: Alignment, trace: Trace
+        self, alignment: Alignment, trace: Trace, *, faded: bool
     ) -> list[tuple[Kind, SitePair, Edge | None]]:
         """Everything matched that differs in a forced run, in the reference's order."""
+
+        def differs(value: np.ndarray, truth: np.ndarray, layout: Layout) -> bool:
+            limit = _noticed(truth, value) if faded else SAME_VALUE
+            return far(value, truth, layout, limit)
+
         found: list[tuple[int, Kind, SitePair, Edge | None]] = []
         reference, places = self.pairing.reference, self.pairing.reference.place
         for pair in alignment.pairs:
             value = trace.values.get(("activation", pair.candidate))
             truth = reference.value(pair.reference)
-            if value is None or pair.layout is None or far(value, truth, pair.layout):
+            if value is None or pair.layout is None or differs(value, truth, pair.layout):
                 found.append((places["activation", pair.reference], "activation", pair, None))
         for edge in alignment.edges:
             value = trace.values["input", edge.candidate]
-            if far(value, reference.trace.values["input", edge.reference], edge.layout):
+            if differs(value, reference.trace.values["input", edge.reference], edge.layout):
                 found.append((places["input", edge.reference], "input", edge.pair, edge))
         return [f[1:] for f in sorted(found, key=lambda f: f[0])]
 
@@ -224,6 +256,15 @@ class Refiner:
         own = self._distance(r, c, trace)
         best, pair = min(((self._distance(*o, trace), o) for o in options), default=(own, (r, c)))
         return pair if best < min(CLOSER * own, CLOSER) else (r, c)
+
+    def _is_a_part(self, r: str, c: str) -> bool:
+        """Whether no layout maps two layers of which one has its parameters from several layers
+        (an LSTM of two directions from two cells): one does what the others do together."""
+        if self.pairing.layout(r, c) is not None:
+            return False
+        return len({b for a, b in self.anchored if a == r}) > 1 or (
+            len({a for a, b in self.anchored if b == c}) > 1
+        )
 
     def _ends_in_glue(self, r: str, c: str, trace: Trace) -> bool:
         """Whether one layer's output is what the code behind the other one makes of its output:
@@ -270,6 +311,12 @@ class Refiner:
                 if p.reference.kind(r) == p.candidate.kind(c) or name >= 0.6:
                     score[i, j] = 0.2 + 2.0 * max(name, 0.5) ** 2
         return [(ours[i], theirs[j]) for i, j in best_monotone(score)]
+
+
+def _noticed(*values: np.ndarray) -> float:
+    """The relative error from which on two values are not the same up to rounding."""
+    floats = [value.dtype for value in values if is_float(value)]
+    return min(NOTICED * unit_roundoff(*floats), SAME_VALUE) if floats else SAME_VALUE
 
 
 def _is_glue_of(trace: Trace, site: str, value: np.ndarray) -> bool:
@@ -325,9 +372,9 @@ def _stretch(
     """
     here = side.order[site]
     earlier = [s for s in free if side.order[s] < here]
-    last = max(
-        (side.order[s] for s in taken if s in side.order and side.order[s] < here), default=-1
-    )
+    outputs = side.trace.info.outputs  # all are shown at the end: they bound no stretch
+    places = [side.order[s] for s in taken if s in side.order and s not in outputs]
+    last = max((place for place in places if place < here), default=-1)
     inside = {s for s in earlier if side.order[s] > last}
     if kind == "activation":
         inside |= {s for s in earlier if site in side.ancestors(s)}

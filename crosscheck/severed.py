@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from crosscheck.alignment import Alignment
 from crosscheck.errors import capped
 from crosscheck.results import SiteResult
 from crosscheck.taps import Kind
-from crosscheck.trace import Trace, owner
+from crosscheck.trace import RunInfo, Trace, owner
 
-__all__ = ["Severed", "is_cut_before"]
+__all__ = ["Severed", "ancestors", "is_cut_before", "released"]
 
 
 def is_cut_before(result: SiteResult, candidate: Trace) -> bool:
@@ -23,6 +24,45 @@ def is_cut_before(result: SiteResult, candidate: Trace) -> bool:
     return result.kind == "input_cotangent" and (result.kind, result.candidate) not in (
         candidate.values
     )
+
+
+def released(alignment: Alignment, reference: Trace, candidate: Trace) -> dict[str, str]:
+    """Layers of the candidate that return a value outside its graph, the innermost ones.
+
+    What they are given is in the graph, or their own parameters would be, and the reference sends
+    a cotangent into what they return.
+
+    Returns:
+        candidate site -> reference site.
+    """
+    found = {}
+    for pair in alignment.pairs:
+        key: tuple[Kind, str] = ("cotangent", pair.candidate)
+        expected = reference.values.get(("cotangent", pair.reference))
+        if expected is None or not expected.astype(bool).any() or pair.layout is None:
+            continue
+        if key in candidate.values or key in candidate.info.unobservable:
+            continue
+        ours = _in_graph(reference, pair.reference), _in_graph(candidate, pair.candidate)
+        if (ours[1] or not ours[0]) and pair.candidate not in candidate.info.inputs:
+            found[pair.candidate] = pair.reference
+    around = set().union(*(ancestors(candidate.info, owner(c)) for c in found)) if found else set()
+    return {c: r for c, r in found.items() if owner(c) not in around}
+
+
+def _in_graph(trace: Trace, site: str) -> bool:
+    """Whether a layer is given anything that a cotangent can pass to."""
+    return any(("input_cotangent", slot) in trace.values for slot in trace.inputs_of(owner(site)))
+
+
+def ancestors(info: RunInfo, call: str) -> set[str]:
+    """The calls during which ``call`` was made."""
+    found: set[str] = set()
+    parent = info.parents.get(call)
+    while parent is not None and parent not in found:
+        found.add(parent)
+        parent = info.parents.get(parent)
+    return found
 
 
 @dataclass
@@ -107,12 +147,7 @@ class Severed:
         return expected and all(self._is_silent("cotangent", s) for s in outputs)
 
     def _ancestors(self, call: str) -> set[str]:
-        found: set[str] = set()
-        parent = self.candidate.info.parents.get(call)
-        while parent is not None and parent not in found:
-            found.add(parent)
-            parent = self.candidate.info.parents.get(parent)
-        return found
+        return ancestors(self.candidate.info, call)
 
     def _calls(self, parameter: str) -> list[str]:
         """The calls of the layer that owns a parameter."""

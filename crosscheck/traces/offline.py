@@ -26,6 +26,7 @@ from crosscheck.comparisons import (
     value_of,
     weight_items,
 )
+from crosscheck.cotangents import require_finite
 from crosscheck.errors import CannotCompare
 from crosscheck.judging import judge_weights
 from crosscheck.layout import relative_error
@@ -72,6 +73,7 @@ def compare_traces(
     """
     say = progress or (lambda line: None)
     require_same_run(reference, candidate)
+    require_finite(reference, candidate)
     given = weights if isinstance(weights, Mapping) else {}
     match = match_parameters(reference.parameters, candidate.parameters, given=given)
     match = _settled(match, reference.held, candidate.held)
@@ -162,7 +164,7 @@ def _error(m: Matched) -> Callable[[Transform], float]:
 def _align(aligner: Aligner, candidate: RecordedTrace) -> Alignment:
     """Pair by value, then by what is likely inside each stretch that ends in a difference."""
     for attempt in range(MOST_ROUNDS):
-        if not aligner.refine(candidate, at_once=attempt >= SINGLE_ROUNDS):
+        if not aligner.refine(candidate, at_once=attempt >= SINGLE_ROUNDS, faded=False):
             break
     return aligner.alignment(candidate)
 

@@ -73,7 +73,10 @@ def test_a_report() -> None:
 def test_a_divergence() -> None:
     d = wrong().divergences[0]
     assert (d.phase, d.reference, d.candidate) == ("forward", "fc2", "layers.3")
-    assert (d.site, d.after, d.causes) == ("fc2", "norm", ())
+    assert (d.site, d.after) == ("fc2", "norm")
+    (cause,) = d.causes
+    assert (cause.name, cause.statement) == ("scaled", "the output is scaled by 1.01")
+    assert cause.verified and cause.residual_ratio < 8
     assert d.metrics is not None
     assert d.metrics.rel_l2 == pytest.approx(0.01, rel=1e-3)
     assert d.metrics.cosine == pytest.approx(1.0)

@@ -155,3 +155,31 @@ def test_loading_a_pair_twice_gives_the_same_modules(folder: Path) -> None:
     first, second = load_pair(folder / "port"), load_pair(folder / "port" / "pair.py")
     assert first.candidates() == second.candidates() == ("right", "wrong", "raises")
     sys.path[:] = before
+
+
+def test_a_class_that_needs_arguments(crosscheck: Any, folder: Path) -> None:
+    (folder / "sized.py").write_text("class Net:\n    def __init__(self, width, n=2): ...\n")
+    pair = ("--reference", "net.py:Net", "--candidate", "sized.py:Net")
+    result = crosscheck("run", *pair, *X, "-q")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "Net(...) needs `width`" in result.stderr and "def build()" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "notes.txt"),
+        ("run", "--reference", "notes.txt:Net", "--candidate", "net.py:Net", *X),
+    ],
+)
+def test_a_file_that_is_not_python(crosscheck: Any, folder: Path, arguments: Any) -> None:
+    (folder / "notes.txt").write_text("hello\n")
+    result = crosscheck(*arguments, "-q")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "notes.txt" in result.stderr and ".py" in result.stderr
+
+
+def test_names_that_a_file_has_leave_out_modules(crosscheck: Any) -> None:
+    pair = ("--reference", "net.py:Nope", "--candidate", "net.py:Net")
+    result = crosscheck("run", *pair, *X, "-q")
+    assert "defines no `Nope`; it has `Net`" in result.stderr

@@ -175,3 +175,17 @@ def test_both_commands_are_listed_and_explain_themselves() -> None:
     assert "record" in top and "compare" in top
     for command in ("record", "compare"):
         assert "Example" in call(command, "--help").stdout
+
+
+def test_traces_without_a_finite_number(folder: Path) -> None:
+    """NaN on both sides is no agreement."""
+    (folder / "lost.py").write_text(
+        "from tests.traces.kit import Net\n\n\ndef build():\n    net = Net()\n"
+        "    net.act2.factor = float('nan')\n    return net\n"
+    )
+    result = call("record", "lost.py:build", *X, "-o", "lost.safetensors")
+    assert result.exit_code == 0, result.output
+    result = call("compare", "lost.safetensors", "lost.safetensors", "--json", "report.json", "-q")
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1 and "holds no finite number" in result.stderr
+    assert not (folder / "report.json").exists()

@@ -1,0 +1,123 @@
+"""What an explanation may look at, and what it hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from crosscheck.adapters.base import Parameter
+from crosscheck.compare import Difference, compare
+from crosscheck.noise import AGREE, Floor, judge
+from crosscheck.results import Phase
+
+__all__ = ["Evidence", "Proposal", "Use"]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One layer that reads a parameter: how it reads it, on what, and what came back to it.
+
+    Attributes:
+        kind: of the layer, as in `crosscheck.adapters.base.Parameter`.
+        inputs: its inputs; ``given``: the cotangent at its output. float64, integers as they are.
+    """
+
+    kind: str
+    inputs: tuple[np.ndarray, ...]
+    given: np.ndarray | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """One divergence on one set of inputs; all arrays in the reference's layout, floats in float64.
+
+    Attributes:
+        phase: see `crosscheck.results.Phase`.
+        kind: ``"activation"``, ``"input"``, ``"cotangent"``, ``"input_cotangent"``,
+            ``"parameter"``.
+        layer: class name of the reference's layer, ``""`` where none is known.
+        reference: what the value should have been (the float64 oracle's).
+        candidate: what the candidate had. A prediction never sees it.
+        inputs: what the layer was given, the same on both sides.
+        output: what the reference's layer made of it (backward).
+        given: the cotangent at the layer's output (backward).
+        slot: which of ``inputs`` the cotangent belongs to (``input_cotangent``).
+        parameters: of the layer, values in float64.
+        parameter: the one that is compared (weights, gradients, buffers).
+        before: value of that buffer before the step.
+        others: further parameters of the reference of the same shape, by name (weights).
+        nearby: forward, values that the code between the layers had at hand, by site; backward,
+            cotangents that the value's may be a sum of.
+        uses: every layer that reads ``parameter`` (parameter gradients).
+        train: whether the model ran in train mode.
+        floor, own: what rounding may do here, and the reference's own error against the oracle.
+    """
+
+    phase: Phase
+    reference: np.ndarray
+    candidate: np.ndarray
+    floor: Floor
+    own: Difference
+    kind: str = "activation"
+    layer: str = ""
+    inputs: tuple[np.ndarray, ...] = ()
+    output: np.ndarray | None = None
+    given: np.ndarray | None = None
+    slot: int = 0
+    parameters: tuple[Parameter, ...] = ()
+    parameter: Parameter | None = None
+    before: np.ndarray | None = None
+    others: Mapping[str, np.ndarray] = field(default_factory=dict)
+    nearby: Mapping[str, np.ndarray] = field(default_factory=dict)
+    uses: tuple[Use, ...] = ()
+    train: bool = False
+
+    def ratio(self, prediction: np.ndarray, value: np.ndarray | None = None) -> float:
+        """How far ``value`` (default: the candidate's) is from a prediction, over the floor η."""
+        value = self.candidate if value is None else value
+        if prediction.shape != value.shape:
+            return float("inf")
+        return judge(compare(value, prediction), self.own, self.floor).ratio
+
+    def fits_candidate(self, prediction: np.ndarray) -> bool:
+        """Whether a prediction is the candidate's value up to rounding."""
+        return self.ratio(prediction) <= AGREE
+
+    def fits_reference(self, prediction: np.ndarray) -> bool:
+        """Whether a prediction is the reference's value up to rounding."""
+        return self.ratio(prediction, self.reference) <= AGREE
+
+    def value(self, role: str) -> np.ndarray | None:
+        """The layer's only parameter of a role (``weight``, ``bias``, ``mean``, ``variance``)."""
+        found = [p.value for p in self.parameters if p.role == role]
+        return found[0] if len(found) == 1 else None
+
+    @property
+    def x(self) -> np.ndarray | None:
+        """The layer's input, where it is one and floating point."""
+        floats = [x for x in self.inputs if x.dtype.kind == "f"]
+        return floats[0] if len(self.inputs) == len(floats) == 1 else None
+
+    def blind(self) -> Evidence:
+        """The same without the candidate's value: all that a prediction may use."""
+        return replace(self, candidate=np.full(self.reference.shape, np.nan))
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A mistake that may be the reason, with everything it takes to reproduce its effect.
+
+    Attributes:
+        name: of the hypothesis, stable (``"norm_eps"``).
+        statement: one clause for the reader (``"eps 1e-06 instead of 1e-05"``).
+        predict: evidence (of these or of other inputs) -> the candidate's value, shape of
+            ``reference``. None for a description that reproduces nothing: it is never verified.
+        constants: how many numbers were solved for from the candidate's value.
+    """
+
+    name: str
+    statement: str
+    predict: Callable[..., np.ndarray] | None
+    constants: int = 0

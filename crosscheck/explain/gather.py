@@ -1,0 +1,240 @@
+"""From the traces of a check to evidence: the values at one divergence, on any inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from crosscheck.adapters.base import Parameter
+from crosscheck.arrays import is_float
+from crosscheck.compare import compare
+from crosscheck.comparisons import Item, buffer_items, gradient_items, site_items, value_of
+from crosscheck.comparisons import weight_items as items_of_weights
+from crosscheck.explain.evidence import Evidence, Use
+from crosscheck.explain.fresh import fresh_inputs
+from crosscheck.judging import Judge, in_reference_layout
+from crosscheck.noise import Floor, unit_roundoff
+from crosscheck.observers import Forcer
+from crosscheck.pipeline import Evidence as Check
+from crosscheck.pipeline import oracle
+from crosscheck.reductions import Reductions
+from crosscheck.results import SiteResult
+from crosscheck.trace import Trace, owner
+
+__all__ = ["Sites", "at_weights", "on_fresh_inputs"]
+
+LARGEST = 4_000_000  # elements; some 2 s of processor time for each million
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Evidence at the sites of one pair of runs.
+
+    Attributes:
+        check: the alignment, the matched parameters and both sides.
+        reference: the reference's trace; the candidate was forced onto it in ``candidate``.
+        judge: for oracle and floors.
+    """
+
+    check: Check
+    reference: Trace
+    candidate: Trace
+    judge: Judge
+    backward: bool
+
+    @cached_property
+    def _items(self) -> dict[tuple[str, str, str, str], Item]:
+        items, _ = site_items(
+            self.check.alignment, self.reference, self.candidate, backward=self.backward
+        )
+        if self.backward:
+            items += gradient_items(self.check.match, self.reference, self.candidate)[0]
+        items += buffer_items(self.check.match, self.reference, self.candidate)
+        return {(i.phase, i.kind, i.reference, i.candidate): i for i in items}
+
+    @cached_property
+    def _parameters(self) -> tuple[Parameter, ...]:
+        return self.check.reference.adapter.parameters()
+
+    def at(self, result: SiteResult) -> Evidence | None:
+        """The evidence at a result; None where nothing can be said (shapes differ, too large)."""
+        item = self._items.get((result.phase, result.kind, result.reference, result.candidate))
+        if item is None:
+            return None
+        reference = value_of(item, self.reference, side="reference")
+        raw = value_of(item, self.candidate, side="candidate")
+        if reference is None or reference.size > LARGEST or not is_float(reference):
+            return None
+        value = in_reference_layout(item, raw, reference)
+        if value is None or not is_float(value):
+            return None
+        truth = None
+        if self.judge.oracle is not None:
+            truth = value_of(item, self.judge.oracle, side="reference")
+        truth = reference if truth is None else truth
+        evidence = Evidence(
+            phase=result.phase,
+            kind=result.kind,
+            reference=wide(truth),
+            candidate=wide(value),
+            floor=self.judge.floor(item, value),
+            own=compare(reference, truth),
+            train=self.check.reference.train,
+        )
+        if result.phase in ("parameter_gradient", "buffer"):
+            return self._with_parameter(evidence, result.reference)
+        return self._with_layer(evidence, result)
+
+    def _with_layer(self, evidence: Evidence, result: SiteResult) -> Evidence:
+        site = owner(result.reference)
+        if (result.phase, result.kind) == ("forward", "input"):
+            site = self.reference.info.parents.get(site, "")
+        slots = self.reference.inputs_of(owner(result.reference))
+        backward = result.phase == "backward"
+        return replace(
+            evidence,
+            layer=self.reference.info.layers.get(site, ""),
+            inputs=() if result.kind in ("input", "cotangent") else self._inputs(site),
+            output=self._get("activation", site) if backward else None,
+            given=self._get("cotangent", site) if backward else None,
+            slot=slots.index(result.reference) if result.reference in slots else 0,
+            parameters=self._owned(site),
+            nearby=self._nearby(result),
+        )
+
+    def _with_parameter(self, evidence: Evidence, name: str) -> Evidence:
+        parameter = next(p for p in self._parameters if p.name == name)
+        uses = []
+        for one in (parameter, *parameter.also):
+            layer = one.layer
+            uses.append(Use(one.kind, self._inputs(layer), self._get("cotangent", layer)))
+        return replace(
+            evidence,
+            layer=self.reference.info.layers.get(parameter.layer, ""),
+            inputs=self._inputs(parameter.layer),
+            given=self._get("cotangent", parameter.layer),
+            parameters=self._owned(parameter.layer),
+            parameter=parameter,
+            before=wide(parameter.value),
+            uses=tuple(uses),
+        )
+
+    def _inputs(self, site: str) -> tuple[np.ndarray, ...]:
+        slots = self.reference.inputs_of(site)
+        return tuple(wide(self.reference.values["input", slot]) for slot in slots)
+
+    def _get(self, kind: str, site: str) -> np.ndarray | None:
+        value = self.reference.values.get((kind, site))  # type: ignore[arg-type]
+        return None if value is None else wide(value)
+
+    def _owned(self, site: str) -> tuple[Parameter, ...]:
+        layer = site.partition("#")[0]
+        mine = [
+            one for p in self._parameters for one in (p, *p.also) if one.layer == layer and layer
+        ]
+        return tuple(replace(p, value=wide(p.value)) for p in mine)
+
+    def _nearby(self, result: SiteResult) -> Mapping[str, np.ndarray]:
+        if result.kind == "input":
+            return self._before(result.reference)
+        if result.kind == "cotangent":
+            return self._around(result.reference)
+        return {}
+
+    def _before(self, site: str) -> dict[str, np.ndarray]:
+        """What the code in front of an input had at hand: its container's inputs, and what the
+        layers called there before returned."""
+        info, values = self.reference.info, self.reference.values
+        home = info.parents.get(owner(site), "")
+        found: dict[str, np.ndarray] = {}
+        for kind, name in values:
+            if (kind, name) == ("input", site):
+                break
+            inside = kind == "activation" and info.parents.get(owner(name)) == home
+            own = kind == "input" and owner(name) == home
+            if (inside or own) and is_float(values[kind, name]):
+                found[name if inside else f"{name} (input)"] = wide(values[kind, name])
+        return found
+
+    def _around(self, site: str) -> dict[str, np.ndarray]:
+        """The cotangents that may be summed at a site: what the layers of its container and its
+        consumers send back, and what arrives at the container's output."""
+        info, values = self.reference.info, self.reference.values
+        home = info.parents.get(owner(site), "")
+        found: dict[str, np.ndarray] = {}
+        if ("cotangent", home) in values:
+            found[f"{home} (output)"] = wide(values["cotangent", home])
+        for kind, slot in values:
+            sent = kind == "input_cotangent"
+            if sent and (info.sources.get(slot) == site or info.parents.get(owner(slot)) == home):
+                found[slot] = wide(values[kind, slot])
+        return found
+
+
+def at_weights(check: Check, result: SiteResult) -> Evidence | None:
+    """The evidence at a parameter that is not what was (or should have been) loaded."""
+    now = {p.name: p.value for p in check.candidate.adapter.parameters()}
+    for item, pair in zip(items_of_weights(check.match), check.match.pairs, strict=True):
+        if (item.reference, item.candidate) != (result.reference, result.candidate):
+            continue
+        truth = pair.truth
+        value = in_reference_layout(item, now[item.candidate], truth)
+        if value is None or truth.size > LARGEST or not is_float(truth):
+            return None
+        others = {
+            p.name: wide(p.value)
+            for p in check.reference.adapter.parameters()
+            if p.value.shape == truth.shape and p.name != item.reference and is_float(p.value)
+        }
+        return Evidence(
+            phase="weights",
+            kind="parameter",
+            reference=wide(truth),
+            candidate=wide(value),
+            floor=Floor(unit=unit_roundoff(value.dtype, truth.dtype)),
+            own=compare(truth, truth),
+            parameter=pair.reference,
+            others=others,
+        )
+    return None
+
+
+def on_fresh_inputs(check: Check, judge: Judge, *, backward: bool) -> Sites | None:
+    """The same sites on other inputs; None where there are no others, or a recorded run.
+
+    One run of each side and of the oracle. The candidate is forced as before, so that its own
+    inputs need no translation.
+
+    Raises:
+        CrosscheckError: a model cannot take the new inputs, or gives nothing to compare.
+    """
+    inputs = fresh_inputs(check.reference.inputs, seed=check.seed)
+    if inputs is None or not check.reference.adapter.capabilities.forcing:
+        return None
+    cotangents = check.reference.cotangents if backward else None
+    first = replace(check.reference, inputs=inputs, cotangents=cotangents)
+    reference = first.record()
+    forced = oracle(first, check.alignment.forced_on_reference(reference))
+    second = check.candidate if backward else replace(check.candidate, cotangents=None)
+    candidate = second.record(Forcer(check.alignment.forced_on_candidate(reference)))
+    again = check.make_judge(
+        reference=reference,
+        oracle=forced,
+        free_oracle=None,
+        free_candidate=candidate,
+        reductions=Reductions(
+            first.adapter.parameters(),
+            reference,
+            frozenset(p.reference for p in check.alignment.pairs),
+        ),
+        perturbations=judge.perturbations,
+    )
+    return Sites(check, reference, candidate, again, backward)
+
+
+def wide(value: np.ndarray) -> np.ndarray:
+    """Floats in float64, everything else as it is."""
+    return value.astype(np.float64) if is_float(value) else value

@@ -1,0 +1,54 @@
+"""The open list of hypotheses.
+
+@crosscheck.explain.register("forward")
+def doubled(evidence):
+    yield Proposal("doubled", "the output is doubled", lambda e: 2.0 * e.reference)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import get_args
+
+from crosscheck.errors import InvalidArgument
+from crosscheck.explain.evidence import Evidence, Proposal
+from crosscheck.results import Phase
+
+__all__ = ["Hypothesis", "hypotheses", "register", "unregister"]
+
+Hypothesis = Callable[[Evidence], Iterable[Proposal]]
+
+_REGISTERED: dict[Hypothesis, tuple[Phase, ...]] = {}
+
+
+def register(*phases: Phase) -> Callable[[Hypothesis], Hypothesis]:
+    """Add a hypothesis for divergences of ``phases``.
+
+    It must not change the arrays that it is given. An exception in it, or in a prediction, drops
+    what it was about to say and nothing else.
+
+    Raises:
+        InvalidArgument: no phase, or an unknown one.
+    """
+    unknown = [phase for phase in phases if phase not in get_args(Phase)]
+    if unknown or not phases:
+        raise InvalidArgument(
+            f"register({', '.join(map(repr, phases))}): name the phases whose divergences it "
+            f"explains, of {', '.join(get_args(Phase))}"
+        )
+
+    def add(hypothesis: Hypothesis) -> Hypothesis:
+        _REGISTERED[hypothesis] = phases
+        return hypothesis
+
+    return add
+
+
+def unregister(hypothesis: Hypothesis) -> None:
+    """Take a hypothesis back; one that is not there is no error."""
+    _REGISTERED.pop(hypothesis, None)
+
+
+def hypotheses(phase: Phase) -> list[Hypothesis]:
+    """Those registered for a phase, in the order of registration."""
+    return [hypothesis for hypothesis, phases in _REGISTERED.items() if phase in phases]

@@ -1,0 +1,26 @@
+"""Values as narrower types would hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+__all__ = ["FORMATS", "keep_mantissa"]
+
+
+def keep_mantissa(value: np.ndarray, bits: int) -> np.ndarray:
+    """``value`` with ``bits`` of mantissa behind the point, ties to even, exponents unlimited."""
+    mantissa, exponent = np.frexp(value)  # mantissa in [0.5, 1)
+    return np.asarray(np.ldexp(np.round(np.ldexp(mantissa, bits + 1)), exponent - bits - 1))
+
+
+def _half(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float16).astype(np.float64)
+
+
+FORMATS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "float16": _half,
+    "bfloat16": lambda value: keep_mantissa(value, 7),
+    "TF32": lambda value: keep_mantissa(value, 10),
+}

@@ -1,0 +1,363 @@
+"""Each known mistake is told apart from the others: the first verified statement names it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from crosscheck.explain import causes
+from crosscheck.explain.elementwise import erf, sigmoid
+
+from .kit import backward, evidence, forward, normal, parameter, told, weights
+from .layers import BETA, GAMMA, NORM, Array, Map, f, layer_norm, softmax
+
+# -- weights ---------------------------------------------------------------------------------------
+
+W = normal((6, 6), 1)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "statement"),
+    [
+        (W.T, "the matrix is the transpose of the reference's"),
+        (-W, "the sign is the opposite"),
+        (2.5 * W, "the values are those of the reference times 2.5"),
+        (np.zeros_like(W), "every element is 0, as before anything was loaded"),
+        (
+            W[[2, 3, 0, 1, 4, 5]],
+            "the 3 blocks along axis 0 are the reference's in the order (1, 0, 2)",
+        ),
+        (W.astype(np.float16).astype(float), "the values are rounded to float16"),
+        (W[[0, 2, 4, 1, 3, 5]], "axis 0 is read as 3 x 2 with the two exchanged"),
+        (W + 1, "1 + w for w"),
+    ],
+)
+def test_weights(candidate: Array, statement: str) -> None:
+    assert told(weights(W, candidate))[0] == statement
+
+
+def test_a_parameter_that_holds_another() -> None:
+    other = normal((6, 6), 2)
+    found = weights(W, other, others={"fc2.weight": other})
+    assert told(found) == ["the values are those of the reference's `fc2.weight`"]
+
+
+def test_a_kernel_flipped() -> None:
+    kernel = normal((3, 2, 3, 3))
+    known = parameter("weight", kernel, "conv", ("out", "in", "h", "w"))
+    found = weights(kernel, kernel[:, :, ::-1, ::-1], parameter=known)
+    assert told(found) == ["the kernel is flipped in h and w"]
+
+
+def test_one_element_is_too_little_to_solve_for_a_factor() -> None:
+    assert not told(weights(np.array([2.0]), np.array([3.1])))
+
+
+# -- any output ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("candidate", "statement"),
+    [
+        (lambda x: 1.01 * np.sin(x), "the output is scaled by 1.01"),
+        (lambda x: np.sin(x) / math.sqrt(12), "the output is scaled by 1/√12"),
+        (lambda x: -np.sin(x), "the sign is the opposite"),
+        (lambda x: np.sin(x) + 0.25, "0.25 is added to the output"),
+        (
+            lambda x: np.roll(np.sin(x), 1, 1),
+            "the elements are moved by 1 along axis 1, around the end",
+        ),
+        (lambda x: np.maximum(np.sin(x), 0), "ReLU is applied to the output"),
+        (lambda x: np.sin(x) + x, "the input is added to the output"),
+        (lambda x: np.sin(x) - x, "the residual is missing: the input is not added"),
+        (lambda x: np.sin(x).astype(np.float16).astype(float), "the value is rounded to float16"),
+        (lambda x: np.zeros_like(x), "it is zero"),
+    ],
+)
+def test_any_layer(candidate: Map, statement: str) -> None:
+    assert told(forward(np.sin, candidate))[0] == statement
+
+
+def test_a_square_output_transposed() -> None:
+    found = forward(np.sin, lambda x: np.sin(x).swapaxes(1, 2), (3, 5, 5))
+    assert told(found)[0] == "the axes are the reference's in the order (0, 2, 1)"
+
+
+# -- activations -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("GELU (erf)", "GELU (tanh form)"),
+        ("GELU (erf)", "x·σ(1.702x)"),
+        ("SiLU", "ReLU"),
+        ("hard swish (slope 1/6)", "hard sigmoid (slope 1/6)"),
+        ("hard sigmoid (slope 1/6)", "hard sigmoid (slope 0.2)"),
+        ("tanh", "the identity"),
+    ],
+)
+def test_another_activation(ours: str, theirs: str) -> None:
+    found = forward(f(ours), f(theirs))
+    assert told(found)[0] == f"the candidate computes {theirs} instead of {ours}"
+
+
+def test_relu6_is_named_only_where_its_bound_shows() -> None:
+    def leaky(x: Array) -> Array:
+        return np.where(x > 0, x, 0.1 * x)
+
+    low = told(forward(leaky, f("ReLU")))
+    assert "the candidate computes ReLU" in low and not any("ReLU6" in text for text in low)
+    high = told(forward(leaky, f("ReLU6"), draw=lambda shape, seed: 6 * normal(shape, seed)))
+    assert high[0] == "the candidate computes ReLU6"
+
+
+def test_the_error_function() -> None:
+    x = np.concatenate([np.linspace(-7, 7, 1001), [0.0, np.inf, -np.inf]])
+    assert np.abs(erf(x) - [math.erf(v) for v in x]).max() < 1e-15
+    assert np.isnan(erf(np.array([np.nan]))).all()
+
+
+def test_slopes() -> None:
+    leaky = forward(lambda x: np.where(x > 0, x, 0.01 * x), lambda x: np.where(x > 0, x, 0.2 * x))
+    assert told(leaky)[0] == "negative slope 0.2 instead of 0.01"
+    elu = forward(
+        lambda x: np.where(x > 0, x, np.expm1(x)), lambda x: np.where(x > 0, x, 0.5 * np.expm1(x))
+    )
+    assert told(elu)[0] == "alpha 0.5 instead of 1"
+    swish = forward(f("SiLU"), lambda x: x * sigmoid(1.3 * x))
+    assert told(swish)[0] == "beta 1.3 instead of 1"
+
+
+def test_softmax_over_another_axis() -> None:
+    found = forward(softmax, lambda x: softmax(x, 1), (3, 5, 7))
+    assert told(found)[0] == "softmax over axis 1 instead of axis 2"
+
+
+# -- norms -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("candidate", "statement"),
+    [
+        (lambda x: layer_norm(x, 1e-6), "eps 1e-06 instead of 1e-05"),
+        (lambda x: layer_norm(x, 1e-3), "eps 0.001 instead of 1e-05"),
+        (lambda x: layer_norm(x, weight=np.ones(12)), "the weight (gamma) is ignored"),
+        (lambda x: layer_norm(x, weight=1 + GAMMA), "multiplies by 1 + weight"),
+        (lambda x: layer_norm(x) - BETA, "the bias is missing"),
+    ],
+)
+def test_layer_norm(candidate: Map, statement: str) -> None:
+    def small(shape: tuple[int, ...], seed: int) -> Array:
+        return 0.05 * normal(shape, seed)
+
+    found = forward(layer_norm, candidate, (6, 12), draw=small, parameters=NORM)
+    assert statement in told(found)[:2]
+
+
+def test_an_eps_too_small_to_be_seen_is_called_small() -> None:
+    found = forward(layer_norm, lambda x: layer_norm(x, 1e-12), parameters=NORM)
+    assert told(found)[0].startswith("eps at most 1e-0")
+
+
+def test_eps_outside_the_root() -> None:
+    found = forward(layer_norm, lambda x: layer_norm(x, outside=True), parameters=NORM)
+    assert "eps 1e-05 added to the deviation, not to the variance" in told(found)
+
+
+def test_batch_norm() -> None:
+    mean, variance = normal((12,), 7), 1 + normal((12,), 8) ** 2
+    buffers = (parameter("mean", mean), parameter("variance", variance))
+
+    def norm(x: Array, m: Array, v: Array, eps: float = 1e-5) -> Array:
+        at = (slice(None), None, None)
+        return np.asarray((x - m[at]) / np.sqrt(v[at] + eps) * GAMMA[at] + BETA[at])
+
+    def running(x: Array) -> Array:
+        return norm(x, mean, variance)
+
+    shape, known = (3, 12, 4, 5), (*NORM, *buffers)
+    found = forward(running, lambda x: norm(x, mean, variance, 1e-3), shape, parameters=known)
+    assert told(found)[0] == "eps 0.001 instead of 1e-05"
+    batch = forward(
+        running, lambda x: norm(x, x.mean((0, 2, 3)), x.var((0, 2, 3))), shape, parameters=known
+    )
+    assert told(batch)[0] == "normalises by the statistics of the batch"
+
+
+# -- dense, embedding, windows ---------------------------------------------------------------------
+
+
+def test_dense() -> None:
+    w, b = normal((12, 12), 3), normal((12,), 4)
+    known = (parameter("weight", w, "dense", ("in", "out")), parameter("bias", b, "dense"))
+
+    def dense(x: Array) -> Array:
+        return np.asarray(x @ w + b)
+
+    def half(x: Array) -> Array:
+        return x.astype(np.float16).astype(float)
+
+    cases: list[tuple[Map, str]] = [
+        (lambda x: x @ w.T + b, "multiplies by the transpose of the matrix"),
+        (lambda x: x @ w, "the bias is missing"),
+        (lambda x: x @ w + 2 * b, "the bias is counted twice"),
+        (lambda x: x @ half(w) + b, "the weight is rounded to float16"),
+        (
+            lambda x: half(x) @ half(w) + b,
+            "input and weight are rounded to float16 before the product",
+        ),
+        (lambda x: np.maximum(dense(x), 0), "ReLU is applied to the output"),
+    ]
+    for candidate, statement in cases:
+        assert statement in told(forward(dense, candidate, parameters=known))
+
+
+def test_a_matrix_behind_a_flatten_in_the_other_layout() -> None:
+    w = normal((24, 5), 3)
+    known = (parameter("weight", w, "dense", ("in", "out")),)
+    order = np.arange(24).reshape(4, 6).T.reshape(-1)
+    found = forward(lambda x: x @ w, lambda x: x @ w[order], (7, 24), parameters=known)
+    assert told(found) == ["the rows of the matrix are in another order: flattened 6 x 4 for 4 x 6"]
+
+
+def test_a_third_of_the_last_axis_without_gradient() -> None:
+    def without_keys(x: Array, dy: Array) -> Array:
+        return np.asarray(2 * x * dy * np.repeat([1.0, 0.0, 1.0], 4))
+
+    found = backward(np.square, lambda x, dy: 2 * x * dy, without_keys)
+    assert told(found) == ["the 3 parts of the last axis are scaled by 1, 0, 1"]
+
+
+def test_embedding() -> None:
+    table = normal((20, 6))
+    known = (parameter("weight", table, "embedding", ("row", "dim")),)
+
+    def tokens(shape: tuple[int, ...], seed: int) -> Array:
+        return np.random.default_rng(seed).integers(0, 17, shape)
+
+    offset = forward(lambda i: table[i], lambda i: table[i + 2], draw=tokens, parameters=known)
+    assert told(offset)[0] == "reads the row 2 after the right one"
+    scale = forward(
+        lambda i: table[i], lambda i: table[i] * math.sqrt(6), draw=tokens, parameters=known
+    )
+    assert told(scale)[0] == "the rows are times the root of their length"
+
+
+def conv(x: Array, k: Array, stride: int, top: int, left: int, out: tuple[int, int]) -> Array:
+    """A convolution by loops over the output; x (B, C, H, W), k (O, C, kh, kw)."""
+    y = np.zeros((len(x), len(k), *out))
+    padded = np.pad(x, ((0, 0), (0, 0), (top, 9), (left, 9)))
+    for i in range(out[0]):
+        for j in range(out[1]):
+            part = padded[:, :, i * stride : i * stride + 3, j * stride : j * stride + 3]
+            y[:, :, i, j] = np.einsum("bchw,ochw->bo", part, k)
+    return y
+
+
+@pytest.mark.parametrize(
+    ("candidate", "statement"),
+    [
+        (
+            lambda x, k: conv(x, k, 2, 0, 0, (4, 3)),
+            "stride 2 with a border of 0, 0 in front instead of stride 2 with a border of 1, 1 "
+            "in front",
+        ),
+        (lambda x, k: conv(x, k[:, :, ::-1, ::-1], 2, 1, 1, (4, 3)), "the kernel is flipped"),
+        (
+            lambda x, k: conv(x, k.swapaxes(2, 3), 2, 1, 1, (4, 3)),
+            "height and width of the kernel are exchanged",
+        ),
+        (
+            lambda x, k: conv(x, k.swapaxes(0, 1), 2, 1, 1, (4, 3)),
+            "input and output channels of the kernel are exchanged",
+        ),
+    ],
+)
+def test_convolution(candidate: Callable[[Array, Array], Array], statement: str) -> None:
+    kernel = normal((4, 4, 3, 3))
+    known = (parameter("weight", kernel, "conv", ("out", "in", "h", "w")),)
+    found = forward(
+        lambda x: conv(x, kernel, 2, 1, 1, (4, 3)),
+        lambda x: candidate(x, kernel),
+        (2, 4, 8, 6),
+        parameters=known,
+    )
+    assert told(found)[0] == statement
+
+
+def pooled(x: Array, border: float, mean: str = "") -> Array:
+    """3 x 3 windows, stride 2, a border of 1; of a mean, whether the border counts."""
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 2), (1, 2)), constant_values=border)
+    inside = np.pad(np.ones(x.shape), ((0, 0), (0, 0), (1, 2), (1, 2)))
+    y = np.zeros((*x.shape[:2], 4, 3))
+    for i in range(4):
+        for j in range(3):
+            at = (..., slice(2 * i, 2 * i + 3), slice(2 * j, 2 * j + 3))
+            if mean:
+                count = 9.0 if mean == "counted" else inside[at].sum((-1, -2))
+                y[..., i, j] = padded[at].sum((-1, -2)) / count
+            else:
+                y[..., i, j] = padded[at].max((-1, -2))
+    return y
+
+
+def test_pooling() -> None:
+    def below(shape: tuple[int, ...], seed: int) -> Array:
+        return normal(shape, seed) - 1.0
+
+    shape = (2, 3, 8, 6)
+    zero = forward(lambda x: pooled(x, -np.inf), lambda x: pooled(x, 0.0), shape, draw=below)
+    assert told(zero)[0] == "the border holds 0 for -inf"
+    counted = forward(lambda x: pooled(x, 0, "inside"), lambda x: pooled(x, 0, "counted"), shape)
+    assert told(counted)[0].startswith("the mean counts the border (count_include_pad)")
+
+
+# -- the code between layers -----------------------------------------------------------------------
+
+
+def test_a_sum_of_other_terms() -> None:
+    def at(seed: int) -> object:
+        a, b, c = (normal((3, 8), 3 * seed + i) for i in range(3))
+        return evidence(
+            "forward", a + b, c + b, kind="input", nearby={"x (input)": a, "attn": b, "ln": c}
+        )
+
+    found = causes(at(1), lambda: at(2))  # type: ignore[arg-type, return-value]
+    assert told(found) == ["`attn` + `ln` for `x (input)` + `attn`"]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "statement"),
+    [
+        (
+            lambda q, k, hide: np.where(np.triu(hide, 2), -np.inf, q @ k.swapaxes(-1, -2) / 2),
+            "the mask lets a position see its successor",
+        ),
+        (
+            lambda q, k, hide: np.where(np.triu(hide, 1), -np.inf, q @ k.swapaxes(-1, -2)),
+            "scores are divided by 1: the scale is missing; in the reference by the root of the "
+            "head size",
+        ),
+        (
+            lambda q, k, hide: np.where(np.triu(hide, 1), -np.inf, k @ q.swapaxes(-1, -2) / 2),
+            "k and q of the reference are taken for q and k",
+        ),
+    ],
+)
+def test_attention(candidate: Callable[..., Array], statement: str) -> None:
+    hide = np.ones((5, 5), dtype=bool)
+
+    def at(seed: int) -> object:
+        packed = normal((2, 5, 3 * 3 * 4), seed)
+        q, k, _ = packed.reshape(2, 5, 3, 3, 4).transpose(2, 0, 3, 1, 4)
+        right = np.where(np.triu(hide, 1), -np.inf, q @ k.swapaxes(-1, -2) / 2)
+        return evidence(
+            "forward", right, candidate(q, k, hide), kind="input", nearby={"c_attn": packed}
+        )
+
+    found = causes(at(1), lambda: at(2))  # type: ignore[arg-type, return-value]
+    assert told(found)[0] == statement

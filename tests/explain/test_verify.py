@@ -1,0 +1,157 @@
+"""What may be called verified, and what not."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crosscheck.errors import InvalidArgument
+from crosscheck.explain import Evidence, Proposal, causes, hypotheses, register, unregister
+
+from .kit import evidence, forward, normal, told
+
+
+@pytest.fixture
+def own() -> Iterator[list[object]]:
+    """Hypotheses to take back after a test."""
+    added: list[object] = []
+    yield added
+    for one in added:
+        unregister(one)  # type: ignore[arg-type]
+
+
+def test_a_mistake_that_no_hypothesis_knows_is_not_verified() -> None:
+    assert not told(forward(np.sin, lambda x: np.sin(x) + 0.01 * np.cos(3 * x)))
+    assert not told(forward(lambda x: x**2, lambda x: x**2 + 1e-3 * normal(x.shape, 99)))
+    assert not told(forward(lambda x: np.tanh(x), lambda x: np.tanh(x) * np.where(x > 1, 1.1, 1)))
+
+
+def test_what_coincides_on_these_inputs_only_is_not_verified() -> None:
+    """Where all inputs are positive, ReLU is the identity."""
+    x = np.abs(normal((4, 12)))
+    fresh = normal((4, 12), 1)
+
+    def at(x: np.ndarray) -> Evidence:
+        return evidence("forward", np.tanh(x), np.maximum(x, 0), inputs=(x,))
+
+    both = causes(at(x), lambda: at(x * 0.9))
+    assert {"the candidate computes the identity instead of tanh"} < set(told(both))
+    one = causes(at(x), lambda: at(fresh))
+    assert "the candidate computes ReLU instead of tanh" in told(one)
+    assert "the candidate computes the identity instead of tanh" not in told(one)
+
+
+def test_constants_are_not_fitted_again_on_fresh_inputs() -> None:
+    """A factor that depends on the input is no constant factor."""
+    found = forward(np.tanh, lambda x: np.tanh(x) * (1 + abs(float(x[0, 0]))))
+    assert not told(found)
+
+
+def test_without_fresh_inputs_nothing_is_verified() -> None:
+    x = normal((4, 12))
+    found = causes(evidence("forward", x, 1.5 * x), lambda: None)
+    assert found and not any(cause.verified for cause in found)
+    assert found[0].name == "scaled" and found[0].residual_ratio < 8
+
+
+def test_where_the_fresh_value_is_right_nothing_has_been_reproduced() -> None:
+    x = normal((4, 12))
+    right = evidence("forward", x, x)
+    assert not told(causes(evidence("forward", x, 1.5 * x), lambda: right))
+
+
+def test_an_error_near_the_floor_is_not_explained_by_staying_near_it() -> None:
+    """A suspect at 17 x the floor: a prediction that is 6 x off has reproduced little."""
+    unit = 2.0**-24
+
+    def suspect(x: np.ndarray) -> np.ndarray:
+        return np.sin(x) + 12 * unit * (1 + 0.45 * np.cos(9 * x))
+
+    assert not told(forward(np.sin, suspect, (40, 12)))
+
+
+def test_a_prediction_never_sees_the_candidates_value(own: list[object]) -> None:
+    @register("forward")
+    def cheat(e: Evidence) -> Iterator[Proposal]:
+        yield Proposal("cheat", "whatever it is", lambda e: e.candidate)
+
+    own.append(cheat)
+    assert "whatever it is" not in told(forward(np.sin, lambda x: np.sin(x) + np.cos(3 * x)))
+
+
+def test_as_many_constants_as_elements_explain_nothing(own: list[object]) -> None:
+    @register("forward")
+    def fitted(e: Evidence) -> Iterator[Proposal]:
+        value = e.candidate
+        yield Proposal("fitted", "fitted", lambda e: value, constants=value.size)
+
+    own.append(fitted)
+    x = normal((2, 3))
+    one = evidence("forward", x, np.sin(x) + x)
+    assert "fitted" not in told(causes(one, lambda: one))
+
+
+def test_a_hypothesis_that_fails_spoils_nothing(own: list[object]) -> None:
+    def boom(e: Evidence) -> np.ndarray:
+        raise RuntimeError
+
+    @register("forward")
+    def broken(e: Evidence) -> Iterator[Proposal]:
+        yield Proposal("late", "fails when it predicts", boom)
+        raise ZeroDivisionError
+
+    own.append(broken)
+    assert told(forward(np.sin, lambda x: 1.5 * np.sin(x)))[0] == "the output is scaled by 1.5"
+
+
+def test_a_hypothesis_of_ones_own(own: list[object]) -> None:
+    @register("forward")
+    def wavy(e: Evidence) -> Iterator[Proposal]:
+        yield Proposal("wavy", "a wave is added", lambda e: e.reference + np.sin(50 * e.reference))
+
+    own.append(wavy)
+    assert wavy in hypotheses("forward") and wavy not in hypotheses("weights")
+    assert told(forward(lambda x: x**2, lambda x: x**2 + np.sin(50 * x**2))) == ["a wave is added"]
+
+
+@pytest.mark.parametrize("phases", [(), ("forwards",)])
+def test_registering_for_no_phase(phases: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidArgument, match=r"name the phases.*forward"):
+        register(*phases)  # type: ignore[arg-type]
+
+
+def test_the_closest_is_named_and_not_verified() -> None:
+    """A factor explains most of it; what remains is not rounding."""
+    (closest,) = forward(np.sin, lambda x: 1.5 * np.sin(x) + 1e-3 * np.cos(7 * x))
+    assert not closest.verified and closest.statement.startswith("the output is scaled by 1.5")
+    assert closest.residual_ratio > 32
+
+
+def test_a_place_is_described_and_not_verified() -> None:
+    def last_row(x: np.ndarray) -> np.ndarray:
+        y = np.sin(x)
+        y[-1] += 0.1 * np.cos(5 * x[-1])
+        return y
+
+    (where,) = forward(np.sin, last_row, (5, 7))
+    assert where.statement == "only index 4 of 5 along axis 0 is wrong" and not where.verified
+
+
+def test_the_example_of_the_documentation(own: list[object]) -> None:
+    page = Path(__file__).parents[2] / "docs" / "hypotheses.md"
+    lines = page.read_text(encoding="utf-8").splitlines()
+    begin = lines.index("    from crosscheck.explain import Proposal, register")
+    end = lines.index("        )", begin)
+    names: dict[str, object] = {}
+    exec(textwrap.dedent("\n".join(lines[begin : end + 1])), names)
+    own.append(names["clipped"])
+
+    def bounded(shape: tuple[int, ...], seed: int) -> np.ndarray:
+        return 2.0 + np.abs(normal(shape, seed))
+
+    found = forward(np.square, lambda x: np.clip(x**2, -6.25, 6.25), draw=bounded)
+    assert told(found) == ["the output is clipped at 6.25"]

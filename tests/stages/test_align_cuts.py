@@ -1,0 +1,76 @@
+"""Layers that the two sides cut differently, with something wrong between them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from crosscheck.align import Aligner
+from tests.stages.graphs import Graph, forced_alignment, pairs
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(5, 6)).astype(np.float32)
+W = [np.float32(RNG.normal(size=(6, 6)) / 2) for _ in range(3)]
+
+
+def heads(split: bool, factor: float = 1.0) -> Graph:
+    """A projection of heads that come split or joined, and what makes them is no layer."""
+    shape = (5, 2, 3) if split else (5, 6)
+    graph = Graph()
+    graph.add("value", "Linear", lambda x: x @ W[0], "input:x")
+    graph.add("", "", lambda v: np.float32(factor) * np.tanh(v).reshape(shape), "value")
+    graph.add("proj", "Linear", lambda h: h.reshape(5, 6) @ W[1], "")
+    graph.outputs = ("proj",)
+    return graph
+
+
+def test_a_wrong_input_that_one_side_has_split() -> None:
+    """The layer is not to blame: its input is compared though it differs."""
+    anchors = [("value", "value"), ("proj", "proj")]
+    found = forced_alignment(heads(False).run(x=X), heads(True, 1.5), anchors, x=X)
+    assert pairs(found) == {"value": "value", "proj": "proj"}
+    (edge,) = [e for e in found.edges if e.reference == "proj"]
+    assert edge.layout.shapes is not None
+
+
+def whole(factor: float = 1.0, parts: bool = False) -> Graph:
+    """Two cells in one layer, or each in its own with another shape."""
+    graph = Graph()
+    graph.add("embed", "Linear", lambda x: x @ W[2], "input:x")
+    first = np.float32(factor) * W[0]
+    if parts:
+        graph.add("forth", "Cell", lambda x: (x @ first)[:, :4], "embed")
+        graph.add("back", "Cell", lambda x: (x @ W[1])[:, :4], "embed")
+        graph.add("", "", lambda a, b: np.concatenate([a, b], 1), "forth", "back")
+    else:
+        graph.add(
+            "rnn", "LSTM", lambda x: np.concatenate([x @ W[0][:, :4], x @ W[1][:, :4]], 1), "embed"
+        )
+    graph.add("head", "Linear", lambda h: h[:, :6] @ W[2], "" if parts else "rnn")
+    graph.outputs = ("head",)
+    return graph
+
+
+def test_a_whole_is_not_paired_with_one_of_its_parts() -> None:
+    """Their shapes differ because of the cut, which is no finding."""
+    anchors = [("embed", "embed"), ("rnn", "forth"), ("rnn", "back"), ("head", "head")]
+    reference = whole().run(x=X)
+    found = forced_alignment(reference, whole(1.5, parts=True), anchors, x=X)
+    assert pairs(found) == {"embed": "embed", "head": "head"}
+    assert found.unmatched_reference == ("rnn",)
+
+
+def test_a_layer_of_another_shape_is_paired_all_the_same() -> None:
+    """One layer against one layer: here the shape is the finding."""
+
+    def narrow(width: int) -> Graph:
+        graph = Graph()
+        graph.add("fc", "Linear", lambda x: (x @ W[0])[:, :width], "input:x")
+        graph.add("head", "Linear", lambda h: h[:, :3] @ W[1][:3], "fc")
+        graph.outputs = ("head",)
+        return graph
+
+    reference, anchors = narrow(6).run(x=X), [("fc", "fc"), ("head", "head")]
+    wrong = narrow(5)
+    aligner = Aligner(reference, wrong.run(x=X + 1), explicit={}, anchors=anchors)
+    assert aligner.refine(wrong.run(x=X + 1)) == 1
+    assert pairs(aligner.alignment())["fc"] == "fc"

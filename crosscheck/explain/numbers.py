@@ -45,9 +45,10 @@ def tidy(
             continue
         if accept(number):
             return number, text
-    if accept(value):
-        return value, f"{value:.6g}"
-    return value, f"{value:.4g}"
+    text = f"{value:.6g}" if accept(value) else f"{value:.4g}"
+    if float(text) == 1.0 != value:
+        text = f"1{value - 1.0:+.2g}"  # near one the digits that say something come later
+    return value, text
 
 
 def _shortest(value: float) -> list[tuple[float, str]]:

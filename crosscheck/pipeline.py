@@ -21,7 +21,13 @@ from crosscheck.comparisons import (
 )
 from crosscheck.cotangents import CandidateCotangents
 from crosscheck.errors import CannotCompare, SideFailed
-from crosscheck.judging import Judge, in_reference_layout, judge_weights, shrinks
+from crosscheck.judging import (
+    Judge,
+    in_reference_layout,
+    judge_weights,
+    shrinks,
+    without_fill,
+)
 from crosscheck.noise import DIVERGE, Tolerance
 from crosscheck.observers import Forcer, Key, Recorder
 from crosscheck.perturb import measure
@@ -287,7 +293,8 @@ def _rescale_suspects(e: Evidence, judge: Judge, results: dict[Item, SiteResult]
         pair = [value_of(item, t, side="candidate") for t in (wide, e.forced)]
         if truth is None or any(v is None for v in pair) or pair[0].dtype != np.float64:  # type: ignore[union-attr]
             continue
-        differences = [compare(in_reference_layout(item, v, truth), truth) for v in pair]  # type: ignore[arg-type]
+        seen = [in_reference_layout(item, v, truth) for v in pair]
+        differences = [compare(*without_fill(v, truth, truth)[::2]) for v in seen]  # type: ignore[arg-type]
         rounding = shrinks(*differences)
         if rounding is True:
             results[item] = replace(

@@ -144,3 +144,33 @@ def test_a_gradient_that_is_nan() -> None:
     first = report.first_divergence
     assert first is not None and first.phase == "backward" and first.site == "fc"
     assert first.metrics is not None and first.metrics.nonfinite_mismatch > 0
+
+
+@pytest.mark.parametrize("fill", [-1e9, -3.4e38, -np.inf])
+@pytest.mark.parametrize("factor", [1.0, 0.9])
+def test_a_mask_hides_no_mistake_in_the_scores(fill: float, factor: float) -> None:
+    """Beside -1e9 a wrong scale is rounding, unless masked scores are left out of the norm."""
+
+    class Softmax(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(x, -1)
+
+    class Masked(nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.q, self.k, self.v = (nn.Linear(12, 12) for _ in range(3))
+            self.softmax, self.scale = Softmax(), scale
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scores = self.q(x) @ self.k(x).transpose(-1, -2) * self.scale
+            future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+            return self.softmax(scores.masked_fill(future, fill)) @ self.v(x)
+
+    scale = 12**-0.5
+    report = run(Masked(scale), Masked(factor * scale), "float32[2,7,12]")
+    first = report.first_divergence
+    if factor == 1.0:
+        assert report.verdict == "agree", str(report)
+    else:
+        assert first is not None and (first.phase, first.site) == ("forward", "softmax")

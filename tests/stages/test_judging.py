@@ -30,6 +30,7 @@ from crosscheck.judging import (
     in_reference_layout,
     judge_weights,
     shrinks,
+    without_fill,
 )
 from crosscheck.layout import Layout
 from crosscheck.noise import Tolerance
@@ -387,3 +388,26 @@ def test_cotangents_reach_the_candidate_in_its_own_names_and_layouts() -> None:
         CandidateCotangents(ours, given, {})({"output": last})
     fixed = CandidateCotangents(ours, given, {}, layouts={"output": None})
     assert list(fixed({"output": last, "output:1": REFERENCE})) == ["output:1"]
+
+
+@pytest.mark.parametrize("fill", [-1e9, -3.4e38, 1e4])
+def test_what_stands_for_minus_infinity_does_not_count(fill: float) -> None:
+    truth = RNG.normal(size=(4, 6)).astype(np.float32)
+    truth[RNG.random(truth.shape) < 0.4] = fill
+    wrong = truth * np.where(truth == np.float32(fill), 1.0, 1.01).astype(np.float32)
+    kept = without_fill(wrong, truth, truth)
+    assert [k.size for k in kept] == [int((truth != np.float32(fill)).sum())] * 3
+    assert relative_l2(*kept[::2]) == pytest.approx(0.01, rel=1e-4)
+
+
+def test_a_mask_that_differs_stays_and_so_does_what_is_small() -> None:
+    truth = np.array([1.0, -2.0, -1e9, -1e9], np.float32)
+    moved = np.array([1.0, -2.0, -1e9, -1.1e9], np.float32)
+    assert without_fill(moved, truth, truth)[0] is moved  # one mask is another number
+    small = np.array([1.0, 2e-5], np.float32)
+    assert without_fill(small, small, small)[0] is small
+
+
+def relative_l2(value: np.ndarray, truth: np.ndarray) -> float:
+    found = compare(value, truth)
+    return found.l2 / found.truth_l2

@@ -25,7 +25,7 @@ class Defect:
     family: str  # "mlp", "cnn" or "gpt"
     candidate: str  # "numpy", "keras", "jax" or "onnx"
     mistake: str
-    source: str  # where it was made: repository#issue
+    source: str  # where it was made: repository#issue; empty if nowhere that we know of
     phase: Phase
     site: str
     inject: Callable[[Any], None]  # alters a freshly built candidate

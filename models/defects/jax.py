@@ -1,4 +1,7 @@
-"""Defects of the Flax NNX ports: the defaults of Flax, and what JAX makes easy to get wrong."""
+"""Defects of the Flax NNX ports: the defaults of Flax, and what JAX makes easy to get wrong.
+
+A defect without a source was made up.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +113,7 @@ DEFECTS: tuple[Defect, ...] = (
         name="mlp-jax-relu-for-leaky",
         family="mlp",
         mistake="ReLU for LeakyReLU",
-        source="jinyu121/DW2TF#2",
+        source="",
         phase="forward",
         site="act1",
         inject=change("act1", __call__=plain_relu),
@@ -119,7 +122,7 @@ DEFECTS: tuple[Defect, ...] = (
         name="mlp-jax-silu-for-hardswish",
         family="mlp",
         mistake="SiLU for its piecewise form",
-        source="PaddlePaddle/Paddle#44820",
+        source="",
         phase="forward",
         site="act2",
         inject=change("act2", __call__=silu),
@@ -155,7 +158,7 @@ DEFECTS: tuple[Defect, ...] = (
         name="cnn-jax-shortcut-missing",
         family="cnn",
         mistake="the residual sum lacks its shortcut",
-        source="paiml/aprender#3034",
+        source="",
         phase="forward",
         site="block2",
         inject=change("block2", __call__=without_shortcut),
@@ -164,7 +167,7 @@ DEFECTS: tuple[Defect, ...] = (
         name="cnn-jax-pool-centred-over-batch",
         family="cnn",
         mistake="the global mean mixes the images of a batch",
-        source="apache/mxnet#15717",
+        source="",
         phase="forward",
         site="pool",
         inject=change("pool", __call__=pool_over_batch),
@@ -192,7 +195,7 @@ DEFECTS: tuple[Defect, ...] = (
         name="gpt-jax-scale-of-all-heads",
         family="gpt",
         mistake="scores scaled by the model's width for a head's",
-        source="huggingface/transformers#15332",
+        source="",
         phase="forward",
         site="blocks.0.attn",
         inject=change("blocks.0.attn", scale=1 / math.sqrt(48)),

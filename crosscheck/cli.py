@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import os
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from crosscheck import __version__
+from crosscheck.commands.common import deliver, failures, parse_inputs, progress
 from crosscheck.commands.compare import compare
 from crosscheck.commands.doctor import doctor
 from crosscheck.commands.record import record
 from crosscheck.commands.weights import weights
-from crosscheck.errors import CrosscheckError, InvalidArgument
+from crosscheck.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from crosscheck.results import Report
 
 __all__ = ["main"]
-
-AGREE, DIFFER, NOT_COMPARED = 0, 1, 2
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -101,22 +98,9 @@ def run(
       crosscheck run --reference net.py:Net --candidate port.py:build --input x=float32[2,3,33,47]
       crosscheck run models/gpt --seed 7 --json report.json --html report.html
     """
-    try:
-        with progress(quiet) as say:
-            report = _check(pair, reference, candidate, inputs, options, say)
-        if json_path not in (None, "-"):
-            report.save_json(json_path)
-        if html_path is not None:
-            report.save_html(html_path)
-    except CrosscheckError as error:
-        fail(error)
-    except SystemExit as error:  # of the user's file; its status 0 would read as an agreement
-        fail(InvalidArgument(f"a file or model called sys.exit({error.code!r}) before the result"))
-    except Exception as error:  # exit status 1 would read as a divergence
-        traceback.print_exc()
-        fail(error)
-    show(report, json_path)
-    raise SystemExit(AGREE if report.verdict == "agree" else DIFFER)
+    with failures(), progress(quiet) as say:
+        report = _check(pair, reference, candidate, inputs, options, say)
+    deliver(report, json_path, html_path)
 
 
 def _check(
@@ -164,61 +148,6 @@ def _check(
         name=Path(candidate).name,
     )
     return whole.check(progress=say, **arguments)
-
-
-def parse_inputs(texts: tuple[str, ...]) -> dict[str, str]:
-    """``NAME=SPEC`` texts -> {name: spec}."""
-    found: dict[str, str] = {}
-    for text in texts:
-        name, separator, spec = text.partition("=")
-        if not separator or not name.strip():
-            raise InvalidArgument(f'--input {text!r}: write NAME=SPEC, such as x="float32[2,3]"')
-        if name.strip() in found:
-            raise InvalidArgument(f"--input {name.strip()} is given twice")
-        found[name.strip()] = spec
-    return found
-
-
-def show(report: Report, json_path: str | None) -> None:
-    """The report on stdout: JSON alone for ``-``, else the page."""
-    if json_path == "-":
-        from crosscheck.report.json import dumps
-
-        click.echo(dumps(report))
-    else:
-        from crosscheck.report.terminal import print_report
-
-        print_report(report)
-
-
-def fail(error: BaseException) -> NoReturn:
-    """One line on stderr and exit status 2."""
-    text = " ".join(str(error).split())
-    click.echo(f"crosscheck: {type(error).__name__}: {text}", err=True)
-    raise SystemExit(NOT_COMPARED)
-
-
-class progress:  # noqa: N801  (a context manager that reads as a statement)
-    """Stages on stderr as they begin: a spinner on a terminal, plain lines elsewhere."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._status: Any = None
-
-    def __enter__(self) -> Callable[[str], None]:
-        if self._quiet:
-            return lambda line: None
-        if not sys.stderr.isatty():
-            return lambda line: click.echo(f"... {line}", err=True)
-        from rich.console import Console
-
-        self._status = Console(stderr=True).status("loading")
-        self._status.start()
-        return lambda line: self._status.update(line)  # type: ignore[no-any-return]
-
-    def __exit__(self, *error: Any) -> None:
-        if self._status is not None:
-            self._status.stop()
 
 
 if __name__ == "__main__":

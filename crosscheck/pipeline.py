@@ -44,7 +44,16 @@ from crosscheck.weights import (
     settle_by_values,
 )
 
-__all__ = ["align", "calls_of", "judge_all", "oracle", "transfer", "verify_weights", "with_vjps"]
+__all__ = [
+    "align",
+    "calls_of",
+    "judge_all",
+    "match_in_order",
+    "oracle",
+    "transfer",
+    "verify_weights",
+    "with_vjps",
+]
 
 MOST_ROUNDS = 40
 SINGLE_ROUNDS = 12  # after so many rounds, take what is likely, not only what is next
@@ -76,12 +85,7 @@ def transfer(
         CannotCompare: parameters are left over, or what was loaded does not read back.
     """
     given = weights if isinstance(weights, Mapping) else {}
-    match = match_parameters(
-        in_execution_order(reference.parameters(), calls[0]),
-        in_execution_order(candidate.parameters(), calls[1]),
-        given=given,
-        held=weights == "keep",
-    )
+    match = match_in_order(reference, candidate, calls, given=given, held=weights == "keep")
     if weights == "keep":
         return settle_by_values(match, {p.name: p.value for p in candidate.parameters()})
     match.require_complete()
@@ -89,6 +93,23 @@ def transfer(
     candidate.load(match.values())
     _verify_loaded(match, candidate)
     return match
+
+
+def match_in_order(
+    reference: Adapter,
+    candidate: Adapter,
+    calls: tuple[Iterable[str], Iterable[str]],
+    *,
+    given: WeightMap,
+    held: bool = False,
+) -> Match:
+    """`match_parameters` with either side's parameters in the order in which its layers run."""
+    return match_parameters(
+        in_execution_order(reference.parameters(), calls[0]),
+        in_execution_order(candidate.parameters(), calls[1]),
+        given=given,
+        held=held,
+    )
 
 
 def in_execution_order(

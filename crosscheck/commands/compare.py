@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import traceback
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from crosscheck.errors import CrosscheckError, InvalidArgument
+from crosscheck.commands.common import deliver, failures, progress
+from crosscheck.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from crosscheck.noise import Tolerance
@@ -52,9 +52,8 @@ def compare(
       crosscheck compare ref.safetensors port.py:build
     """
     import crosscheck
-    from crosscheck.cli import AGREE, DIFFER, fail, progress, show
 
-    try:
+    with failures():
         sides = side(reference), side(candidate)
         if not any(isinstance(one, str) and is_trace(one) for one in sides):
             raise InvalidArgument(
@@ -65,19 +64,7 @@ def compare(
             options["tolerance"] = parse_tolerance(tolerance)
         with progress(quiet) as say:
             report = crosscheck.check(*sides, progress=say, **options)
-        if json_path not in (None, "-"):
-            report.save_json(json_path)
-        if html_path is not None:
-            report.save_html(html_path)
-    except CrosscheckError as error:
-        fail(error)
-    except SystemExit as error:  # of the user's file; its status 0 would read as an agreement
-        fail(InvalidArgument(f"a file or model called sys.exit({error.code!r}) before the result"))
-    except Exception as error:  # exit status 1 would read as a divergence
-        traceback.print_exc()
-        fail(error)
-    show(report, json_path)
-    raise SystemExit(AGREE if report.verdict == "agree" else DIFFER)
+    deliver(report, json_path, html_path)
 
 
 def side(text: str) -> Any:

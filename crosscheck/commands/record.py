@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from crosscheck.errors import CrosscheckError, InvalidArgument
+from crosscheck.commands.common import failures, parse_inputs, progress
+from crosscheck.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from crosscheck.traces.recorded import RecordedTrace
@@ -59,20 +59,10 @@ def record(
       crosscheck record model.onnx --input ids="int64[2,13] 0..200" -o port.safetensors
       crosscheck record models/cnn --seed 7 -o cnn.safetensors
     """
-    from crosscheck.cli import fail, progress
-
-    try:
-        with progress(quiet) as say:
-            trace = _record(model, inputs, inputs_path, options, say)
-            say(f"write {output}")
-            trace.save(output)
-    except CrosscheckError as error:
-        fail(error)
-    except SystemExit as error:  # of the user's file
-        fail(InvalidArgument(f"a file or model called sys.exit({error.code!r}) before the end"))
-    except Exception as error:
-        traceback.print_exc()
-        fail(error)
+    with failures(), progress(quiet) as say:
+        trace = _record(model, inputs, inputs_path, options, say)
+        say(f"write {output}")
+        trace.save(output)
     click.echo(summary(trace, output))
 
 
@@ -84,7 +74,6 @@ def _record(
     say: Callable[[str], None],
 ) -> RecordedTrace:
     import crosscheck
-    from crosscheck.cli import parse_inputs
     from crosscheck.pair import load_model, load_pair, make
     from crosscheck.traces.load import load_inputs
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from crosscheck.errors import CrosscheckError, InvalidArgument
+from crosscheck.commands.common import failures, parse_inputs, progress
+from crosscheck.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from crosscheck.adapters.base import Adapter
@@ -27,7 +27,7 @@ COMPLETE, INCOMPLETE = 0, 1
     "inputs",
     multiple=True,
     metavar="NAME=SPEC",
-    help="An input, to decide by running what names and shapes leave open.",
+    help="An input: what names and shapes leave open is then decided by running, as in a check.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
@@ -54,19 +54,10 @@ def weights(
       crosscheck weights net.py:Net port.py:build > map.txt
       crosscheck weights models/cnn --candidate keras
     """
-    from crosscheck.cli import fail, progress
     from crosscheck.weights.listing import map_text
 
-    try:
-        with progress(quiet) as say:
-            match = _matched(models, candidate, inputs, seed, say)
-    except CrosscheckError as error:
-        fail(error)
-    except SystemExit as error:  # of the user's file
-        fail(InvalidArgument(f"a file or model called sys.exit({error.code!r}) before the end"))
-    except Exception as error:
-        traceback.print_exc()
-        fail(error)
+    with failures(), progress(quiet) as say:
+        match = _matched(models, candidate, inputs, seed, say)
     click.echo(map_text(match))
     left = [*match.unmatched_candidate, *match.unmatched_reference]
     open_ = len(match.ambiguous())
@@ -89,34 +80,35 @@ def _matched(
     say("load both models")
     reference, port, inputs, candidate_inputs, given = _sides(models, candidate, texts, seed)
     sides = adapt(reference), adapt(port)
-    say("match")
-    match = match_parameters(sides[0].parameters(), sides[1].parameters(), given=given)
-    if inputs is None or not match.complete:
-        return match
+    if inputs is None:
+        say("match")
+        return match_parameters(sides[0].parameters(), sides[1].parameters(), given=given)
     ours = make_inputs(inputs, seed=seed)
     theirs = candidate_inputs(ours) if callable(candidate_inputs) else candidate_inputs
-    say("decide what is open by running")
-    return _settled(match, sides, ours, ours if theirs is None else theirs, seed)
+    theirs = ours if theirs is None else make_inputs(theirs, seed=seed)
+    say("match in the order of execution, and decide what is open by running")
+    return _by_running(sides, ours, theirs, given, seed)
 
 
-def _settled(
-    match: Match, sides: tuple[Adapter, Adapter], ours: Any, theirs: Any, seed: int
+def _by_running(
+    sides: tuple[Adapter, Adapter], ours: Any, theirs: Any, given: Mapping[str, Any], seed: int
 ) -> Match:
-    from crosscheck.inputs import make_inputs
+    """As `crosscheck.check` finds it."""
+    from crosscheck.pipeline import calls_of, match_in_order
     from crosscheck.run import Runner
     from crosscheck.trial import by_running
     from crosscheck.weights import settle
 
     reference = Runner("reference", sides[0], ours, None, False, seed).record(passive=True)
-    port = Runner("candidate", sides[1], make_inputs(theirs, seed=seed), None, False, seed)
-    return settle(match, by_running(port, reference, {}, ()))
+    port = Runner("candidate", sides[1], theirs, None, False, seed)
+    match = match_in_order(*sides, (reference.info.layers, calls_of(port)), given=given)
+    return settle(match, by_running(port, reference, {}, ())) if match.complete else match
 
 
 def _sides(
     models: tuple[str, ...], candidate: str | None, texts: tuple[str, ...], seed: int
 ) -> tuple[Any, Any, Any, Any, Mapping[str, Any]]:
     """(reference, candidate, inputs, candidate's inputs, what the pair's own map says)."""
-    from crosscheck.cli import parse_inputs
     from crosscheck.pair import load_pair, make, missing_frameworks
 
     if len(models) == 2:

@@ -41,6 +41,24 @@ def recurrent():
 def by_hand():
     return LSTM(3, 5, order="iofg")
 
+class Named(nn.Module):  # layers of one shape, called in the order of ``called``
+    def __init__(self, defined, called):
+        super().__init__()
+        self.called = called
+        for name in defined:
+            setattr(self, name, nn.Linear(6, 6))
+
+    def forward(self, x):
+        for name in self.called:
+            x = getattr(self, name)(x).tanh()
+        return x
+
+def in_order():
+    return Named("abcdefgh", "abcdefgh")
+
+def out_of_order():
+    return Named("stuvwxyz", "zyxwvuts")
+
 def leaves():
     raise SystemExit(0)
 
@@ -139,3 +157,17 @@ def test_what_cannot_be_done(file: Path, arguments: list[str], message: str) -> 
     result = run("weights", *(a.format(file=file) for a in arguments), "-q")
     assert result.exit_code == 2 and result.stdout == ""
     assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_the_map_is_the_one_that_a_check_finds(file: Path) -> None:
+    """Which of the equal layers runs first decides, once there is an input to run them with."""
+    made = f"{file}:in_order", f"{file}:out_of_order"
+    result = run("weights", *made, "--input", "x=float32[3,6]", "-q")
+    assert result.exit_code == 0, result.output
+    found = ast.literal_eval(result.stdout)
+    assert {name: found[f"{name}.weight"] for name in "stuvwxyz"} == {
+        name: f"{twin}.weight" for name, twin in zip("zyxwvuts", "abcdefgh", strict=True)
+    }
+    both = "--reference", made[0], "--candidate", made[1]
+    checked = run("run", *both, "--input", "x=float32[3,6]")
+    assert checked.exit_code == 0, checked.output

@@ -108,12 +108,6 @@ def _first(windows: list[tuple[Window, ...]]) -> list[tuple[Window, ...]]:
     return sorted(windows, key=lambda ws: (len({w.before for w in ws}), ws[0].dilation))
 
 
-def _channels_first(e: Evidence, channels: int | None) -> bool:
-    """Whether images are (B, C, ...); ambiguous shapes are taken for channels first."""
-    assert e.x is not None
-    return channels is None or e.x.shape[1] == channels or e.x.shape[-1] != channels
-
-
 # -- convolution -----------------------------------------------------------------------------------
 
 

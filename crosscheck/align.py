@@ -6,7 +6,7 @@ In this order:
 2. by value. Up to the first divergence both sides hold the same numbers, so a fingerprint that does
    not depend on layout proposes, and an element-wise comparison in an enforced layout confirms.
    With the values matched so far forced onto the candidate, those behind a divergence match again;
-   `crosscheck.api` repeats this until nothing new is found;
+   `crosscheck.single` repeats this until nothing new is found;
 3. only where something matched differs, to narrow the stretch before it: the layers that produced
    a differing input; layers whose parameters were transferred (anchors); then order, shape and
    name. One pair at a time, the earliest, since what lies behind it may then match by value.

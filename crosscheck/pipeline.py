@@ -1,4 +1,4 @@
-"""The stages of one check at work. `crosscheck.api` reads as the list of them."""
+"""The stages of one check at work. `crosscheck.single` reads as the list of them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,67 @@
+"""What a check is asked, beside the two sides and their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from crosscheck.errors import InvalidArgument
+from crosscheck.noise import Tolerance
+from crosscheck.weights import WeightMap
+
+__all__ = ["Request"]
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The arguments of `crosscheck.check`, whose docstring says what they mean; validated.
+
+    Raises:
+        InvalidArgument: on construction, naming the argument, what it was and what it may be.
+    """
+
+    candidate_inputs: Mapping[str, Any] | Callable[[dict[str, np.ndarray]], Any] | None = None
+    weights: str | WeightMap = "copy"
+    gradients: bool = True
+    train: bool = False
+    sites: Mapping[str, str] = field(default_factory=dict)
+    skip: Sequence[str] = ()
+    device: str = "cpu"
+    seed: int = 0
+    tolerance: Tolerance | None = None
+    explain: bool = True
+    zoom: bool = False
+    name: str = ""
+    say: Callable[[str], None] = _silent
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.weights, Mapping) and self.weights not in ("copy", "keep"):
+            raise InvalidArgument(
+                f'weights={self.weights!r}: must be "copy", "keep" or a map '
+                "{candidate parameter: reference parameter}"
+            )
+        seed = self.seed
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise InvalidArgument(f"seed={seed!r}: must be an integer ≥ 0")
+        if not isinstance(self.sites, Mapping):
+            raise InvalidArgument(
+                f"sites={self.sites!r}: must be {{reference site: candidate site}}"
+            )
+        if isinstance(self.skip, str):
+            raise InvalidArgument(
+                f"skip={self.skip!r}: must be a list of sites; write skip=[{self.skip!r}]"
+            )
+        if self.tolerance is not None and not isinstance(self.tolerance, Tolerance):
+            raise InvalidArgument(
+                f"tolerance={self.tolerance!r}: must be crosscheck.Tolerance(rtol=..., atol=...)"
+            )
+        for name in ("gradients", "train", "explain", "zoom"):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
+                raise InvalidArgument(f"{name}={getattr(self, name)!r}: must be True or False")

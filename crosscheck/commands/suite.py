@@ -1,0 +1,232 @@
+"""``crosscheck suite``: every pair below a folder, a table, one exit status."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crosscheck.commands.common import failures
+from crosscheck.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from crosscheck.suite.engine import Watcher
+    from crosscheck.suite.jobs import SuiteResult
+    from crosscheck.suite.run import Wanted
+
+__all__ = ["suite"]
+
+INTERRUPTED = 130
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def size(context: click.Context, option: click.Parameter, value: str) -> int | None:
+    """``8GiB``, ``500MB``, a number of bytes -> bytes; ``none`` -> None."""
+    text = value.strip().lower()
+    if text == "none":
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d*)?) *([kmg]i?)?b?", text)
+    parsed = int(float(found[1]) * UNITS[found[2] or ""]) if found else 0
+    if parsed <= 0:
+        raise click.BadParameter(f"{value!r}: write a size such as 8GiB or 500MB, or none")
+    return parsed
+
+
+@click.command()
+@click.argument("paths", nargs=-1, type=click.Path(), metavar="[PATH]...")
+@click.option(
+    "-k",
+    "keyword",
+    default="",
+    metavar="EXPRESSION",
+    help="Only jobs whose name (path::candidate::seedN, or the pair's) has these words in it: "
+    "`mlp and not (keras or jax)`.",
+)
+@click.option("--candidate", "candidates", multiple=True, metavar="NAME", help="Only these.")
+@click.option("--seed", "given", multiple=True, type=click.IntRange(min=0), help="Repeatable.")
+@click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Seeds 0 to N-1.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--forward-only", is_flag=True, help="Leave out cotangents and gradients.")
+@click.option(
+    "--jobs",
+    "-j",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many at a time. [default: the cores, at most 8, as memory allows; 1 on cuda]",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For each job.",
+)
+@click.option(
+    "--memory",
+    callback=size,
+    default="8GiB",
+    show_default=True,
+    metavar="SIZE",
+    help="Resident memory of each job and all its processes; `none`: no limit.",
+)
+@click.option("--fail-fast", "-x", is_flag=True, help="End at the first job that does not agree.")
+@click.option("--require-all", is_flag=True, help="A missing framework is a failure, not a skip.")
+@click.option(
+    "--resume",
+    metavar="F",
+    help="Keep every verdict in F as it comes; compute only what F does not hold.",
+)
+@click.option("--json", "json_path", metavar="F", help="Write the result; `-`: print it alone.")
+@click.option("--junit", "junit_path", metavar="F", help="Write JUnit XML.")
+@click.option("--html", "html_path", metavar="DIR", help="Write a report page for each job.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+def suite(
+    paths: tuple[str, ...],
+    given: tuple[int, ...],
+    seeds: int | None,
+    json_path: str | None,
+    junit_path: str | None,
+    html_path: str | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Check every candidate of every pair at and below each PATH (default: models/).
+
+    A pair is a folder with pair.py, or a Python file that defines pair = crosscheck.Pair(...).
+    Each job (pair, candidate, seed) runs in a process of its own: what crashes, hangs or eats
+    memory costs only itself, and is named.
+
+    \b
+    Exit status:
+      0    all agree
+      1    the worst is suspect or diverge
+      2    something crashed, hung, ran out of memory or could not be compared, or nothing was
+      130  interrupted
+
+    \b
+    Examples:
+      crosscheck suite
+      crosscheck suite models -k "gpt or mlp" --seeds 3 --jobs 4
+      crosscheck suite models --resume out/suite.jsonl --junit out/junit.xml --html out/reports
+    """
+    from crosscheck.suite.local import LocalEngine
+    from crosscheck.suite.run import run_suite
+
+    with _interruptible(), failures():
+        written = [path for path in (json_path, junit_path) if path is not None and path != "-"]
+        _require_places(written, html_path)
+        wanted = _wanted(paths, _seeds(given, seeds), html_path, options)
+        engine = LocalEngine(options["jobs"]) if options["jobs"] else None
+        with _watcher(quiet) as watcher:
+            result = run_suite(
+                wanted,
+                engine=engine,
+                watcher=watcher,
+                resume=options["resume"],
+                leave_out=written,
+                fail_fast=options["fail_fast"],
+                require_all=options["require_all"],
+            )
+    _show(result, json_path)
+    with failures():  # only now: what cannot be written does not cost what was found
+        _write(result, json_path, junit_path)
+    raise SystemExit(result.exit_status)
+
+
+def _require_places(files: list[str], folder: str | None) -> None:
+    """Mistakes that need not wait until all jobs have run."""
+    for file in files:
+        if os.path.isdir(file):
+            raise InvalidArgument(f"{file}: is a folder; give a file")
+    if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
+        raise InvalidArgument(f"--html {folder}: is a file; give a folder for the reports")
+
+
+def _wanted(
+    paths: tuple[str, ...], seeds: tuple[int, ...], html: str | None, options: dict[str, Any]
+) -> Wanted:
+    from crosscheck.suite.jobs import Limits
+    from crosscheck.suite.run import Wanted
+
+    return Wanted(
+        paths or ("models",),
+        keyword=options["keyword"],
+        candidates=options["candidates"],
+        seeds=seeds,
+        device=options["device"],
+        options={"gradients": False} if options["forward_only"] else {},
+        limits=Limits(options["timeout"], options["memory"]),
+        html=html,
+    )
+
+
+def _seeds(given: tuple[int, ...], count: int | None) -> tuple[int, ...]:
+    if given and count is not None:
+        raise InvalidArgument("give --seed or --seeds, not both")
+    return tuple(dict.fromkeys(given)) or tuple(range(count or 1))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """A Ctrl-C that comes before or after the jobs: click's own exit status, 1, means another
+    thing."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("crosscheck: interrupted", err=True)
+        raise SystemExit(INTERRUPTED) from None
+
+
+@contextmanager
+def _watcher(quiet: bool) -> Iterator[Watcher]:
+    from crosscheck.suite.engine import Silent
+
+    if quiet:
+        yield Silent()
+        return
+    from crosscheck.suite.live import Lines, LiveTable
+
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield Lines(lambda line: click.echo(line, err=True))
+        return
+    from rich.console import Console
+
+    with LiveTable(Console(stderr=True)) as table:
+        yield table
+
+
+def _write(result: SuiteResult, json_path: str | None, junit_path: str | None) -> None:
+    from crosscheck.report.write import write_atomically
+    from crosscheck.suite import junit, summary
+
+    if json_path not in (None, "-"):
+        write_atomically(json_path, summary.dumps(result) + "\n")
+    if junit_path is not None:
+        write_atomically(junit_path, junit.dumps(result))
+
+
+def _show(result: SuiteResult, json_path: str | None) -> None:
+    from crosscheck.suite import summary
+
+    if json_path == "-":
+        click.echo(summary.dumps(result))
+    else:
+        from rich.console import Console
+
+        if isinstance(sys.stdout, io.TextIOWrapper):  # names that the encoding does not have
+            sys.stdout.reconfigure(errors="backslashreplace")
+        terminal = sys.stdout.isatty()
+        console = Console(highlight=False, width=None if terminal else summary.WIDTH)
+        summary.print_summary(result, console)
+    if result.interrupted:
+        ended = f"{len(result.results)} jobs had ended, what still ran was stopped"
+        click.echo(f"crosscheck: interrupted: {ended}", err=True)
+    elif not result.compared:
+        click.echo("crosscheck: nothing was compared: " + summary.counts(result), err=True)

@@ -1,0 +1,17 @@
+"""Many pairs, each candidate and seed in a process of its own: `crosscheck suite`.
+
+| module | gives |
+|---|---|
+| `find`, `select` | the pairs below some folders; which of their jobs `-k` means |
+| `jobs` | what is to be done, what came of it: frozen, plain data |
+| `run` | `run_suite`: list, select, skip what a log holds, run, collect |
+| `engine` | what runs tasks; `local` does it with processes on this machine |
+| `worker` | the child: does one task, writes one answer |
+| `processes`, `guardian` | trees of processes: how much memory they hold, how none is left behind |
+| `classify` | how a process ended -> what is said of the job |
+| `log`, `stamps` | results kept as they come, and what makes a kept one out of date |
+| `summary`, `junit`, `live` | the result as text, JSON and JUnit XML; what is seen meanwhile |
+
+The parent imports neither a framework nor NumPy nor a pair's file: whatever those do, they do to a
+worker. Nothing is imported here.
+"""

@@ -1,0 +1,220 @@
+"""What the suite passes around: tasks for a worker, how they ended, results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = [
+    "FAILED",
+    "STATUSES",
+    "Job",
+    "JobResult",
+    "Limits",
+    "Outcome",
+    "Status",
+    "SuiteResult",
+    "Task",
+]
+
+Status = Literal[
+    "agree",
+    "suspect",
+    "diverge",
+    "could-not-compare",
+    "crashed",
+    "timeout",
+    "out-of-memory",
+    "skipped",
+]
+STATUSES: tuple[Status, ...] = (
+    "agree",
+    "suspect",
+    "diverge",
+    "could-not-compare",
+    "crashed",
+    "timeout",
+    "out-of-memory",
+    "skipped",
+)
+FAILED = frozenset({"could-not-compare", "crashed", "timeout", "out-of-memory"})
+"""Statuses of jobs that have no verdict and should have one."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one job may use.
+
+    Attributes:
+        seconds: by the clock on the wall, from the start of its process.
+        memory: bytes of resident memory, over its process and all that it started; None: any.
+    """
+
+    seconds: float = 300.0
+    memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pair, candidate, seed and device.
+
+    Attributes:
+        path: what `crosscheck run` takes: a folder with ``pair.py``, or a Python file.
+        pair: the pair's own name; the path's last part where the pair could not be loaded.
+        candidate: None where the pair could not be loaded, and so has no known candidates.
+    """
+
+    path: str
+    pair: str
+    candidate: str | None
+    seed: int = 0
+    device: str = "cpu"
+
+    @property
+    def id(self) -> str:
+        """``models/mlp::numpy::seed0``; the path alone where there are no known candidates."""
+        if self.candidate is None:
+            return self.path
+        return f"{self.path}::{self.candidate}::seed{self.seed}"
+
+    @property
+    def title(self) -> str:
+        """For a line of progress."""
+        if self.candidate is None:
+            return f"{self.pair} (load)"
+        return f"{self.pair}: {self.candidate}" + (f", seed {self.seed}" if self.seed else "")
+
+    @property
+    def command(self) -> str:
+        """The command line that does this job alone, in the foreground."""
+        import shlex
+
+        words = ["crosscheck", "run", self.path]
+        if self.candidate is not None:
+            words += ["--candidate", self.candidate, "--seed", str(self.seed)]
+        if self.device != "cpu":
+            words += ["--device", self.device]
+        return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one worker process is asked.
+
+    Attributes:
+        action: ``"list"``: load the pair and name its candidates. ``"check"``: check the job's.
+        options: further arguments of `crosscheck.Pair.check`.
+        html: where the worker writes the report's page; None: nowhere.
+    """
+
+    action: Literal["list", "check"]
+    job: Job
+    limits: Limits
+    options: Mapping[str, Any] = field(default_factory=dict)
+    html: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended.
+
+    Attributes:
+        answer: what the worker wrote before its end; None: nothing.
+        stopped: why the engine ended it: ``"timeout"``, ``"memory"``, or ``""``: it ended itself.
+        returncode: exit status, or minus the number of the signal that ended it.
+        kernel_oom: whether the kernel's out-of-memory killer was at work meanwhile; None: unknown.
+        seconds, peak_memory: used; memory in bytes, 0 where it was too quick to be seen.
+        stage: what it said last that it does.
+        output: the end of what it wrote to stdout and stderr.
+    """
+
+    task: Task
+    answer: Mapping[str, Any] | None
+    stopped: Literal["", "timeout", "memory"]
+    returncode: int | None
+    kernel_oom: bool | None
+    seconds: float
+    peak_memory: int
+    stage: str
+    output: str
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What is said of one job.
+
+    Attributes:
+        message: one line: where it first departs, or what the culprit did.
+        details: more lines of the same, as the report words them.
+        stage: the last stage it was in, for jobs without a verdict.
+        signal: name of the signal that ended the process, if one did.
+        exit_status: of the process, if it ended without a verdict, or afterwards with another
+            than 0.
+        output: the end of what the process wrote, for jobs without a verdict.
+        first_divergence, reference, candidate_side: as in ``report.json``.
+        largest_ratio: of all comparisons, to the rounding floor.
+        coverage: as in ``report.json``, with numbers in place of lists of names; also ``sites``,
+            how many comparisons there are, and ``gradients``, whether any of them is of one.
+        html: the report's page, if one was written.
+        files: what the result was made from (paths), as far as the worker could tell; None:
+            more than it keeps count of.
+        resumed: taken from a log of an earlier run.
+    """
+
+    job: Job
+    status: Status
+    seconds: float
+    peak_memory_bytes: int
+    message: str = ""
+    details: tuple[str, ...] = ()
+    stage: str = ""
+    signal: str | None = None
+    exit_status: int | None = None
+    output: str = ""
+    first_divergence: Mapping[str, Any] | None = None
+    largest_ratio: float | None = None
+    reference: Mapping[str, Any] | None = None
+    candidate_side: Mapping[str, Any] | None = None
+    coverage: Mapping[str, Any] | None = None
+    html: str | None = None
+    files: tuple[str, ...] | None = ()
+    resumed: bool = False
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """All results, in the order of the jobs, and what was not run.
+
+    Attributes:
+        not_run: jobs left over by ``fail_fast`` or an interruption.
+        environment: versions, machine and limits.
+        require_all: a missing framework is a failure.
+    """
+
+    results: tuple[JobResult, ...]
+    not_run: tuple[Job, ...]
+    seconds: float
+    environment: Mapping[str, Any]
+    interrupted: bool = False
+    require_all: bool = False
+
+    def count(self, status: str) -> int:
+        """How many jobs ended so."""
+        return sum(r.status == status for r in self.results)
+
+    @property
+    def compared(self) -> int:
+        """How many jobs have a verdict."""
+        return sum(self.count(s) for s in ("agree", "suspect", "diverge"))
+
+    @property
+    def exit_status(self) -> int:
+        """0 all agree; 1 the worst is suspect or diverge; 2 something that should have been
+        compared was not, or nothing was; 130 interrupted."""
+        if self.interrupted:
+            return 130
+        failed = any(self.count(s) for s in FAILED) or not self.compared
+        if failed or (self.require_all and self.count("skipped")):
+            return 2
+        return 1 if self.count("suspect") or self.count("diverge") else 0

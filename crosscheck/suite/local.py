@@ -1,0 +1,316 @@
+"""The local engine: a process for each task, a few at a time, on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from crosscheck.errors import InvalidArgument
+from crosscheck.suite.engine import Watcher
+from crosscheck.suite.guardian import Guardian
+from crosscheck.suite.jobs import Outcome, Task
+from crosscheck.suite.processes import Process, Tree, kernel_oom_kills, snapshot
+from crosscheck.suite.worker import START
+
+__all__ = ["LocalEngine", "default_jobs", "worker_environment"]
+
+TICK = 0.05  # seconds between two looks at the children
+SAMPLE = 0.1  # seconds between two looks at their memory, at least
+SHARE = 20  # of the parent's time, at most one part in so many goes into looking
+LAST_WORDS = 1.0  # seconds to say where it was before it is killed
+GRACE = 10.0  # seconds to end after the answer has been given
+ABANDON = 30.0  # seconds after the kill, where even the kernel cannot end it
+KEPT_OUTPUT = 32_768  # bytes
+MOST_READS = 64  # of what has ended
+THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+)
+SHARED_GPU = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+MEMORY_PER_JOB = 3 * 2**30  # bytes; what a job with two frameworks needs, with room
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) or 1
+    return os.cpu_count() or 1
+
+
+def default_jobs() -> int:
+    """As many as there are cores, at most 8, and no more than fit into memory."""
+    try:
+        installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return min(cores(), 8)
+    return max(1, min(cores(), 8, installed // MEMORY_PER_JOB))
+
+
+class LocalEngine:
+    """Runs each task in a process, session and temporary folder of its own.
+
+    Args:
+        jobs: how many run at a time.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+
+    def describe(self) -> dict[str, object]:
+        """See `Engine`."""
+        return {"engine": "local", "parallel_jobs": self.jobs, "cpus": cores()}
+
+    def run(self, tasks: Sequence[Task], watcher: Watcher) -> Generator[Outcome, None, None]:
+        """See `Engine`."""
+        if os.name != "posix":
+            raise InvalidArgument(
+                "the suite needs process groups, which this system does not have; run it under "
+                "Linux or macOS (on Windows, in WSL), or use `crosscheck run` for each pair"
+            )
+        waiting = deque(tasks)
+        threads = max(1, cores() // max(1, min(self.jobs, len(tasks))))
+        folder = tempfile.mkdtemp(prefix="crosscheck-")
+        guardian = Guardian(folder)
+        selector = selectors.DefaultSelector()
+        running: list[_Child] = []
+        look = _Look()
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.jobs:
+                    task = waiting.popleft()
+                    watcher.started(task.job)
+                    try:
+                        running.append(_Child(task, folder, threads, selector, guardian))
+                    except OSError as error:  # no more processes or descriptors to be had
+                        yield _not_started(task, error)
+                for key, _ in selector.select(TICK):
+                    key.data()
+                processes = look.if_due()
+                for child in list(running):
+                    outcome = child.step(processes)
+                    watcher.stage(child.task.job, child.stage, child.memory)
+                    if outcome is not None:
+                        running.remove(child)
+                        yield outcome
+        finally:
+            for child in running:
+                child.end()
+            selector.close()
+            guardian.close()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _not_started(task: Task, error: OSError) -> Outcome:
+    reason = f"its process could not be started: {error}"
+    return Outcome(task, None, "", None, None, 0.0, 0, "start", reason)
+
+
+class _Look:
+    """The table of processes, as often as looking is worth its time."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def if_due(self) -> dict[int, Process] | None:
+        start = time.monotonic()
+        if start < self._next:
+            return None
+        processes = snapshot()
+        now = time.monotonic()
+        self._next = now + max(SAMPLE, SHARE * (now - start))
+        return processes
+
+
+class _Child:
+    """One worker: started, watched, ended, judged by nobody here."""
+
+    def __init__(
+        self,
+        task: Task,
+        folder: str,
+        threads: int,
+        selector: selectors.BaseSelector,
+        guardian: Guardian,
+    ) -> None:
+        self.task, self.stage, self.memory = task, "start", 0
+        self._guardian, self._selector = guardian, selector
+        self._folder = Path(tempfile.mkdtemp(dir=folder))
+        self._answer = self._folder / "answer.json"
+        self._output, self._unread = b"", b""
+        self._peak = 0
+        self._stopped: Literal["", "timeout", "memory"] = ""
+        self._kill_at: float | None = None
+        self._kill_answered_at: float | None = None
+        self._oom_kills = kernel_oom_kills()
+        self._began = time.monotonic()
+        stages, theirs = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", START, str(self._write_job(theirs))],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(theirs,),
+                env=worker_environment(task, threads, self._folder),
+            )
+        except OSError:
+            os.close(stages)
+            raise
+        finally:
+            os.close(theirs)
+        self._tree = Tree(self._process.pid, mark=str(self._folder))
+        guardian.watch(self._tree.groups)
+        assert self._process.stdout is not None
+        self._pipes: list[IO[bytes]] = [self._process.stdout, os.fdopen(stages, "rb", 0)]
+        for pipe, reader in zip(self._pipes, (self._read_output, self._read_stages), strict=True):
+            os.set_blocking(pipe.fileno(), False)
+            selector.register(pipe, selectors.EVENT_READ, reader)
+
+    def _write_job(self, stages: int) -> Path:
+        job = self.task.job
+        text = json.dumps(
+            {
+                "action": self.task.action,
+                "path": job.path,
+                "candidate": job.candidate,
+                "seed": job.seed,
+                "options": dict(self.task.options),
+                "html": self.task.html,
+                "answer": str(self._answer),
+                "stages": stages,
+                "search_path": [os.path.abspath(entry) for entry in sys.path],
+            }
+        )
+        path = self._folder / "job.json"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    # -- what it says ------------------------------------------------------------------------------
+
+    def _read(self, pipe: IO[bytes]) -> bytes:
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(pipe.fileno(), 65_536)
+            if not data:  # nobody holds the other end any more
+                self._selector.unregister(pipe)
+            return data
+        return b""
+
+    def _read_output(self) -> bytes:
+        data = self._read(self._pipes[0])
+        self._output = (self._output + data)[-KEPT_OUTPUT:]
+        return data
+
+    def _read_stages(self) -> bytes:
+        data = self._read(self._pipes[1])
+        *lines, self._unread = (self._unread + data)[-KEPT_OUTPUT:].split(b"\n")
+        if lines:
+            self.stage = lines[-1].decode(errors="replace")
+        return data
+
+    # -- what becomes of it ------------------------------------------------------------------------
+
+    def step(self, processes: Mapping[int, Process] | None) -> Outcome | None:
+        """Look after it; how it ended, once it has."""
+        now = time.monotonic()
+        if self._process.poll() is not None:
+            return self._outcome(now)
+        if processes is not None:
+            self.memory = self._tree.memory(dict(processes), self.task.limits.memory)
+            self._peak = max(self._peak, self.memory)
+            self._guardian.watch(self._tree.groups)
+        if self._kill_at is not None:
+            if now >= self._kill_at + ABANDON:
+                return self._outcome(now)
+            if now >= self._kill_at:
+                self._tree.kill()
+        elif self._answer.exists():
+            if self._kill_answered_at is None:
+                self._kill_answered_at = now + GRACE
+            if now > self._kill_answered_at + ABANDON:
+                return self._outcome(now)
+            if now > self._kill_answered_at:
+                self._tree.kill()
+        elif self.task.limits.memory is not None and self.memory > self.task.limits.memory:
+            self._stop("memory", now)
+        elif now > self._began + self.task.limits.seconds:
+            self._stop("timeout", now)
+        return None
+
+    def _stop(self, reason: Literal["timeout", "memory"], now: float) -> None:
+        """An abort makes it write where each thread was; it need not obey, the kill will."""
+        self._stopped, self._kill_at = reason, now + LAST_WORDS
+        with contextlib.suppress(OSError):
+            os.kill(self._process.pid, signal.SIGABRT)
+
+    def _outcome(self, now: float) -> Outcome:
+        answer = self._read_answer()
+        self._finish()
+        peak = answer.get("peak_memory", 0) if answer else 0
+        kills = kernel_oom_kills()
+        known = kills is not None and self._oom_kills is not None
+        return Outcome(
+            task=self.task,
+            answer=answer,
+            stopped=self._stopped if answer is None else "",
+            returncode=self._process.returncode,
+            kernel_oom=kills != self._oom_kills if known else None,
+            seconds=now - self._began,
+            peak_memory=max(self._peak, peak),
+            stage=self.stage,
+            output=self._output.decode(errors="replace"),
+        )
+
+    def _read_answer(self) -> dict[str, Any] | None:
+        try:
+            answer = json.loads(self._answer.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return answer if isinstance(answer, dict) else None
+
+    def _finish(self) -> None:
+        """End what it left running, read what it said last, let go of everything."""
+        self._tree.kill()
+        self._guardian.forget(self._tree.groups)
+        for pipe, read in zip(self._pipes, (self._read_output, self._read_stages), strict=True):
+            for _ in range(MOST_READS):
+                if pipe not in self._selector.get_map() or not read():
+                    break
+            if pipe in self._selector.get_map():
+                self._selector.unregister(pipe)
+            pipe.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def end(self) -> None:
+        """End it now; nothing is told."""
+        self._tree.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=10)
+        self._finish()
+
+
+def worker_environment(task: Task, threads: int, folder: Path) -> dict[str, str]:
+    """The parent's, with one share of the cores, a temporary folder that goes when the job does,
+    and a GPU that no framework takes whole; what the user has set stays."""
+    defaults = {**dict.fromkeys(THREADS, str(threads)), "PYTHONUNBUFFERED": "1"}
+    if task.job.device == "cuda":
+        defaults |= SHARED_GPU
+    return {**defaults, **os.environ, "TMPDIR": str(folder)}

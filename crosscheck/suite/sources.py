@@ -1,0 +1,64 @@
+"""In a worker: which of the user's files its result was made from."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from typing import Any
+
+__all__ = ["Sources", "is_installed"]
+
+MOST = 5000
+_KERNEL = ("/proc/", "/sys/", "/dev/")
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_LIBRARIES = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+_INSTALLED = tuple(os.path.realpath(path) + os.sep for path in {*_LIBRARIES, _OURS})
+
+
+def is_installed(path: str) -> bool:
+    """Whether a file belongs to Python, to an installed package or to crosscheck."""
+    return os.path.realpath(path).startswith(_INSTALLED)
+
+
+class Sources:
+    """Files that Python opened to read, and the sources of the modules it loaded.
+
+    What a library opens without Python's knowledge is not seen.
+    """
+
+    def __init__(self) -> None:
+        self._read: set[str] = set()
+        self._written: set[str] = set()
+
+    def watch(self) -> None:
+        """From now on, until the process ends."""
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event != "open" or not isinstance(arguments[0], (str, bytes)):
+            return
+        path, mode, flags = arguments
+        if isinstance(mode, str):
+            reads = not set(mode) & set("wax+")
+        else:
+            reads = not (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        # Made absolute at once: the current folder may change.
+        (self._read if reads else self._written).add(os.path.abspath(os.fsdecode(path)))
+
+    def files(self) -> list[str] | None:
+        """Sorted absolute paths of the user's files; None if there are more than `MOST`."""
+        read = set(self._read)
+        for module in list(sys.modules.values()):
+            file = getattr(module, "__file__", None)
+            if isinstance(file, str):
+                read.add(os.path.abspath(file))
+        found = sorted(
+            path
+            for path in read - self._written
+            if not path.endswith(".pyc")
+            and not path.startswith(_KERNEL)
+            and not is_installed(path)
+            and os.path.isfile(path)
+        )
+        return found if len(found) <= MOST else None

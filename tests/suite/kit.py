@@ -1,0 +1,167 @@
+"""Tiny pairs in NumPy, well-behaved and not, and ways to call the suite on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import crosscheck
+from crosscheck.suite.engine import Watcher
+from crosscheck.suite.jobs import Outcome, Task
+
+ROOT = Path(crosscheck.__file__).parent.parent
+
+PAIR = """
+import os, signal, sys, time
+import numpy as np
+import crosscheck
+
+
+class Net:
+    def __init__(self, factor=1.0):
+        self.W = np.linspace(-1, 1, 18).reshape(6, 3).astype("float32")
+        self.b = np.ones(3, "float32")
+        self.factor = np.float32(factor)
+
+    def forward(self, x):
+        return (x @ self.W + self.b) * self.factor
+
+
+def right():
+    return Net()
+
+
+def wrong():
+    return Net(1.01)
+
+{code}
+
+pair = crosscheck.Pair(
+    reference=right, candidate={candidates}, inputs={{"x": "float32[5,6]"}}, gradients=False
+)
+"""
+
+MODEL = "class Bad(Net):\n    def forward(self, x):\n        "
+"""A candidate ``Bad`` whose forward pass is what follows."""
+
+HANGS = (
+    "import subprocess\n"
+    + MODEL
+    + "child = subprocess.Popen(['sleep', '1000'], start_new_session=True)\n"
+    + "        open('pids', 'w').write(f'{os.getpid()} {child.pid} ')\n"
+    + "        time.sleep(1000)"
+)
+"""Writes its own number and that of a child in a session of its own, then does nothing more."""
+
+
+def write_pair(folder: Path, code: str = "", candidates: str = "{'right': right}") -> Path:
+    """A folder with ``pair.py``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pair.py").write_text(PAIR.format(code=code, candidates=candidates))
+    return folder
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "crosscheck.cli", "suite", *arguments]
+
+
+def environment() -> dict[str, str]:
+    """One thread: a matrix of 18 numbers needs no more."""
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return {**os.environ, **threads, "PYTHONPATH": str(ROOT)}
+
+
+def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line, as in a terminal's pipe."""
+    return subprocess.run(
+        command(*arguments),
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def documents(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    """(exit status, the result as JSON)"""
+    done = call(folder, *arguments, "--json", "-", "-q")
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def by_pair(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {job["pair"]: job for job in document["jobs"]}
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (one that has ended and waits to be asked does not)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] != "Z"
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> bool:
+    """Whether it comes true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return bool(condition())
+
+
+VERDICT = {
+    "kind": "verdict",
+    "message": "",
+    "details": [],
+    "first_divergence": None,
+    "reference": {"framework": "numpy"},
+    "candidate": {"framework": "numpy"},
+    "coverage": {},
+    "largest_ratio": 1.0,
+    "peak_memory": 1,
+}
+
+
+@dataclass
+class MadeUp:
+    """An engine: every pair has two candidates; ``verdicts`` says what comes of them.
+
+    ``"crashed"`` is a crash; for the pair ``"broken"`` also while it is loaded.
+    """
+
+    verdicts: dict[str, str] = field(default_factory=dict)
+    files: list[str] | None = field(default_factory=list)
+    ran: list[str] = field(default_factory=list)
+    options: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self, tasks: Sequence[Task], watcher: Watcher) -> Generator[Outcome, None, None]:
+        for task in tasks:
+            answer: dict[str, Any] | None = {"kind": "pair", "name": "p", "candidates": ["x", "y"]}
+            if task.action == "list" and task.job.pair == "broken":
+                answer = None
+            if task.action == "check":
+                self.ran.append(task.job.id)
+                self.options.append(dict(task.options))
+                verdict = self.verdicts.get(task.job.candidate or "", "agree")
+                answer = {**VERDICT, "verdict": verdict, "files": self.files}
+                answer = None if verdict == "crashed" else answer
+                if task.html is not None:
+                    Path(task.html).parent.mkdir(exist_ok=True)
+                    Path(task.html).write_text("page")
+            code = 0 if answer else -11
+            yield Outcome(task, answer, "", code, False, 0.0, 0, "stage", "")
+
+    def describe(self) -> dict[str, object]:
+        return {}

@@ -23,6 +23,7 @@ from crosscheck.adapters.base import (
 )
 from crosscheck.errors import InvalidArgument, MissingFramework, capped
 from crosscheck.observers import Key
+from crosscheck.quantised import Steps
 from crosscheck.taps import Observer
 from crosscheck.trace import RunInfo
 
@@ -36,6 +37,7 @@ from crosscheck.adapters.onnx_forcing import OnnxSession, run_forced
 from crosscheck.adapters.onnx_options import Options, Placed, runtime
 from crosscheck.adapters.onnx_parameters import anonymous, describe, to_array
 from crosscheck.adapters.onnx_providers import CPU
+from crosscheck.adapters.onnx_quantised import dequantised, steps_of
 from crosscheck.adapters.onnx_scopes import exporter_notes
 from crosscheck.adapters.onnx_sessions import LIMIT, Sessions
 from crosscheck.adapters.onnx_structure import Structure, graph_inputs
@@ -95,9 +97,45 @@ class OnnxAdapter(Placed, Adapter):
     # -- parameters ----------------------------------------------------------------------------
 
     def parameters(self) -> tuple[Parameter, ...]:
-        return describe(self.structure, self._array)
+        return describe(self._plain[0], self._value)
+
+    @property
+    def steps(self) -> Steps:
+        return steps_of(self.structure, self._all_arrays, self._plain[1])
+
+    @cached_property
+    def _plain(self) -> tuple[Structure, dict[str, float]]:
+        """The structure with quantised weights as what they stand for, and their steps."""
+        graph, steps = dequantised(self.structure.graph, self._all_arrays)
+        return (Structure.of(graph) if steps else self.structure), steps
+
+    @property
+    def _all_arrays(self) -> Mapping[str, np.ndarray]:
+        return {name: self._array(name) for name in self._quantised()}
+
+    def _quantised(self) -> list[str]:
+        """The initializers that quantisation is made of."""
+        used = [
+            name
+            for node in self.structure.graph.node
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+            for name in node.input
+        ]
+        return [name for name in dict.fromkeys(used) if name in self._tensors]
+
+    def _value(self, name: str) -> np.ndarray:
+        if name in self._tensors:
+            return self._array(name)
+        tensors = self._plain[0].graph.initializer
+        return to_array(next(t for t in tensors if t.name == name))
 
     def load(self, values: Mapping[str, np.ndarray]) -> None:
+        held = [name for name in values if name in self._plain[1]]
+        if held:
+            raise InvalidArgument(
+                f"`{held[0]}` of the ONNX model is quantised: weights are not written into "
+                'integers.\n  Fix: weights="keep" compares what it holds with the reference\'s'
+            )
         unknown = set(values) - {p.name for p in self.parameters()}
         if unknown:
             raise KeyError(sorted(unknown)[0])
@@ -115,6 +153,10 @@ class OnnxAdapter(Placed, Adapter):
     def initializers(self) -> frozenset[str]:
         """The names of all of them."""
         return frozenset(self._tensors)
+
+    def initializer(self, name: str) -> np.ndarray:
+        """The value of one; not to be written to."""
+        return self._array(name)
 
     def _array(self, name: str) -> np.ndarray:
         if name not in self._arrays:

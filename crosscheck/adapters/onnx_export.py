@@ -40,7 +40,8 @@ Transformation = Callable[[onnx.ModelProto], "onnx.ModelProto | None"]
 class ExportedAdapter(Placed, Adapter):
     """A PyTorch module that ONNX Runtime runs. Inputs of other shapes export it again.
 
-    Parameters are the module's own, and `load` writes into the module as well.
+    Parameters are the module's own, with the values that the graph holds once there is one (what
+    changed the graph may have changed them); `load` writes into both.
 
     Args:
         gradients: export its backward pass too (see `crosscheck.adapters.onnx_vjp`).
@@ -101,8 +102,18 @@ class ExportedAdapter(Placed, Adapter):
     def parameters(self) -> tuple[Parameter, ...]:
         backward = self.capabilities.cotangents
         return tuple(
-            replace(p, trainable=p.trainable and backward) for p in self._torch.parameters()
+            replace(p, value=self._as_run(p), trainable=p.trainable and backward)
+            for p in self._torch.parameters()
         )
+
+    def _as_run(self, parameter: Parameter) -> np.ndarray:
+        """A parameter's value in the graph; the module's where the graph has no such tensor (not
+        exported yet, or folded into another and quantised)."""
+        if self._exported is None or parameter.name not in self._exported.initializers:
+            return parameter.value
+        held = self._exported.initializer(parameter.name)
+        same = (held.shape, held.dtype) == (parameter.value.shape, parameter.value.dtype)
+        return held if same else parameter.value
 
     def load(self, values: Mapping[str, np.ndarray]) -> None:
         self._torch.load(values)

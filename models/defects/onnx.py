@@ -197,7 +197,8 @@ DEFECTS: tuple[Defect, ...] = (
         name="mlp-onnx-weight-float16",
         mistake="a weight rounded to float16",
         source="jax-ml/jax#10413",
-        site="fc2",
+        phase="weights",
+        site="fc2.weight",
         inject=plant(initializer("fc2.weight", half)),
     ),
     on_cnn(
@@ -225,7 +226,8 @@ DEFECTS: tuple[Defect, ...] = (
         name="cnn-onnx-conv-transposed",
         mistake="a convolution's kernel with input and output channels exchanged",
         source="vllm-project/vllm#44110",
-        site="block2.conv1",
+        phase="weights",
+        site="block2.conv1.weight",
         inject=plant(initializer("block2.conv1.weight", square)),
     ),
     on_cnn(
@@ -253,7 +255,8 @@ DEFECTS: tuple[Defect, ...] = (
         name="gpt-onnx-projection-transposed",
         mistake="a square weight transposed",
         source="vllm-project/vllm#44110",
-        site="blocks.1.attn.c_proj",
+        phase="weights",
+        site="blocks.1.attn.c_proj.weight",
         inject=plant(initializer("blocks.1.attn.c_proj.weight", square)),
     ),
     on_gpt(
@@ -295,7 +298,8 @@ DEFECTS: tuple[Defect, ...] = (
         name="gpt-onnx-weight-float16",
         mistake="a weight rounded to float16",
         source="jax-ml/jax#10413",
-        site="blocks.1.mlp.fc",
+        phase="weights",
+        site="blocks.1.mlp.fc.weight",
         inject=plant(initializer("blocks.1.mlp.fc.weight", half)),
     ),
 )

@@ -110,7 +110,8 @@ def test_a_defect_in_a_file_is_located(defect: Defect, level: str, tmp_path: Pat
         pair.reference(), candidate, pair.inputs(0), weights="keep", gradients=False
     )
     assert report.verdict == "diverge"
-    expected = [("weights", name) for name in altered] + [("forward", defect.site)]
+    layer = defect.site.removesuffix(".weight")
+    expected = [("weights", name) for name in altered] + [("forward", layer)]
     assert list(dict.fromkeys((d.phase, d.candidate) for d in report.divergences)) == expected
 
 
@@ -124,10 +125,22 @@ def test_a_defect_in_an_export_on_the_fly_is_located(number: int) -> None:
     assert found == [("forward", defect.site)], str(report)
 
 
+def test_a_weight_that_the_graph_alone_holds_is_compared() -> None:
+    """The module under the export still has the right one."""
+    defect = next(d for d in GRAPH_DEFECTS if d.name == "mlp-onnx-weight-float16")
+    report = pair_of("mlp").check(
+        "onnx-optimized", alter=defect.inject, gradients=False, weights="keep"
+    )
+    first = report.first_divergence
+    assert first is not None
+    assert (first.phase, first.candidate) == ("weights", "fc2.weight"), str(report)
+    assert [(c.name, c.verified) for c in first.causes][0] == ("truncated", True)
+
+
 def test_the_corpus() -> None:
     names = {d.name for d in GRAPH_DEFECTS}
     assert len(names) == len(GRAPH_DEFECTS) >= 15
     assert names >= QUICK
     for defect in GRAPH_DEFECTS:
         assert defect.name.startswith(f"{defect.family}-onnx-")
-        assert defect.phase == "forward"
+        assert defect.phase == ("weights" if defect.site.endswith(".weight") else "forward")

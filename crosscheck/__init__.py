@@ -27,20 +27,25 @@ _HOME = {
     "Tolerance": "noise",
     "Pair": "pair",
     "adapt": "adapters",
+    "audit": "auditing.run",
     "check": "api",
     "RecordedTrace": "traces.recorded",
     "load_trace": "traces.load",
     "record": "traces.record",
     "save_inputs": "traces.feed",
+    "shrink": "shrink",
     "tap": "taps",
     "tap_cotangent": "taps",
 }
+
+_MODULES = ("checks", "losses", "optimizers")
 
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from crosscheck.adapters import adapt as adapt
     from crosscheck.api import check as check
+    from crosscheck.auditing.run import audit as audit
     from crosscheck.errors import CannotCompare as CannotCompare
     from crosscheck.errors import CrosscheckError as CrosscheckError
     from crosscheck.errors import DeviceUnavailable as DeviceUnavailable
@@ -53,6 +58,7 @@ if TYPE_CHECKING:
     from crosscheck.pair import Pair as Pair
     from crosscheck.results import Divergence as Divergence
     from crosscheck.results import Report as Report
+    from crosscheck.shrink import shrink as shrink
     from crosscheck.taps import tap as tap
     from crosscheck.taps import tap_cotangent as tap_cotangent
     from crosscheck.traces.feed import save_inputs as save_inputs
@@ -62,6 +68,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"crosscheck.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'crosscheck' has no attribute {name!r}")
     # A function and its module may share a name (`tap`): the attribute is the function.

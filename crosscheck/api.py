@@ -11,9 +11,9 @@ from crosscheck.adapters import adapt
 from crosscheck.adapters.base import Adapter
 from crosscheck.errors import InvalidArgument
 from crosscheck.noise import Tolerance
+from crosscheck.probes.stage import Probes, check_all
 from crosscheck.request import Request
 from crosscheck.results import Report
-from crosscheck.single import check_once
 from crosscheck.weights import WeightMap
 
 __all__ = ["check"]
@@ -39,6 +39,10 @@ def check(
     tolerance: Tolerance | None = None,
     explain: bool = True,
     zoom: bool = False,
+    probes: str | Sequence[str] | Mapping[str, Any] | None = None,
+    seeds: int = 1,
+    randomise: bool = False,
+    blind_spots: bool = True,
     name: str = "",
     progress: Callable[[str], None] | None = None,
 ) -> Report:
@@ -49,13 +53,25 @@ def check(
             `crosscheck.adapt`). A recorded reference still forces the candidate; a recorded
             candidate can only be compared as it ran (`crosscheck.traces.offline`).
         inputs: {name: array or spec}, or one array or spec; see `crosscheck.inputs.parse_spec`.
-            May be left out where a trace holds them; seed and mode are then the trace's, too.
+            A function seed -> inputs makes other ones for ``seeds``. May be left out where a trace
+            holds them; seed and mode are then the trace's, too.
         candidate_inputs: {name: array}, or a function from the reference's inputs to the
             candidate's; default: the same.
         weights: ``"copy"``: transfer the reference's parameters, then verify. ``"keep"``: they are
             equal already; verify where matched. Or a `WeightMap` for what is not found by itself.
             A recorded reference without parameters has none to copy: the candidate keeps its own.
         gradients: compare cotangents and parameter gradients as well.
+        loss: whose gradient the backward pass begins with, instead of seeded cotangents, and which
+            is compared itself: a text such as ``"cross_entropy(label_smoothing=0.1)"``, a dict of
+            those by output, or `crosscheck.losses.Own`. docs/training.md lists them.
+        targets: of the loss: an array, a spec, a dict of those, or a function of the seed; in the
+            layout of the reference's outputs.
+        optimizer: makes a step with the reference's gradients on both sides, and what it makes of
+            the parameters is compared: ``"adamw(lr=1e-3, weight_decay=0.01)"``, an optimizer of
+            either framework (or a function that makes it), an object with ``step(params, grads)``,
+            or one for each side, ``(reference, candidate)``. docs/training.md has the details.
+        steps: so many, each from the reference's weights; the later ones compare forward and
+            backward as well.
         train: run in train mode (batch statistics) and compare buffers afterwards.
         sites: {reference site: candidate site}: overrides alignment.
         skip: sites of either side to leave out; listed in the report.
@@ -64,6 +80,12 @@ def check(
         tolerance: an explicit `Tolerance` instead of the measured rounding floor.
         explain: name causes, confirmed by reproducing them (`crosscheck.explain`).
         zoom: look for the first operation that departs inside a layer that diverges (PyTorch).
+        probes: further inputs to check on: ``"all"``, names (``small``, ``large``, ``padded``,
+            ``odd``, ``repeated``, ``constant``, ``zeros``) or {name: inputs, None for a built-in}.
+        seeds: check with so many seeds, from ``seed`` on.
+        randomise: check with every parameter moved (norms' statistics, zero biases, ...); both
+            sides get theirs back, the candidate what a copy would have left in it.
+        blind_spots: where all agrees, say what could not have differed (`crosscheck.probes.blind`).
         name: of the check, for the report.
         progress: called with a line before each stage.
 
@@ -72,11 +94,14 @@ def check(
     Raises:
         InvalidArgument, CannotCompare, DeviceUnavailable, MissingFramework, SideFailed.
     """
-    _refuse_unsupported(loss, targets, optimizer, steps)
     request = Request(
         candidate_inputs=candidate_inputs,
         weights=weights,
         gradients=gradients,
+        loss=loss,
+        targets=targets,
+        optimizer=optimizer,
+        steps=steps,
         train=train,
         sites=sites or {},
         skip=tuple(skip) if not isinstance(skip, str) else skip,
@@ -88,22 +113,9 @@ def check(
         name=name,
         say=progress or (lambda line: None),
     )
+    further = Probes.of(probes, seeds=seeds, randomise=randomise, blind_spots=blind_spots)
     sides = _adapted(reference, "reference"), _adapted(candidate, "candidate")
-    return check_once(sides, inputs, request)
-
-
-def _refuse_unsupported(loss: Any, targets: Any, optimizer: Any, steps: int) -> None:
-    for name, value, default in (
-        ("loss", loss, None),
-        ("targets", targets, None),
-        ("optimizer", optimizer, None),
-        ("steps", steps, 1),
-    ):
-        if value is not default and (default is None or value != default):
-            raise InvalidArgument(
-                f"{name}={value!r}: the training step is not part of this version. Leave it out: "
-                "forward, cotangents and parameter gradients are compared under seeded cotangents"
-            )
+    return check_all(sides, inputs, request, further)
 
 
 def _adapted(model: Any, side: str) -> Adapter:

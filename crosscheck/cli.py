@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crosscheck import __version__
+from crosscheck.commands.audit import audit
 from crosscheck.commands.common import deliver, failures, parse_inputs, progress
 from crosscheck.commands.compare import compare
 from crosscheck.commands.doctor import doctor
 from crosscheck.commands.record import record
+from crosscheck.commands.shrink import shrink_reported
+from crosscheck.commands.suite import suite
 from crosscheck.commands.weights import weights
 from crosscheck.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from crosscheck.results import Report
+    from crosscheck.pair import Pair
 
 __all__ = ["main"]
 
@@ -39,9 +42,11 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+main.add_command(audit)
 main.add_command(compare)
 main.add_command(doctor)
 main.add_command(record)
+main.add_command(suite)
 main.add_command(weights)
 
 
@@ -71,9 +76,35 @@ main.add_command(weights)
 )
 @click.option("--forward-only", is_flag=True, help="Leave out cotangents and gradients.")
 @click.option("--train", is_flag=True, help="Train mode: batch statistics, buffers compared.")
+@click.option(
+    "--loss",
+    metavar="TEXT",
+    help='A loss that the backward pass begins with: "cross_entropy(label_smoothing=0.1)".',
+)
+@click.option("--targets", metavar="SPEC", help='Of the loss, for example "int64[8] 0..10".')
+@click.option(
+    "--optimizer",
+    metavar="TEXT",
+    help='Compare a training step, for example "adamw(lr=1e-3, weight_decay=0.01)".',
+)
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="So many steps.")
 @click.option("--skip", multiple=True, metavar="SITE", help="Leave a site out (reported).")
 @click.option("--zoom", is_flag=True, help="Name the first operation that departs (PyTorch).")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Check with N seeds.")
+@click.option(
+    "--probes", metavar="all|NAME,...", help="Check on further inputs: small, large, padded, ..."
+)
+@click.option("--randomise", is_flag=True, help="Check with other weights, put back afterwards.")
+@click.option(
+    "--shrink",
+    "shrink_to",
+    is_flag=False,
+    flag_value=".",
+    type=click.Path(path_type=Path),
+    metavar="[DIR]",
+    help="Where it diverges: make it small, and write DIR/reproduce.py.",
+)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--json", "json_path", metavar="F", help="Write report.json; `-`: print it alone.")
 @click.option("--html", "html_path", metavar="F", help="Write a self-contained HTML report.")
@@ -85,6 +116,7 @@ def run(
     inputs: tuple[str, ...],
     json_path: str | None,
     html_path: str | None,
+    shrink_to: Path | None,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -99,34 +131,24 @@ def run(
       crosscheck run models/gpt --seed 7 --json report.json --html report.html
     """
     with failures(), progress(quiet) as say:
-        report = _check(pair, reference, candidate, inputs, options, say)
+        arguments = _arguments(options)
+        chosen, name = _pair(pair, reference, candidate, inputs, say)
+        report = chosen.check(name, progress=say, **arguments)
+        if shrink_to is not None and report.first_divergence is not None:
+            click.echo(shrink_reported(chosen, name, report, shrink_to, arguments, say), err=True)
     deliver(report, json_path, html_path)
 
 
-def _check(
+def _pair(
     pair: Path | None,
     reference: str | None,
     candidate: str | None,
     inputs: tuple[str, ...],
-    options: dict[str, Any],
     say: Callable[[str], None],
-) -> Report:
+) -> tuple[Pair, str | None]:
+    """The pair, and which of its candidates."""
     from crosscheck.pair import Pair, load_model, load_pair
 
-    arguments = {
-        "seed": options["seed"],
-        "device": options["device"],
-        "gradients": not options["forward_only"],
-    }
-    arguments |= {k: options[k] for k in ("weights", "train", "zoom") if options[k]}
-    if options["skip"]:
-        arguments["skip"] = options["skip"]
-    if options["weights_map"]:
-        from crosscheck.weights.spelling import load_map
-
-        if options["weights"]:
-            raise InvalidArgument("give --weights or --weights-map, not both")
-        arguments["weights"] = load_map(options["weights_map"])
     if pair is not None:
         if reference or inputs:
             raise InvalidArgument("give a PAIR, or --reference, --candidate and --input, not both")
@@ -134,7 +156,7 @@ def _check(
         names = loaded.candidates()
         if candidate is None and len(names) > 1:
             say(f"candidates: {', '.join(names)}; checking {names[0]} (--candidate for another)")
-        return loaded.check(candidate, progress=say, **arguments)
+        return loaded, candidate
     if not reference or not candidate or not inputs:
         raise InvalidArgument(
             "give a PAIR, or all of --reference FILE.py:NAME, --candidate FILE.py:NAME and "
@@ -147,7 +169,30 @@ def _check(
         parse_inputs(inputs),
         name=Path(candidate).name,
     )
-    return whole.check(progress=say, **arguments)
+    return whole, None
+
+
+def _arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """Of `Pair.check`, from those of the command."""
+    arguments: dict[str, Any] = {
+        "seed": options["seed"],
+        "device": options["device"],
+        "gradients": not options["forward_only"],
+    }
+    given = ["weights", "train", "zoom", "seeds", "randomise", "loss", "targets"]
+    given += ["optimizer", "steps"]
+    arguments |= {name: options[name] for name in given if options[name]}
+    if options["probes"]:
+        arguments["probes"] = [name.strip() for name in options["probes"].split(",")]
+    if options["skip"]:
+        arguments["skip"] = options["skip"]
+    if options["weights_map"]:
+        from crosscheck.weights.spelling import load_map
+
+        if options["weights"]:
+            raise InvalidArgument("give --weights or --weights-map, not both")
+        arguments["weights"] = load_map(options["weights_map"])
+    return arguments
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def edges_of(pair: SitePair, pairing: Pairing, candidate: Trace) -> list[Edge]:
         other, layout, differs = twin
         if (group[0], other[0]) in pairing.unlike:
             continue
-        if differs and len(ours) != len(theirs):
+        if differs and not _as_many(group, ours, theirs, pairing, candidate):
             continue  # no telling which input it should have been
         if differs and pair.by == "value" and _other_sources(group, other, pairing, candidate):
             continue  # equal outputs: one side does in one layer what the other does in several
@@ -105,6 +105,18 @@ def _groups(trace: Trace, slots: Sequence[str]) -> list[Group]:
 def _same(trace: Trace, slot: str, value: np.ndarray) -> bool:
     other = trace.values["input", slot]
     return other.dtype == value.dtype and np.array_equal(other, value, equal_nan=True)
+
+
+def _as_many(
+    group: Group, ours: Sequence[Group], theirs: Sequence[Group], pairing: Pairing, candidate: Trace
+) -> bool:
+    """Whether both layers have as many inputs of a group's kind, numbers or flags: a mask that one
+    side makes inside its layer and the other hands to it takes no number's place."""
+    reference = pairing.reference.trace.values
+    number = is_float(reference["input", group[0]])
+    return sum(is_float(reference["input", g[0]]) == number for g in ours) == sum(
+        is_float(candidate.values["input", g[0]]) == number for g in theirs
+    )
 
 
 def _twin(

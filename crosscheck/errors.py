@@ -43,6 +43,7 @@ EXTRAS = {
     "jax": "jax",
     "jaxlib": "jax",
     "flax": "jax",
+    "optax": "jax",
     "cupy": "cupy",
     "ray": "ray",
     "sklearn": "dev",
@@ -89,7 +90,7 @@ class SideFailed(CrosscheckError, RuntimeError):
     Attributes:
         side: ``"reference"`` or ``"candidate"``.
         site: the innermost site that was being computed, or None where none had begun.
-        stage: ``"forward"`` or ``"backward"``.
+        stage: ``"forward"``, ``"backward"`` or ``"optimizer"``.
         compared: what had been compared when the side failed (values of the free run), in
             execution order; empty for the reference.
     """
@@ -111,11 +112,10 @@ class SideFailed(CrosscheckError, RuntimeError):
         self.compared = tuple(compared)
         where = f"at `{site}`" if site else "before its first site"
         text = str(cause).strip() or repr(cause)
-        message = (
-            f"the {side} ({framework}) raised in its {stage} pass {where}: "
-            f"{type(cause).__name__}: {text}"
-        )
-        if side == "candidate":
+        is_optimizer = stage == "optimizer"
+        what = f"in its {stage} pass {where}" if not is_optimizer else "in its optimizer's step"
+        message = f"the {side} ({framework}) raised {what}: {type(cause).__name__}: {text}"
+        if side == "candidate" and not is_optimizer:
             message += "\n  " + _progress_line(self.compared)
         super().__init__(message)
 

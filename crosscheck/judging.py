@@ -15,11 +15,13 @@ from crosscheck.noise import (
     Floor,
     Judgement,
     Tolerance,
+    floors,
     judge,
     underflow,
     unit_roundoff,
     within,
 )
+from crosscheck.quantised import SHARE, Steps
 from crosscheck.reductions import Reductions
 from crosscheck.results import SiteResult
 from crosscheck.trace import Trace
@@ -38,6 +40,12 @@ __all__ = [
 
 FILL, FILL_SHARE = 1e4, 1e-3
 """Masks are at least so large, and all that is not masked is a smaller share of them."""
+DOUBTED = (
+    "the reference does something else in float64 (draws random numbers?): judged against its own "
+    "value"
+)
+QUANTISED = "quantised: judged by its step of {:.3g}"
+TIES = "tie: {} of {} elements can fall either way within rounding; left out"
 NO_ORACLE = "floor from float32 perturbations: the reference does not run in float64"
 
 
@@ -59,6 +67,9 @@ class Judge:
         free_oracle: the reference in float64, free.
         free_candidate: the candidate's free run, for the free ratio.
         perturbations: measured e_pert by item.
+        doubted: items at which the oracle does not do what the reference does.
+        steps: of a quantised candidate.
+        ties: by item, where its elements can fall either way within rounding (`ties`).
     """
 
     reference: Trace
@@ -68,6 +79,9 @@ class Judge:
     reductions: Reductions
     tolerance: Tolerance | None = None
     perturbations: Mapping[Item, Perturbation] = field(default_factory=dict)
+    ties: Mapping[Item, np.ndarray] = field(default_factory=dict)
+    doubted: frozenset[Item] = frozenset()
+    steps: Steps = field(default_factory=Steps)
 
     def judge(self, item: Item, candidate: Trace) -> SiteResult:
         """Judge one item of a forced run."""
@@ -80,19 +94,40 @@ class Judge:
         value = in_reference_layout(item, raw, reference)
         judgement = None if value is None else self._judgement(item, value, reference)
         result = site_result(item, reference, raw, value, judgement)
-        notes = () if self.oracle is not None or self.tolerance else (NO_ORACLE,)
+        notes: tuple[str, ...] = ()
+        if self.oracle is None and self.tolerance is None:
+            notes = (NO_ORACLE,)
+        if self._step(item):
+            notes += (QUANTISED.format(self._step(item)),)
+        if item in self.doubted:
+            notes += (DOUBTED,)
+        if item in self.ties:
+            notes += (TIES.format(np.count_nonzero(self.ties[item]), reference.size),)
         return replace(result, free_ratio=self._free_ratio(item), notes=notes)
 
     def _judgement(self, item: Item, value: np.ndarray, reference: np.ndarray) -> Judgement:
+        truth = self.truth(item, reference)
+        if item in self.ties:
+            kept = ~self.ties[item]
+            value, reference, truth = value[kept], reference[kept], truth[kept]
         if not (is_float(value) and is_float(reference)):
             return exact(value, reference)
         if self.tolerance is not None and item.phase != "weights":
             return within(self.tolerance, value, reference)
-        truth = self._truth(item, reference)
         return judge(*errors(value, reference, truth), self.floor(item, value))
 
-    def _truth(self, item: Item, reference: np.ndarray) -> np.ndarray:
-        oracle = None if self.oracle is None else value_of(item, self.oracle, side="reference")
+    def plain_eta_max(self, item: Item, value: np.ndarray) -> float:
+        """η in the maximum norm, from the unit roundoff alone: nobody's own error counts."""
+        reference = value_of(item, self.reference, side="reference")
+        assert reference is not None, item
+        truth = self.truth(item, reference)
+        return floors(compare(truth, truth), self.floor(item, value))[1]
+
+    def truth(self, item: Item, reference: np.ndarray) -> np.ndarray:
+        """The oracle's value of an item; the reference's own where there is no oracle."""
+        if self.oracle is None or item in self.doubted:
+            return reference
+        oracle = value_of(item, self.oracle, side="reference")
         return reference if oracle is None else oracle
 
     def floor(self, item: Item, value: np.ndarray) -> Floor:
@@ -103,10 +138,13 @@ class Judge:
             unit=unit_roundoff(*dtypes),
             reduction=self.reductions.length(item),
             scale=self.reductions.scale(item),
-            tiny=max(underflow(d) for d in dtypes),
+            tiny=max([SHARE * self._step(item), *(underflow(d) for d in dtypes)]),
         )
         measured = self.perturbations.get(item)
         return floor if measured is None else floor.with_perturbation(measured.l2, measured.maximum)
+
+    def _step(self, item: Item) -> float:
+        return self.steps.held.get(item.candidate_key, 0.0)
 
     def _free_ratio(self, item: Item) -> float | None:
         """The free run's error over the reference's own, accumulated from the input on."""
@@ -178,15 +216,20 @@ def exact(value: np.ndarray, reference: np.ndarray) -> Judgement:
     return Judgement(noise_floor=0.0, ratio=math.inf, verdict="diverge")
 
 
-def judge_weights(item: Item, reference: np.ndarray, candidate: np.ndarray) -> SiteResult:
-    """A parameter against its counterpart: equal up to the cast between their dtypes."""
+def judge_weights(
+    item: Item, reference: np.ndarray, candidate: np.ndarray, step: float = 0.0
+) -> SiteResult:
+    """A parameter against its counterpart: equal up to the cast between their dtypes, or, if it is
+    quantised, up to half a step."""
     value = in_reference_layout(item, candidate, reference)
     if value is None:
         return site_result(item, reference, candidate, None, None)
-    floor = Floor(unit=unit_roundoff(value.dtype, reference.dtype))
+    unit = unit_roundoff(value.dtype, reference.dtype)
+    floor = Floor(unit=unit, tiny=max(SHARE * step, Floor.tiny))
     same = compare(reference, reference)
     judgement = judge(compare(value, reference), same, floor)
-    return site_result(item, reference, candidate, value, judgement)
+    result = site_result(item, reference, candidate, value, judgement)
+    return replace(result, notes=(QUANTISED.format(step),)) if step else result
 
 
 def site_result(

@@ -70,11 +70,14 @@ class Locator:
                     verdict="suspect" if result.verdict == "suspect" else "diverge",
                     statement=_statement(result, blame),
                     between=blame.between,
+                    step=result.step,
                 )
             )
         return tuple(found)
 
     def _blame(self, result: SiteResult) -> _Blame:
+        if result.aligned_by == "loss":
+            return _loss(result)
         if result.phase == "forward" and result.kind == "input":
             return self._glue_forward(result)
         if result.phase == "backward" and result.kind == "cotangent":
@@ -95,6 +98,8 @@ class Locator:
             "weights": "the parameter itself differs",
             "parameter_gradient": "the gradient of this parameter is wrong: the activations and "
             "the cotangent behind it are the reference's",
+            "update": "the optimizer was given the reference's parameters and gradients; what is "
+            "compared is the change that it makes",
             "buffer": "the buffer differs after the step",
         }
         return _Blame(reference, candidate, words.get(result.phase, ""))
@@ -314,6 +319,14 @@ class Locator:
         if parent is None and trace.info.outputs:  # a model input: the model's own code reads it
             return owner(trace.info.outputs[0])
         return parent
+
+
+def _loss(result: SiteResult) -> _Blame:
+    """The loss was given the reference's outputs, and what is behind it the reference's gradient"""
+    if result.phase == "loss":
+        return _Blame("loss", "loss", "the loss of the reference's own outputs differs")
+    text = "the gradient that the loss sends into the outputs is wrong; they are the reference's"
+    return _Blame("loss", "loss", text)
 
 
 def _parent(info: RunInfo, site: str) -> str | None:

@@ -10,7 +10,8 @@ and in the maximum norm
 
     η∞ = max( max|y_r − y64|, e_pert∞, ½√n·u·(S/√N)·√(2 ln N), u·max|y64| ) .
 
-* u: unit roundoff of the wider-rounding side: 2⁻²⁴ (float32), 2⁻¹¹ (float16), 2⁻⁸ (bfloat16).
+* u: unit roundoff of the side that rounds more: 2⁻²⁴ (float32), 2⁻¹¹ (float16), 2⁻⁸ (bfloat16),
+  2⁻⁴ and 2⁻³ (float8 with three and two bits behind the point).
 * n: length of the reductions behind the value. Rounding errors of a sum of n terms grow as √n
   (Higham & Mary, SIAM J. Sci. Comput. 41, 2019); √(2 ln N) is the expected maximum of N normals.
 * e_pert: root mean square response of the oracle to relative perturbations of size u of everything
@@ -26,17 +27,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 
 from crosscheck.compare import Difference
 from crosscheck.results import Verdict
 
-__all__ = ["AGREE", "DIVERGE", "Floor", "Judgement", "Tolerance", "judge", "unit_roundoff"]
+__all__ = [
+    "AGREE",
+    "DIVERGE",
+    "Floor",
+    "Judgement",
+    "Tolerance",
+    "floors",
+    "judge",
+    "unit_roundoff",
+]
 
 AGREE = 8.0
 DIVERGE = 32.0
-_UNDERFLOW = {"float64": 2.3e-308, "float16": 6.0e-08}  # others 1.2e-38
+_UNDERFLOW = {"float64": 2.3e-308, "float32": 1.2e-38, "bfloat16": 1.2e-38}
 
 
 @dataclass(frozen=True)
@@ -92,19 +104,46 @@ class Judgement:
 
 def unit_roundoff(*dtypes: np.dtype) -> float:
     """The largest unit roundoff among floating-point dtypes; 0 if there is none."""
-    known = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-    return max((known.get(np.dtype(d).name, 0.0) for d in dtypes), default=0.0)
+    return max((_unit(np.dtype(d)) for d in dtypes), default=0.0)
 
 
+@cache
+def _unit(dtype: np.dtype) -> float:
+    return float(_finfo(dtype).eps) / 2.0 if "float" in dtype.name else 0.0
+
+
+@cache
 def underflow(dtype: np.dtype) -> float:
     """What underflow may lose: the smallest normal number where hardware flushes to zero; in
-    float16, whose small gradients live below that and which nobody flushes, the smallest of all.
+    float16 and below, whose small gradients live under that and which nobody flushes, the
+    smallest of all.
     """
-    return _UNDERFLOW.get(np.dtype(dtype).name, 1.2e-38)
+    dtype = np.dtype(dtype)
+    if dtype.name in _UNDERFLOW or "float" not in dtype.name:
+        return _UNDERFLOW.get(dtype.name, 1.2e-38)
+    return float(_finfo(dtype).smallest_subnormal)
+
+
+def _finfo(dtype: np.dtype) -> Any:
+    import ml_dtypes
+
+    return np.finfo(dtype) if dtype.kind == "f" else ml_dtypes.finfo(dtype)
 
 
 def judge(candidate: Difference, reference: Difference, floor: Floor) -> Judgement:
     """Judge the candidate's error against the oracle by the reference's and the floor."""
+    scale = max(reference.truth_l2, floor.scale)
+    eta, eta_max = floors(reference, floor)
+    ratio = max(candidate.l2 / eta, candidate.maximum / eta_max)
+    if candidate.mismatch:
+        ratio = math.inf
+    return Judgement(
+        noise_floor=eta / scale if scale > 0.0 else 0.0, ratio=ratio, verdict=verdict_of(ratio)
+    )
+
+
+def floors(reference: Difference, floor: Floor) -> tuple[float, float]:
+    """η in the 2-norm and in the maximum norm."""
     size = max(reference.size, 1)
     scale = max(reference.truth_l2, floor.scale)
     growth = 0.5 * math.sqrt(max(floor.reduction, 1.0))
@@ -122,12 +161,7 @@ def judge(candidate: Difference, reference: Difference, floor: Floor) -> Judgeme
         floor.unit * reference.truth_max,
         floor.tiny,
     )
-    ratio = max(candidate.l2 / eta, candidate.maximum / eta_max)
-    if candidate.mismatch:
-        ratio = math.inf
-    return Judgement(
-        noise_floor=eta / scale if scale > 0.0 else 0.0, ratio=ratio, verdict=verdict_of(ratio)
-    )
+    return eta, eta_max
 
 
 def verdict_of(ratio: float) -> Verdict:

@@ -10,12 +10,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crosscheck.errors import EXTRAS, CrosscheckError, InvalidArgument, MissingFramework, capped
 from crosscheck.results import Report
 
+if TYPE_CHECKING:
+    from crosscheck.shrink import Shrunk
+
 __all__ = ["Pair", "load_model", "load_pair"]
+
+NOT_SHRUNK = ("probes", "seeds", "randomise", "blind_spots", "explain", "zoom")
+"""Options of `crosscheck.check` that `crosscheck.shrink` has no use for."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,34 @@ class Pair:
         """
         from crosscheck.api import check
 
+        models, arguments = self._prepared(candidate, seed, {**self.options, **options}, alter)
+        return check(*models, progress=progress, **arguments)
+
+    def shrink(
+        self,
+        candidate: str | None = None,
+        *,
+        directory: str | Path = ".",
+        probe: str | None = None,
+        seed: int = 0,
+        progress: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> Shrunk:
+        """Make the divergence of one candidate as small as it gets; see `crosscheck.shrink`."""
+        from crosscheck.shrink import shrink
+
+        given = {k: v for k, v in {**self.options, **options}.items() if k not in NOT_SHRUNK}
+        models, arguments = self._prepared(candidate, seed, given, None)
+        return shrink(*models, directory=directory, probe=probe, progress=progress, **arguments)
+
+    def _prepared(
+        self,
+        candidate: str | None,
+        seed: int,
+        options: Mapping[str, Any],
+        alter: Callable[[Any], Any] | None,
+    ) -> tuple[tuple[Any, Any, Any], dict[str, Any]]:
+        """Reference, candidate and inputs, and the other arguments of `crosscheck.check`."""
         name = candidate or self.candidates()[0]
         if name not in self.candidates():
             raise InvalidArgument(
@@ -103,17 +137,14 @@ class Pair:
             given = given.get(name)
         with missing_frameworks(f"pair `{self.name}`, candidate `{name}`"):
             reference_model, candidate_model = make(self.reference), make(chosen)
-            inputs = self.inputs(seed) if callable(self.inputs) else self.inputs
+            several = options.get("seeds", 1) != 1
+            inputs = self.inputs if several or not callable(self.inputs) else self.inputs(seed)
         if alter is not None:
             altered = alter(candidate_model)
             candidate_model = candidate_model if altered is None else altered
-        arguments: dict[str, Any] = {
-            "seed": seed,
-            "progress": progress,
-            "name": f"{self.name}: {name}",
-        }
-        arguments |= {"candidate_inputs": given, **self.options, **options}
-        return check(reference_model, candidate_model, inputs, **arguments)
+        arguments: dict[str, Any] = {"seed": seed, "name": f"{self.name}: {name}"}
+        arguments |= {"candidate_inputs": given, **options}
+        return (reference_model, candidate_model, inputs), arguments
 
 
 class missing_frameworks:  # noqa: N801  (reads as a statement)

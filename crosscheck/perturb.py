@@ -1,8 +1,9 @@
 """e_pert: what rounding on the way into a stretch does to what comes out of it.
 
 The oracle is run again with every forced value and every weight moved by a relative amount of the
-size of the unit roundoff. Since the values are forced at every aligned site, one run gives the
-response of all stretches at once, each to its own inputs.
+size of its own unit roundoff, that of the side which holds it more coarsely (`precision.Grains`).
+Since the values are forced at every aligned site, one run gives the response of all stretches at
+once, each to its own inputs. A subnormal number moves by its own size: hardware may flush it.
 
 Equal values move equally: the noise is a hash of the value. Both sides are forced onto the very
 same numbers, so an exact tie (two equal maxima in a pooling window) is a tie for both, and how it
@@ -19,15 +20,16 @@ import numpy as np
 
 from crosscheck.adapters.base import Parameter
 from crosscheck.arrays import is_float
-from crosscheck.compare import compare
+from crosscheck.compare import Difference, compare
 from crosscheck.comparisons import Item, gradient_of, value_of
 from crosscheck.errors import SideFailed
 from crosscheck.judging import Judge, Perturbation
-from crosscheck.noise import unit_roundoff
+from crosscheck.noise import underflow, unit_roundoff
 from crosscheck.observers import Comparer, Forcer, Key, chain
+from crosscheck.precision import Grains
 from crosscheck.run import Runner
 
-__all__ = ["DRAWS", "measure"]
+__all__ = ["DRAWS", "Moved", "measure"]
 
 DRAWS = 4
 
@@ -53,22 +55,57 @@ def _noise(values: np.ndarray, seed: int) -> np.ndarray:
     return (total.astype(np.float64) / 65535.0 - 2.0) * math.sqrt(3.0)
 
 
-class _Moved(Mapping[Key, np.ndarray]):
-    """Forced values, each moved by a seeded relative perturbation of size ``unit``."""
+class Moved(Mapping[Key, np.ndarray]):
+    """Forced values, each moved by a seeded relative perturbation of the size of its grain.
 
-    def __init__(self, values: Mapping[Key, np.ndarray], seed: int, unit: float) -> None:
+    Args:
+        grains: relative sizes by key; else ``unit``; else the unit roundoff of the value's type.
+        factor: of all sizes.
+        steps: absolute sizes by key, of what the candidate quantises.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[Key, np.ndarray],
+        seed: int,
+        unit: float | None = None,
+        grains: Mapping[Key, float] | None = None,
+        factor: float = 1.0,
+        steps: Mapping[Key, float] | None = None,
+    ) -> None:
         self._values, self._seed, self._unit = values, seed, unit
+        self._grains, self._factor, self._steps = grains or {}, factor, steps or {}
 
     def __getitem__(self, key: Key) -> np.ndarray:
-        return self.move(self._values[key], "/".join(key))
+        return self.move(
+            self._values[key], "/".join(key), self._grains.get(key), self._steps.get(key, 0.0)
+        )
 
-    def move(self, value: np.ndarray, name: str) -> np.ndarray:
-        """``value · (1 + u·ξ)`` in float64; integers stay."""
+    def move(
+        self, value: np.ndarray, name: str, grain: float | None = None, step: float = 0.0
+    ) -> np.ndarray:
+        """``value · (1 + u·ξ) + step·ξ/√12`` in float64; integers stay."""
         if not is_float(value):
             return value
+        unit = self._unit if grain is None else grain
+        unit = unit_roundoff(value.dtype) if unit is None else unit
         wide = value.astype(np.float64)
         seed = zlib.crc32(name.encode()) + (self._seed << 32)
-        return wide * (1.0 + self._unit * _noise(wide, seed))
+        subnormal = (wide != 0.0) & (np.abs(wide) < underflow(value.dtype))
+        size = np.where(subnormal, 1.0, self._factor * unit)
+        with np.errstate(invalid="ignore"):
+            noise = _noise(wide, seed)
+            moved = wide * (1.0 + size * noise) + self._factor * step / math.sqrt(12.0) * noise
+        return np.asarray(moved)
+
+    def weights(self, parameters: Sequence[Parameter], grains: Grains) -> dict[str, np.ndarray]:
+        """The floating-point parameters, moved, by name."""
+        units, steps = grains.parameters, grains.parameter_steps
+        return {
+            p.name: self.move(p.value, p.name, units.get(p.name), steps.get(p.name, 0.0))
+            for p in parameters
+            if is_float(p.value)
+        }
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._values)
@@ -86,6 +123,7 @@ def measure(
     parameters: Sequence[Parameter],
     seed: int,
     draws: int = DRAWS,
+    grains: Grains | None = None,
 ) -> dict[Item, Perturbation]:
     """RMS response over ``draws`` perturbed oracle runs, for each of ``items``.
 
@@ -93,14 +131,21 @@ def measure(
     """
     wide = judge.oracle is not None
     base = judge.oracle if judge.oracle is not None else judge.reference
-    unit = max((unit_roundoff(v.dtype) for v in judge.reference.values.values()), default=0.0)
+    grains = grains or Grains()
     sums = {item: [0.0, 0.0] for item in items}
     seen = [item for item in items if item.phase in ("forward", "backward")]
     wanted = {key for item in seen for key in item.reference_keys}
+    ties = {item.reference_key: ~judge.ties[item] for item in seen if item in judge.ties}
+
+    def response(key: Key, value: np.ndarray) -> Difference:
+        still = base.values[key]
+        kept = ties.get(key)
+        return compare(value, still) if kept is None else compare(value[kept], still[kept])
+
     for draw in range(draws):
-        moved = _Moved(forced, seed * draws + draw, unit)
-        overrides = {p.name: moved.move(p.value, p.name) for p in parameters if is_float(p.value)}
-        comparer = Comparer(lambda key, value: compare(value, base.values[key]), wanted)
+        moved = Moved(forced, seed * draws + draw, grains=grains.values, steps=grains.steps)
+        overrides = moved.weights(parameters, grains)
+        comparer = Comparer(response, wanted)
         try:
             info = reference.run(chain(comparer, Forcer(moved)), float64=wide, overrides=overrides)
         except SideFailed:
@@ -111,7 +156,10 @@ def measure(
             else:
                 now = gradient_of(item, info.parameter_gradients | info.buffers, side="reference")  # type: ignore[operator]
                 before = value_of(item, base, side="reference")
-                found = [None if now is None or before is None else compare(now, before)]
+                kept = ~judge.ties[item] if item in judge.ties else ...
+                found = [
+                    None if now is None or before is None else compare(now[kept], before[kept])
+                ]
             for difference in (one for one in found if one is not None):
                 sums[item][0] += difference.l2**2  # type: ignore[attr-defined]
                 sums[item][1] += difference.maximum**2  # type: ignore[attr-defined]

@@ -10,39 +10,26 @@ import numpy as np
 from crosscheck.adapters.base import Adapter, Parameter
 from crosscheck.align import Aligner
 from crosscheck.alignment import Alignment
-from crosscheck.compare import compare
-from crosscheck.comparisons import (
-    Item,
-    buffer_items,
-    gradient_items,
-    site_items,
-    value_of,
-    weight_items,
-)
+from crosscheck.comparisons import Item, buffer_items, gradient_items, site_items, weight_items
 from crosscheck.cotangents import CandidateCotangents
 from crosscheck.errors import CannotCompare, SideFailed
-from crosscheck.judging import (
-    Judge,
-    in_reference_layout,
-    judge_weights,
-    shrinks,
-    without_fill,
-)
-from crosscheck.noise import DIVERGE, Tolerance
+from crosscheck.judging import Judge, judge_weights
+from crosscheck.losses.judging import LossJudge
+from crosscheck.noise import Tolerance
 from crosscheck.observers import Forcer, Key, Recorder
-from crosscheck.perturb import measure
 from crosscheck.reductions import Reductions
 from crosscheck.results import SiteResult
 from crosscheck.run import Runner
+from crosscheck.settle import settle
 from crosscheck.trace import RunInfo, Trace
 from crosscheck.weights import (
     Fit,
     Match,
     WeightMap,
     match_parameters,
-    settle,
     settle_by_values,
 )
+from crosscheck.weights import settle as settle_match
 
 __all__ = [
     "align",
@@ -57,9 +44,6 @@ __all__ = [
 
 MOST_ROUNDS = 40
 SINGLE_ROUNDS = 12  # after so many rounds, take what is likely, not only what is next
-SETTLED = 4.0 * DIVERGE
-"""Ratio up to which a run of both sides in float64 decides."""
-ILL_CONDITIONED = "ill-conditioned: judged by what rounding of its inputs does to the oracle"
 
 
 # -- stage 2 ---------------------------------------------------------------------------------------
@@ -89,7 +73,7 @@ def transfer(
     if weights == "keep":
         return settle_by_values(match, {p.name: p.value for p in candidate.parameters()})
     match.require_complete()
-    match = settle(match, trial)
+    match = settle_match(match, trial)
     candidate.load(match.values())
     _verify_loaded(match, candidate)
     return match
@@ -150,8 +134,11 @@ def _verify_loaded(match: Match, candidate: Adapter) -> None:
 def verify_weights(match: Match, candidate: Adapter) -> list[SiteResult]:
     """Put every matched parameter side by side, as it is now."""
     now = {p.name: p.value for p in candidate.parameters()}
+    steps = candidate.steps.parameters
     return [
-        judge_weights(item, pair.truth, now[pair.candidate.name])
+        judge_weights(
+            item, pair.truth, now[pair.candidate.name], steps.get(pair.candidate.name, 0.0)
+        )
         for item, pair in zip(weight_items(match), match.pairs, strict=True)
     ]
 
@@ -221,9 +208,13 @@ def oracle(reference: Runner, forced: Mapping[Key, np.ndarray] | None = None) ->
 class Judged:
     """All results of a check, what could not be compared, and who judged (oracle, floors)."""
 
-    results: list[SiteResult]
+    by_item: Mapping[Item, SiteResult]
     not_compared: list[str]
     judge: Judge
+
+    @property
+    def results(self) -> list[SiteResult]:
+        return list(self.by_item.values())
 
 
 @dataclass
@@ -240,10 +231,11 @@ class Evidence:
     tolerance: Tolerance | None
     seed: int
     make_judge: Callable[..., Judge] = Judge
+    loss: LossJudge | None = None
 
 
 def judge_all(evidence: Evidence, free_oracle: Trace | None, *, backward: bool) -> Judged:
-    """Judge every comparison; measure, repeat and rescale where something looks wrong."""
+    """Judge every comparison; look again (`settle`) where something looks wrong."""
     e = evidence
     items, missing = site_items(e.alignment, e.free_reference, e.forced, backward=backward)
     if backward:
@@ -263,81 +255,11 @@ def judge_all(evidence: Evidence, free_oracle: Trace | None, *, backward: bool) 
             frozenset(p.reference for p in e.alignment.pairs),
         ),
         tolerance=e.tolerance,
+        steps=e.candidate.adapter.steps,
     )
     results = {item: judge.judge(item, e.forced) for item in items}
-    if e.tolerance is None:
-        _refine_floors(e, judge, results, on_reference)
-        _rescale_suspects(e, judge, results)
-    _repeat(e, judge, results)
-    return Judged(list(results.values()), missing, judge)
-
-
-def _flagged(results: Mapping[Item, SiteResult]) -> list[Item]:
-    return [i for i, r in results.items() if r.verdict != "agree" and r.metrics is not None]
-
-
-def _refine_floors(
-    e: Evidence, judge: Judge, results: dict[Item, SiteResult], forced: Mapping[Key, np.ndarray]
-) -> None:
-    """Measure e_pert for what stands out (always, where there is no float64 oracle)."""
-    wanted = _flagged(results)
-    if not wanted or not e.reference.adapter.capabilities.forcing:
-        return
-    judge.perturbations = measure(
-        e.reference, judge, wanted, forced, parameters=e.reference.adapter.parameters(), seed=e.seed
-    )
-    for item in wanted:
-        after = judge.judge(item, e.forced)
-        if after.verdict == "agree":
-            after = replace(after, notes=(*after.notes, ILL_CONDITIONED))
-        results[item] = after
-
-
-def _rescale_suspects(e: Evidence, judge: Judge, results: dict[Item, SiteResult]) -> None:
-    """Settle suspects by precision: rounding shrinks with the unit roundoff, a bug does not.
-
-    So too what diverges by little: where many terms cancel (a BatchNorm's VJP in train mode), two
-    orders of summation lie further apart than either is from the truth. Far above the floor it is
-    no longer rounding in float32, but a lower precision somewhere, which float64 would hide.
-    """
-    suspects = [i for i in _flagged(results) if results[i].ratio <= SETTLED]
-    if not suspects or judge.oracle is None or not e.candidate.adapter.capabilities.float64:
-        return
-    try:
-        wide = e.candidate.record(
-            Forcer(e.alignment.forced_on_candidate(e.free_reference)), float64=True
-        )
-    except SideFailed:
-        return  # the candidate has no float64: the suspects stay suspects
-    for item in suspects:
-        truth = value_of(item, judge.oracle, side="reference")
-        pair = [value_of(item, t, side="candidate") for t in (wide, e.forced)]
-        if truth is None or any(v is None for v in pair) or pair[0].dtype != np.float64:  # type: ignore[union-attr]
-            continue
-        seen = [in_reference_layout(item, v, truth) for v in pair]
-        differences = [compare(*without_fill(v, truth, truth)[::2]) for v in seen]  # type: ignore[arg-type]
-        rounding = shrinks(*differences)
-        if rounding is True:
-            results[item] = replace(
-                results[item], verdict="agree", notes=("rounding: it vanishes in float64",)
-            )
-        elif rounding is False:
-            results[item] = replace(
-                results[item], verdict="diverge", notes=("not rounding: it stays in float64",)
-            )
-
-
-def _repeat(e: Evidence, judge: Judge, results: dict[Item, SiteResult]) -> None:
-    """What does not repeat is a suspect, marked unstable."""
-    wanted = _flagged(results)
-    if not wanted:
-        return
-    again = e.candidate.record(Forcer(e.alignment.forced_on_candidate(e.free_reference)))
-    for item in wanted:
-        second = judge.judge(item, again)
-        if second.verdict == "agree" and results[item].ratio != second.ratio:
-            note = f"unstable: ratio {results[item].ratio:.3g}, then {second.ratio:.3g}"
-            results[item] = replace(results[item], verdict="suspect", notes=(note,))
+    settle(e, judge, results)
+    return Judged(results, missing, judge)
 
 
 # -- a candidate that fails ------------------------------------------------------------------------

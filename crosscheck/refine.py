@@ -87,8 +87,10 @@ class Refiner:
     heirs: set[str] = field(init=False)
     _guesses: list[_Guess] = field(default_factory=list)
     _retracted: int = 0
+    _transferred: Anchors = ()
 
     def __post_init__(self, anchors: Anchors) -> None:
+        self._transferred = tuple(anchors)
         self.anchored = dict.fromkeys(_calls_of_both(self.pairing, anchors))
         self.owners = {r for r, _ in self.anchored}
         self.heirs = {c for _, c in self.anchored}
@@ -258,12 +260,27 @@ class Refiner:
         return pair if best < min(CLOSER * own, CLOSER) else (r, c)
 
     def _is_a_part(self, r: str, c: str) -> bool:
-        """Whether no layout maps two layers of which one has its parameters from several layers
-        (an LSTM of two directions from two cells): one does what the others do together."""
-        if self.pairing.layout(r, c) is not None:
+        """Whether one of two layers does what several on the other side do together.
+
+        It holds a layer whose partner runs only after the other one (attention whose packed
+        projection went to a layer of its own). Or no layout maps the two, and it holds a layer
+        whose partner lies elsewhere, or has its parameters from several layers (an LSTM of two
+        directions from two cells).
+        """
+        p = self.pairing
+        beyond = [  # partners of what the one holds and the other does not
+            (p.candidate, b, c) if _lies_in(a, owner(r)) else (p.reference, a, r)
+            for a, b in self._transferred
+            if _lies_in(a, owner(r)) != _lies_in(b, owner(c))
+        ]
+        if any(_runs_after(side, layer, site) for side, layer, site in beyond):
+            return True
+        if p.layout(r, c) is not None:
             return False
-        return len({b for a, b in self.anchored if a == r}) > 1 or (
-            len({a for a, b in self.anchored if b == c}) > 1
+        return (
+            bool(beyond)
+            or len({b for a, b in self.anchored if a == r}) > 1
+            or len({a for a, b in self.anchored if b == c}) > 1
         )
 
     def _ends_in_glue(self, r: str, c: str, trace: Trace) -> bool:
@@ -341,6 +358,17 @@ def _calls_of_both(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, st
             twin = c_layer + call[len(r_layer) :]
             if twin in pairing.candidate.order:
                 yield call, twin
+
+
+def _lies_in(layer: str, container: str) -> bool:
+    """Whether a layer's path, of whatever framework, lies below a container's."""
+    return layer.startswith((f"{container}.", f"{container}/"))
+
+
+def _runs_after(side: PreparedTrace, layer: str, site: str) -> bool:
+    """Whether a layer returns later than ``site``, in the same round of calls (``#2``)."""
+    call = layer + site[len(owner(site)) :]
+    return side.order.get(call, -1) > side.order[site]
 
 
 def _between(side: PreparedTrace, site: str, inside: set[str], others: set[str]) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from crosscheck.errors import InvalidArgument
 from crosscheck.noise import Tolerance
+from crosscheck.optimizers.sides import both
 from crosscheck.weights import WeightMap
 
 __all__ = ["Request"]
@@ -30,6 +31,10 @@ class Request:
     candidate_inputs: Mapping[str, Any] | Callable[[dict[str, np.ndarray]], Any] | None = None
     weights: str | WeightMap = "copy"
     gradients: bool = True
+    loss: Any = None
+    targets: Any = None
+    optimizer: Any = None
+    steps: int = 1
     train: bool = False
     sites: Mapping[str, str] = field(default_factory=dict)
     skip: Sequence[str] = ()
@@ -50,6 +55,7 @@ class Request:
         seed = self.seed
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise InvalidArgument(f"seed={seed!r}: must be an integer ≥ 0")
+        self._check_steps()
         if not isinstance(self.sites, Mapping):
             raise InvalidArgument(
                 f"sites={self.sites!r}: must be {{reference site: candidate site}}"
@@ -65,3 +71,20 @@ class Request:
         for name in ("gradients", "train", "explain", "zoom"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise InvalidArgument(f"{name}={getattr(self, name)!r}: must be True or False")
+
+    def _check_steps(self) -> None:
+        steps = self.steps
+        if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
+            raise InvalidArgument(f"steps={steps!r}: must be an integer ≥ 1")
+        if self.optimizer is None:
+            if steps > 1:
+                raise InvalidArgument(
+                    f'steps={steps}: say which steps, with optimizer="sgd(lr=0.1)" or one of your '
+                    "own"
+                )
+            return
+        both(self.optimizer)
+        if not self.gradients:
+            raise InvalidArgument(
+                "optimizer= needs gradients, which gradients=False leaves out: drop one of the two"
+            )

@@ -13,6 +13,7 @@ __all__ = [
     "Divergence",
     "Metrics",
     "Phase",
+    "ProbeResult",
     "Report",
     "Side",
     "SiteResult",
@@ -84,6 +85,7 @@ class SiteResult:
             where the free run has no such value. Large here and small in ``ratio``: inherited.
         metrics: candidate against reference in the forced run; None where shapes differ.
         notes: what the reader has to know of this comparison (fallback floor, instability, ...).
+        step: of training, from 1; more than 1 only with ``steps=``.
     """
 
     phase: Phase
@@ -101,6 +103,7 @@ class SiteResult:
     candidate_dtype: str = ""
     aligned_by: str = ""
     notes: tuple[str, ...] = ()
+    step: int = 1
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class Divergence:
         verdict: ``"diverge"`` or ``"suspect"``.
         statement: one sentence for the reader.
         between: sites without a partner inside the interval, which may hold the error.
+        step: of training, from 1; what diverges in several steps is listed for the first of them.
     """
 
     phase: Phase
@@ -143,11 +147,35 @@ class Divergence:
     verdict: Verdict = "diverge"
     statement: str = ""
     between: tuple[str, ...] = ()
+    step: int = 1
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What one further run on other inputs said (`crosscheck.probes`).
+
+    Attributes:
+        name: ``small``, ``odd``, ``seed 1``, ... or the user's own.
+        verdict: that of its own check; ``"failed"`` where only the candidate raised, ``"not run"``
+            where the reference refuses such inputs or nothing could be compared.
+        first: its first divergence.
+        what: what it feeds.
+        reason: of ``"failed"`` and ``"not run"``.
+    """
+
+    name: str
+    verdict: Literal["agree", "suspect", "diverge", "failed", "not run"]
+    first: Divergence | None = None
+    what: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What was compared, and everything that was not."""
+    """What was compared, and everything that was not.
+
+    ``blind_spots`` are lines on what was compared and could not have differed: "`NAME`: why".
+    """
 
     aligned: int = 0
     unmatched_reference: tuple[str, ...] = ()
@@ -157,6 +185,7 @@ class Coverage:
     unmatched_reference_parameters: tuple[str, ...] = ()
     unmatched_candidate_parameters: tuple[str, ...] = ()
     not_compared: tuple[str, ...] = ()
+    blind_spots: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -182,6 +211,7 @@ class Report:
     sites: tuple[SiteResult, ...]
     notes: tuple[str, ...] = ()
     name: str = field(default="")
+    probes: tuple[ProbeResult, ...] = ()
 
     @property
     def first_divergence(self) -> Divergence | None:

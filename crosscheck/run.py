@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
-from crosscheck.adapters.base import Adapter, CotangentSource, ModelRaised
+from crosscheck.adapters.base import Adapter, CotangentSource, ModelRaised, Parameter
 from crosscheck.errors import SideFailed
 from crosscheck.observers import Recorder, chain
 from crosscheck.taps import Observer
@@ -16,7 +16,7 @@ from crosscheck.trace import RunInfo, Trace
 
 __all__ = ["Runner"]
 
-SideName = Literal["reference", "candidate"]
+SideName = Literal["reference", "candidate", "model"]
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Runner:
     Attributes:
         side: for error messages.
         cotangents: None where there is no backward pass to compare.
+        values: parameters and buffers by name, instead of the model's own.
     """
 
     side: SideName
@@ -34,6 +35,12 @@ class Runner:
     cotangents: CotangentSource | None = None
     train: bool = False
     seed: int = 0
+    values: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The model's, with the values that it is run with."""
+        own = self.adapter.parameters()
+        return tuple(replace(p, value=self.values.get(p.name, p.value)) for p in own)
 
     def run(
         self,
@@ -54,7 +61,7 @@ class Runner:
                 observer,
                 cotangents=self.cotangents,
                 float64=float64,
-                overrides=overrides,
+                overrides={**self.values, **(overrides or {})} or None,
                 train=self.train,
                 seed=self.seed,
                 passive=passive,

@@ -6,12 +6,13 @@ adapt -> transfer -> feed -> run -> align -> compare -> judge -> locate -> expla
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from crosscheck.accumulated import seen_only_free
 from crosscheck.adapters.base import Adapter
 from crosscheck.adapters.trace import TraceAdapter
 from crosscheck.align import Aligner
@@ -26,6 +27,8 @@ from crosscheck.errors import InvalidArgument, SideFailed
 from crosscheck.explain.stage import explained
 from crosscheck.inputs import make_inputs
 from crosscheck.locate import Locator
+from crosscheck.losses.judging import judge_loss
+from crosscheck.losses.stage import LossCotangents, LossStage, loss_stage
 from crosscheck.noise import Tolerance
 from crosscheck.observers import Recorder
 from crosscheck.pipeline import (
@@ -39,9 +42,10 @@ from crosscheck.pipeline import (
     verify_weights,
     with_vjps,
 )
+from crosscheck.precision import dtype_notes
 from crosscheck.reductions import Reductions
 from crosscheck.request import Request
-from crosscheck.results import PHASES, Coverage, Report, Side, SiteResult, worst
+from crosscheck.results import PHASES, Coverage, Report, Side, worst
 from crosscheck.run import Runner
 from crosscheck.severed import Severed
 from crosscheck.trace import Trace
@@ -55,13 +59,27 @@ from crosscheck.traces.stages import (
     unrecorded,
     weights_of,
 )
+from crosscheck.training import Trained, in_order, trained
 from crosscheck.trial import by_running
 from crosscheck.weights import Match
 from crosscheck.zoom import zoom as look_closer
 
-__all__ = ["check_once"]
+__all__ = ["Outcome", "check_once", "inputs_of_candidate", "run_once"]
 
 Sides = tuple[Adapter, Adapter]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A report, and the runs that it was made of; none where the candidate is a recording.
+
+    Attributes:
+        oracle: the reference in float64, forced at the aligned sites; None without one.
+    """
+
+    report: Report
+    evidence: Evidence | None = None
+    oracle: Trace | None = None
 
 
 def check_once(sides: Sides, inputs: Any, request: Request) -> Report:
@@ -70,18 +88,36 @@ def check_once(sides: Sides, inputs: Any, request: Request) -> Report:
     Raises:
         InvalidArgument, CannotCompare, DeviceUnavailable, MissingFramework, SideFailed.
     """
+    return run_once(sides, inputs, request).report
+
+
+def run_once(sides: Sides, inputs: Any, request: Request, *, match: Match | None = None) -> Outcome:
+    """`check_once`, with its evidence.
+
+    Args:
+        match: of an earlier check of the same two sides, whose parameters still hold what it
+            loaded; nothing is matched or copied then.
+    """
     place(sides, request.device)
     ours, seed, train = fed(sides, inputs, seed=request.seed, train=request.train)
+    loss = loss_stage(request.loss, request.targets, sides, seed=seed)
     if isinstance(sides[1], TraceAdapter):
-        return _with_recorded_candidate(sides, ours, seed, train, request)
-    theirs = _candidate_inputs(request.candidate_inputs, ours, seed)
+        if request.optimizer is not None:
+            raise InvalidArgument(
+                "optimizer=: the candidate is a recorded run, which cannot make a step; give the "
+                "model itself"
+            )
+        return Outcome(_with_recorded_candidate(sides, ours, seed, train, request))
+    theirs = inputs_of_candidate(request.candidate_inputs, ours, seed)
     backward = request.gradients and all(side.capabilities.cotangents for side in sides)
 
     truth = _run_reference(
-        Runner("reference", sides[0], ours, None, train, seed), backward, request
+        Runner("reference", sides[0], ours, None, train, seed), backward, request, loss
     )
     second = Runner("candidate", sides[1], theirs, None, train, seed)
-    match, weight_notes = _transferred(sides, second, truth.free, request)
+    weight_notes: list[str] = []
+    if match is None:
+        match, weight_notes = _transferred(sides, second, truth.free, request)
     weight_results = verify_weights(known_weights(match, sides[0]), sides[1])
 
     request.say(f"candidate ({sides[1].framework}): free run")
@@ -103,6 +139,16 @@ def check_once(sides: Sides, inputs: Any, request: Request) -> Report:
     )
     alignment, forced = align(aligner, truth.free, free_candidate, second)
 
+    loss_judge, loss_results, loss_missing = judge_loss(
+        loss,
+        alignment,
+        truth.free,
+        free_candidate,
+        truth.free_oracle,
+        tolerance=request.tolerance,
+        backward=backward,
+    )
+
     request.say(f"compare and judge {len(alignment.pairs)} sites against the float64 oracle")
     evidence = Evidence(
         truth.runner,
@@ -115,20 +161,27 @@ def check_once(sides: Sides, inputs: Any, request: Request) -> Report:
         request.tolerance,
         seed,
         make_judge=judge_of(sides[0]),
+        loss=loss_judge,
     )
     judged = judge_all(evidence, truth.free_oracle, backward=backward)
 
     severed = Severed(truth.free, forced, judged.results)
-    results = sorted([*weight_results, *severed.kept], key=lambda r: PHASES.index(r.phase))
+    results = [*weight_results, *loss_results, *severed.kept]
+    results.sort(key=lambda r: PHASES.index(r.phase))
     divergences = Locator(alignment, truth.free, forced).locate(results)
     if request.explain:
         divergences = explained(divergences, results, evidence, judged.judge)
-    unseen = _seen_only_free(results, divergences) if request.tolerance is None else []
+    unseen = seen_only_free(evidence, judged.judge, judged.by_item, divergences)
+    stepped = Trained()
+    if request.optimizer is not None:
+        stepped = trained(sides, evidence, request, results)
+        results = in_order([*results, *stepped.results])
+        divergences = tuple(in_order([*divergences, *stepped.divergences]))
     closer = look_closer(evidence, divergences, results) if request.zoom else []
-    missing = [*judged.not_compared, *severed.not_compared]
-    missing += _backward_missing(sides, request.gradients)
+    missing = [*loss_missing, *judged.not_compared, *severed.not_compared]
+    missing += [*stepped.not_compared, *_backward_missing(sides, request.gradients)]
     missing += unrecorded(alignment, truth.free) if backward else []
-    return Report(
+    report = Report(
         verdict=worst([*(r.verdict for r in results), *(["suspect"] if unseen else [])]),  # type: ignore[list-item]
         seed=seed,
         reference=_side(sides[0]),
@@ -146,9 +199,18 @@ def check_once(sides: Sides, inputs: Any, request: Request) -> Report:
         ),
         divergences=divergences,
         sites=tuple(results),
-        notes=(*unseen, *closer, *weight_notes, *_adapter_notes(sides)),
+        notes=(
+            *unseen,
+            *dtype_notes(results),
+            *closer,
+            *weight_notes,
+            *(loss.notes if loss is not None else ()),
+            *stepped.notes,
+            *_adapter_notes(sides),
+        ),
         name=request.name,
     )
+    return Outcome(report, evidence, judged.judge.oracle)
 
 
 # -- the runs --------------------------------------------------------------------------------------
@@ -171,10 +233,14 @@ class ReferenceRuns:
     cotangents: ReferenceCotangents | None
 
 
-def _run_reference(runner: Runner, backward: bool, request: Request) -> ReferenceRuns:
+def _run_reference(
+    runner: Runner, backward: bool, request: Request, loss: LossStage | None
+) -> ReferenceRuns:
     adapter = runner.adapter
     request.say(f"reference ({adapter.framework}): forward{' and backward' if backward else ''}")
     cotangents = cotangents_of(adapter, runner.seed, request.skip) if backward else None
+    if loss is not None and backward:
+        cotangents = LossCotangents(runner.seed, request.skip, stage=loss)
     runner.cotangents = cotangents
     free = free_run(runner)
     require_outputs(free.outputs(), "reference")
@@ -228,7 +294,10 @@ def _with_recorded_candidate(
     )
 
 
-def _candidate_inputs(given: Any, ours: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+def inputs_of_candidate(
+    given: Any, ours: dict[str, np.ndarray], seed: int
+) -> dict[str, np.ndarray]:
+    """The candidate's inputs: the reference's, or what the caller's ``candidate_inputs`` says."""
     if given is None:
         return ours
     if callable(given):
@@ -243,19 +312,6 @@ def _candidate_inputs(given: Any, ours: dict[str, np.ndarray], seed: int) -> dic
 
 
 # -- for the report --------------------------------------------------------------------------------
-
-
-def _seen_only_free(results: Sequence[SiteResult], divergences: Sequence[Any]) -> list[str]:
-    """An output that departs in the free run though nothing was introduced anywhere: say so."""
-    if any(d.phase in ("weights", "forward") for d in divergences):
-        return []
-    last = [r for r in results if r.phase == "forward" and r.free_ratio is not None]
-    far = [r for r in last[-1:] if r.free_ratio is not None and r.free_ratio > 32.0]
-    return [
-        f"`{r.candidate}` departs in the free run ({r.free_ratio:.3g} x its floor) though no "
-        "stretch between aligned sites does: look for state that one call leaves for another"
-        for r in far
-    ]
 
 
 def _backward_missing(sides: tuple[Adapter, Adapter], gradients: bool) -> list[str]:

@@ -153,7 +153,8 @@ class Session:
             raise AssertionError(
                 f"replacement for {kind} of {site}: shape {replacement.shape}, not {value.shape}"
             )
-        return np.asarray(replacement, dtype=value.dtype, order="C")  # a scalar stays one
+        with np.errstate(over="ignore"):  # a mask of the lowest float64 is minus infinity below it
+            return np.asarray(replacement, dtype=value.dtype, order="C")  # a scalar stays one
 
     def expect_cotangent(self, site: str, kind: Kind, value: np.ndarray) -> None:
         """A cotangent may arrive here; if none does, `flush` reports a zero."""

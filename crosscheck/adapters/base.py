@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crosscheck.errors import CrosscheckError, DeviceUnavailable
+from crosscheck.quantised import Steps
 from crosscheck.taps import Observer, Session
 from crosscheck.trace import RunInfo
 
@@ -104,6 +105,11 @@ class Adapter(abc.ABC):
     def notes(self) -> tuple[str, ...]:
         """What the reader of a report should know about this model; complete after a run."""
         return ()
+
+    @property
+    def steps(self) -> Steps:
+        """Quantisation steps of a quantised model; complete after a run."""
+        return Steps()
 
     @property
     def environment(self) -> Mapping[str, Any]:

@@ -23,6 +23,7 @@ import numpy as np
 
 from crosscheck.adapters.base import Parameter
 from crosscheck.adapters.numpy_arrays import is_array, like, to_host
+from crosscheck.arrays import is_float
 
 __all__ = ["Slot", "attributes_of", "find_slots", "gradients_of", "slots_of"]
 
@@ -233,7 +234,7 @@ def _slots_of(path: str, layer: Any) -> list[Slot]:
 
 
 def _is_float_array(value: Any) -> bool:
-    return is_array(value) and value.dtype.kind == "f"
+    return is_array(value) and is_float(value)
 
 
 def _is_parameter(layer: Any, name: str, axes: Mapping[str, Any]) -> bool:

@@ -6,13 +6,25 @@ called verified only where a proposal reproduced the candidate's value on the in
 """
 
 from crosscheck.explain import (  # noqa: F401  (they register their hypotheses)
+    absent,
     activations,
     attention,
+    between,
     dense,
+    fused,
     gradients,
+    heads,
+    losses,
     norms,
     outputs,
     pools,
+    rearranged,
+    recurrent,
+    resize,
+    rotary,
+    sums,
+    transposed,
+    updates,
     weights,
     windows,
 )

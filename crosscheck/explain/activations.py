@@ -135,6 +135,7 @@ def softmax_axis(e: Evidence) -> Iterator[Proposal]:
     x = _input(e)
     ours = next((a for a in range(x.ndim) if e.fits_reference(_softmax(x, a))), None)
     if ours is None:
+        yield from _of_log_softmax(e)
         return
     for axis in range(x.ndim):
         if axis != ours:
@@ -146,6 +147,30 @@ def softmax_axis(e: Evidence) -> Iterator[Proposal]:
     yield Proposal(
         "log_softmax", "the logarithm of the softmax", lambda e: np.log(_softmax(_input(e), ours))
     )
+
+
+def _of_log_softmax(e: Evidence) -> Iterator[Proposal]:
+    """Where the reference takes the logarithm: the same over another axis, or without it."""
+    x = _input(e)
+    ours = next((a for a in range(x.ndim) if e.fits_reference(_log_softmax(x, a))), None)
+    for axis in range(x.ndim) if ours is not None else ():
+        if axis != ours:
+            yield Proposal(
+                "softmax_axis",
+                f"log-softmax over axis {axis} instead of axis {ours}",
+                lambda e, axis=axis: _log_softmax(_input(e), axis),
+            )
+        else:
+            yield Proposal(
+                "log_softmax",
+                "the softmax without its logarithm",
+                lambda e, axis=axis: _softmax(_input(e), axis),
+            )
+
+
+def _log_softmax(x: np.ndarray, axis: int) -> np.ndarray:
+    shifted = x - np.max(x, axis=axis, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)))
 
 
 def _softmax(x: np.ndarray, axis: int) -> np.ndarray:
@@ -244,6 +269,21 @@ def masked_nan(e: Evidence) -> Iterator[Proposal]:
             f"NaN wherever the input is {text}: 0 · ∞ from the branch that is not taken",
             lambda e, s=sign: np.where(s * _input(e) > 0, np.nan, e.reference),
         )
+
+
+@register("backward")
+def log_softmax_backward(e: Evidence) -> Iterator[Proposal]:
+    """g for g − softmax · Σ g."""
+    if not _is_elementwise_backward(e) or e.output is None:
+        return
+    if any(e.fits_reference(_log_softmax_vjp(e, a)) for a in range(e.reference.ndim)):
+        text = "the backward of log-softmax lacks its sum term: g for g − s·Σ g"
+        yield Proposal("softmax_sum", text, _given)
+
+
+def _log_softmax_vjp(e: Evidence, axis: int) -> np.ndarray:
+    s, g = np.exp(_output(e)), _given(e)
+    return np.asarray(g - s * np.sum(g, axis=axis, keepdims=True))
 
 
 @register("backward")

@@ -123,7 +123,7 @@ def _reference_scores(e: Evidence) -> _Scores | None:
 def scaled_mask(e: Evidence) -> Iterator[Proposal]:
     """Another number for what is masked."""
     hidden = e.reference < _MASKED
-    if e.kind != "input" or not hidden.any() or not np.isfinite(e.candidate).all():
+    if not hidden.any() or np.isnan(e.candidate).any():
         return
     value = float(np.min(e.candidate))
     if value < _MASKED and np.all(e.candidate[hidden] == value):

@@ -106,11 +106,16 @@ def embedding(e: Evidence) -> Iterator[Proposal]:
             functools.partial(_rows, step=step),
         )
     root = math.sqrt(table.shape[1])
-    for factor, text in ((root, "times"), (1.0 / root, "divided by")):
+    for factor, text in (
+        (root, "times the root of their length"),
+        (1.0 / root, "divided by the root of their length"),
+        *(
+            (float(to(np.array(root))), f"times the root of their length, rounded to {name}")
+            for name, to in FORMATS.items()
+        ),
+    ):
         yield Proposal(
-            "embedding_scale",
-            f"the rows are {text} the root of their length",
-            lambda e, k=factor: k * _rows(e, 0),
+            "embedding_scale", f"the rows are {text}", lambda e, k=factor: k * _rows(e, 0)
         )
 
 

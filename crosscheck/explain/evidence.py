@@ -9,10 +9,13 @@ import numpy as np
 
 from crosscheck.adapters.base import Parameter
 from crosscheck.compare import Difference, compare
+from crosscheck.judging import without_fill
 from crosscheck.noise import AGREE, Floor, judge
 from crosscheck.results import Phase
 
-__all__ = ["Evidence", "Proposal", "Use"]
+__all__ = ["Evidence", "Prediction", "Proposal", "Use"]
+
+Prediction = Callable[..., "np.ndarray | tuple[np.ndarray, np.ndarray]"]
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,15 @@ class Evidence:
         output: what the reference's layer made of it (backward).
         given: the cotangent at the layer's output (backward).
         slot: which of ``inputs`` the cotangent belongs to (``input_cotangent``).
+        which: of the layer's outputs, the one that is compared; 0 for most.
         parameters: of the layer, values in float64.
         parameter: the one that is compared (weights, gradients, buffers).
         before: value of that buffer before the step.
         others: further parameters of the reference of the same shape, by name (weights).
-        nearby: forward, values that the code between the layers had at hand, by site; backward,
-            cotangents that the value's may be a sum of.
+        nearby: forward, values that the code between the layers (or inside a container) had at
+            hand, by site; backward, cotangents that the value's may be a sum of.
+        absent: those of ``nearby`` that have no partner in the candidate, with the parameters of
+            theirs that it has no counterpart of.
         uses: every layer that reads ``parameter`` (parameter gradients).
         train: whether the model ran in train mode.
         floor, own: what rounding may do here, and the reference's own error against the oracle.
@@ -66,11 +72,13 @@ class Evidence:
     output: np.ndarray | None = None
     given: np.ndarray | None = None
     slot: int = 0
+    which: int = 0
     parameters: tuple[Parameter, ...] = ()
     parameter: Parameter | None = None
     before: np.ndarray | None = None
     others: Mapping[str, np.ndarray] = field(default_factory=dict)
     nearby: Mapping[str, np.ndarray] = field(default_factory=dict)
+    absent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     uses: tuple[Use, ...] = ()
     train: bool = False
 
@@ -79,6 +87,7 @@ class Evidence:
         value = self.candidate if value is None else value
         if prediction.shape != value.shape:
             return float("inf")
+        value, _, prediction = without_fill(value, prediction, prediction)
         return judge(compare(value, prediction), self.own, self.floor).ratio
 
     def fits_candidate(self, prediction: np.ndarray) -> bool:
@@ -113,11 +122,13 @@ class Proposal:
         name: of the hypothesis, stable (``"norm_eps"``).
         statement: one clause for the reader (``"eps 1e-06 instead of 1e-05"``).
         predict: evidence (of these or of other inputs) -> the candidate's value, shape of
-            ``reference``. None for a description that reproduces nothing: it is never verified.
+            ``reference``; or two values, where rounding just before a cast may tip a few elements
+            (at most one in twenty) either way. None for a description that reproduces nothing: it
+            is never verified.
         constants: how many numbers were solved for from the candidate's value.
     """
 
     name: str
     statement: str
-    predict: Callable[..., np.ndarray] | None
+    predict: Prediction | None
     constants: int = 0

@@ -10,12 +10,12 @@ import numpy as np
 
 from crosscheck.adapters.base import Parameter
 from crosscheck.arrays import is_float
-from crosscheck.compare import compare
+from crosscheck.compare import Difference, compare
 from crosscheck.comparisons import Item, buffer_items, gradient_items, site_items, value_of
 from crosscheck.comparisons import weight_items as items_of_weights
 from crosscheck.explain.evidence import Evidence, Use
 from crosscheck.explain.fresh import fresh_inputs
-from crosscheck.judging import Judge, in_reference_layout
+from crosscheck.judging import Judge, in_reference_layout, without_fill
 from crosscheck.noise import Floor, unit_roundoff
 from crosscheck.observers import Forcer
 from crosscheck.pipeline import Evidence as Check
@@ -69,6 +69,8 @@ class Sites:
         if reference is None or reference.size > LARGEST or not is_float(reference):
             return None
         value = in_reference_layout(item, raw, reference)
+        if value is None and raw is not None:
+            value = _of_another_shape(raw, reference)
         if value is None or not is_float(value):
             return None
         truth = None
@@ -81,7 +83,7 @@ class Sites:
             reference=wide(truth),
             candidate=wide(value),
             floor=self.judge.floor(item, value),
-            own=compare(reference, truth),
+            own=_own_error(value, reference, truth),
             train=self.check.reference.train,
         )
         if result.phase in ("parameter_gradient", "buffer"):
@@ -101,9 +103,20 @@ class Sites:
             output=self._get("activation", site) if backward else None,
             given=self._get("cotangent", site) if backward else None,
             slot=slots.index(result.reference) if result.reference in slots else 0,
+            which=_number(result.reference) if result.kind == "activation" else 0,
             parameters=self._owned(site),
-            nearby=self._nearby(result),
+            nearby=(nearby := self._nearby(result)),
+            absent={name: self._unused(name) for name in nearby if name in self._without_partner},
         )
+
+    @cached_property
+    def _without_partner(self) -> frozenset[str]:
+        return frozenset(self.check.alignment.unmatched_reference)
+
+    def _unused(self, site: str) -> tuple[str, ...]:
+        """The parameters of a layer that the candidate has no counterpart of."""
+        layer = site.partition("#")[0].partition(":")[0]
+        return tuple(p.name for p in self.check.match.unmatched_reference if p.layer == layer)
 
     def _with_parameter(self, evidence: Evidence, name: str) -> Evidence:
         parameter = next(p for p in self._parameters if p.name == name)
@@ -132,8 +145,17 @@ class Sites:
 
     def _owned(self, site: str) -> tuple[Parameter, ...]:
         layer = site.partition("#")[0]
+        called = {site.partition("#")[0] for site in self.reference.info.layers}
         mine = [
-            one for p in self._parameters for one in (p, *p.also) if one.layer == layer and layer
+            one
+            for p in self._parameters
+            for one in (p, *p.also)
+            if layer
+            and (
+                one.layer == layer
+                # what a fused layer reads of a part that is never called
+                or (one.layer.startswith(f"{layer}.") and one.layer not in called)
+            )
         ]
         return tuple(replace(p, value=wide(p.value)) for p in mine)
 
@@ -142,18 +164,36 @@ class Sites:
             return self._before(result.reference)
         if result.kind == "cotangent":
             return self._around(result.reference)
-        return {}
+        if result.kind == "activation":
+            return self._inside(owner(result.reference))
+        return self._sent_inside(owner(result.reference))
+
+    def _inside(self, home: str) -> dict[str, np.ndarray]:
+        """What a container's code had at hand: its inputs, and what its layers returned; nothing
+        for a layer without layers in it."""
+        info, values = self.reference.info, self.reference.values
+        layers = {name for name in info.layers if info.parents.get(name) == home}
+        if not home or not layers:
+            return {}
+        found: dict[str, np.ndarray] = {}
+        for (kind, name), value in values.items():
+            own = kind == "input" and owner(name) == home
+            if is_float(value) and (own or (kind == "activation" and owner(name) in layers)):
+                found[f"{name} (input)" if own else name] = wide(value)
+        return found
 
     def _before(self, site: str) -> dict[str, np.ndarray]:
-        """What the code in front of an input had at hand: its container's inputs, and what the
-        layers called there before returned."""
+        """What the code in front of an input had at hand: its container's inputs, what the layers
+        called there before returned, and what layers without a partner returned anywhere."""
         info, values = self.reference.info, self.reference.values
         home = info.parents.get(owner(site), "")
         found: dict[str, np.ndarray] = {}
         for kind, name in values:
             if (kind, name) == ("input", site):
                 break
-            inside = kind == "activation" and info.parents.get(owner(name)) == home
+            inside = kind == "activation" and (
+                info.parents.get(owner(name)) == home or name in self._without_partner
+            )
             own = kind == "input" and owner(name) == home
             if (inside or own) and is_float(values[kind, name]):
                 found[name if inside else f"{name} (input)"] = wide(values[kind, name])
@@ -172,6 +212,19 @@ class Sites:
             if sent and (info.sources.get(slot) == site or info.parents.get(owner(slot)) == home):
                 found[slot] = wide(values[kind, slot])
         return found
+
+    def _sent_inside(self, home: str) -> dict[str, np.ndarray]:
+        """The cotangents that a container's may be summed of: what its layers send back, and what
+        arrives at its output."""
+        info, values = self.reference.info, self.reference.values
+        inside = {
+            slot: wide(value)
+            for (kind, slot), value in values.items()
+            if kind == "input_cotangent" and info.parents.get(owner(slot)) == home
+        }
+        if inside and ("cotangent", home) in values:
+            inside[f"{home} (output)"] = wide(values["cotangent", home])
+        return inside
 
 
 def at_weights(check: Check, result: SiteResult) -> Evidence | None:
@@ -238,3 +291,29 @@ def on_fresh_inputs(check: Check, judge: Judge, *, backward: bool) -> Sites | No
 def wide(value: np.ndarray) -> np.ndarray:
     """Floats in float64, everything else as it is."""
     return value.astype(np.float64) if is_float(value) else value
+
+
+def _own_error(value: np.ndarray, reference: np.ndarray, truth: np.ndarray) -> Difference:
+    """The reference's against the oracle, without what stands for minus infinity on both sides."""
+    if value.shape != reference.shape:
+        return compare(reference, truth)
+    return compare(*without_fill(value, reference, truth)[1:])
+
+
+def _of_another_shape(raw: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
+    """A candidate's value whose inner axes have other lengths, its batch and channels in place."""
+    if raw.ndim != reference.ndim or raw.ndim < 3:
+        return None
+    first, last = raw, np.moveaxis(raw, -1, 1)
+    layouts = [first, last, np.moveaxis(raw, 1, -1)]
+    ends = (reference.shape[0], reference.shape[1]), (reference.shape[0], reference.shape[-1])
+    for value in layouts:
+        if value.shape[:2] == ends[0] or (value.shape[0], value.shape[-1]) == ends[1]:
+            return value
+    return None
+
+
+def _number(site: str) -> int:
+    """Which output of a layer a site is: ``rnn:1`` is its second."""
+    last = site.rpartition(":")[2]
+    return int(last) if last.isdigit() and ":" in site else 0

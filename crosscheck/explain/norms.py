@@ -17,7 +17,7 @@ import numpy as np
 from crosscheck.explain.evidence import Evidence, Proposal
 from crosscheck.explain.numbers import tidy
 from crosscheck.explain.registry import register
-from crosscheck.explain.rounding import FORMATS
+from crosscheck.explain.rounding import FORMATS, either
 from crosscheck.noise import AGREE
 
 __all__ = ["Norm", "eps_of", "kinds_of", "reference_norm"]
@@ -49,13 +49,14 @@ class Norm:
     outside: bool = False
     weight: str = "w"  # "w", "1" (ignored), "1+w"
     bias: float = 1.0
-    rounded: str = ""
 
     def __call__(self, e: Evidence) -> np.ndarray:
         """The norm of the layer's input."""
-        x, hat = _x(e), self.normalised(e)
-        if self.rounded:
-            hat = FORMATS[self.rounded](hat)
+        return self.finished(e, self.normalised(e))
+
+    def finished(self, e: Evidence, hat: np.ndarray) -> np.ndarray:
+        """x̂ with weight and bias."""
+        x = _x(e)
         weight, bias = self.spread(e.value("weight"), x), self.spread(e.value("bias"), x)
         if weight is not None and self.weight != "1":
             hat = hat * (weight + 1.0 if self.weight == "1+w" else weight)
@@ -170,7 +171,9 @@ def reference_norm(e: Evidence, value: np.ndarray, distance: Distance) -> Norm |
     """
     if e.x is None or e.x.shape != value.shape or e.x.ndim < 2:
         return None
-    for _, kind in kinds_of(e):
+    kinds = [kind for _, kind in kinds_of(e)]
+    kinds += [replace(kind, weight="1+w") for name, kind in kinds_of(e) if name in ("layer", "rms")]
+    for kind in kinds:
         found = _with_eps(e, kind, value, distance)
         if found is not None:
             return found
@@ -248,20 +251,33 @@ def other_norm(e: Evidence) -> Iterator[Proposal]:
         return
     changes: list[tuple[str, str, Norm]] = [
         ("norm_weight_ignored", "the weight (gamma) is ignored", replace(norm, weight="1")),
-        ("norm_one_plus_weight", "multiplies by 1 + weight", replace(norm, weight="1+w")),
+        _one_plus(norm),
         ("norm_bias_ignored", "the bias (beta) is ignored", replace(norm, bias=0.0)),
         ("norm_unbiased", "the variance is divided by n - 1", replace(norm, unbiased=True)),
         ("norm_centred", "the mean is not taken off", replace(norm, centred=False)),
     ]
     for name in FORMATS:
         text = f"rounds to {name} before the weight is applied"
-        changes.append(("norm_cast_early", text, replace(norm, rounded=name)))
+        cast = functools.partial(_cast_early, norm=norm, name=name)
+        yield Proposal("norm_cast_early", text, cast)
     for name, text, changed in changes:
         yield Proposal(name, text, changed)
     for label, kind in kinds_of(e):
         if (kind.axes, kind.centred, kind.running) != (norm.axes, norm.centred, norm.running):
             text = f"{_STATISTICS.get(label, 'another norm: ' + label)}"
             yield Proposal("norm_statistics", text, replace(kind, eps=norm.eps))
+
+
+def _one_plus(norm: Norm) -> tuple[str, str, Norm]:
+    if norm.weight == "1+w":
+        text = "multiplies by the weight, not by 1 + weight"
+        return "norm_one_plus_weight", text, replace(norm, weight="w")
+    return "norm_one_plus_weight", "multiplies by 1 + weight", replace(norm, weight="1+w")
+
+
+def _cast_early(e: Evidence, *, norm: Norm, name: str) -> tuple[np.ndarray, np.ndarray]:
+    low, high = either(norm.normalised(e), FORMATS[name], e.floor.unit)
+    return norm.finished(e, low), norm.finished(e, high)
 
 
 _STATISTICS = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -12,12 +13,10 @@ from crosscheck.explain.elementwise import FUNCTIONS
 from crosscheck.explain.evidence import Evidence, Proposal
 from crosscheck.explain.numbers import ratio_of, slope, tidy
 from crosscheck.explain.registry import register
-from crosscheck.explain.rounding import FORMATS
+from crosscheck.explain.rounding import FORMATS, either
 from crosscheck.explain.sampling import is_promising
 
 __all__: list[str] = []
-
-MOST_TERMS = 8  # values at hand that may be part of a sum
 
 
 @register("forward", "backward", "parameter_gradient")
@@ -54,6 +53,79 @@ def _batches(e: Evidence) -> list[tuple[float, str]]:
         first = e.inputs[0].shape[0] if e.inputs[0].ndim else 1
         lengths[first] = ", the batch size"
     return [(1.0 / n, f"1/{n}{what}") for n, what in lengths.items() if n > 1]
+
+
+@register("forward", "backward", "parameter_gradient")
+def rounded_root(e: Evidence) -> Iterator[Proposal]:
+    """A factor √d that was rounded to a narrower type, where the reference has it right."""
+    solved = slope(e.candidate, e.reference)
+    for length in dict.fromkeys(e.reference.shape):
+        root = math.sqrt(length)
+        for name, to in FORMATS.items():
+            k = float(to(np.array(root))) / root
+            if k != 1.0 and abs(solved - k) < 1e-6:
+                yield Proposal(
+                    "scale_rounded",
+                    f"the factor √{length} is rounded to {name}",
+                    lambda e, k=k: k * e.reference,
+                )
+
+
+@register("forward")
+def reciprocal(e: Evidence) -> Iterator[Proposal]:
+    """The operands of a division exchanged."""
+    if is_promising(e, _inverse, e.reference):
+        statement = "it is one over the value: a division with its operands exchanged"
+        yield Proposal("reciprocal", statement, lambda e: _inverse(e.reference))
+
+
+def _inverse(value: np.ndarray) -> np.ndarray:
+    """One over everything that is no mask."""
+    masked = ~np.isfinite(value) | (value < -1e4)
+    return np.where(masked, value, 1.0 / value)
+
+
+@register("forward")
+def averaged(e: Evidence) -> Iterator[Proposal]:
+    """The mean over one axis more (the examples of a batch mixed), or its sum."""
+    for axis, length in enumerate(e.reference.shape):
+        first, second = (e.candidate.take(min(i, length - 1), axis) for i in (0, 1))
+        if length < 2 or not np.allclose(first, second, rtol=1e-5):
+            continue
+        for times, what in ((1.0, "mean"), (float(length), "sum")):
+            yield Proposal(
+                "averaged",
+                f"every index along axis {axis} holds the {what} over that axis",
+                functools.partial(_averaged, axis=axis, times=times),
+            )
+
+
+def _averaged(e: Evidence, *, axis: int, times: float) -> np.ndarray:
+    mean = times * e.reference.mean(axis, keepdims=True)
+    return np.broadcast_to(mean, e.reference.shape)
+
+
+@register("forward")
+def dropout(e: Evidence) -> Iterator[Proposal]:
+    """Elements that are zero and others scaled up: dropout in evaluation mode.
+
+    Which ones is seen in the candidate's value; that it drops the same ones on other inputs (both
+    runs have one seed) is what confirms it.
+    """
+    kept = e.candidate != 0.0
+    share = float(np.mean(kept)) if kept.size else 1.0
+    if e.kind == "input" or not 0.2 < share < 0.99 or np.mean(e.reference != 0.0) < share + 0.01:
+        return
+    k = slope(e.candidate, e.reference, kept)
+    if k < 1.01:
+        return  # what is kept is scaled up by dropout
+    k, text = tidy(k, lambda k: e.fits_candidate(np.where(kept, k * e.reference, 0.0)))
+    yield Proposal(
+        "dropout",
+        f"dropout is on: {1.0 - share:.0%} of the elements are zero, the others times {text}",
+        lambda e: np.where(kept, k * e.reference, 0.0),
+        constants=1 + kept.size // 24,  # a bit of each float is what the pattern takes
+    )
 
 
 @register("forward", "backward")
@@ -135,7 +207,11 @@ def rearranged(e: Evidence) -> Iterator[Proposal]:
 def rounded(e: Evidence) -> Iterator[Proposal]:
     """Computed right, kept in a narrower type."""
     for name, to in FORMATS.items():
-        yield Proposal("cast", f"the value is rounded to {name}", _of_reference(to))
+        yield Proposal(
+            "cast",
+            f"the value is rounded to {name}",
+            lambda e, to=to: either(e.reference, to, e.floor.unit),
+        )
 
 
 @register("forward")
@@ -202,35 +278,39 @@ def _channel_axis(value: np.ndarray, bias: np.ndarray) -> int | None:
     return next((a for a in axes if a < value.ndim and value.shape[a] == bias.size), None)
 
 
-@register("forward", "backward")
-def glue(e: Evidence) -> Iterator[Proposal]:
-    """A sum that the code between the layers makes, of other terms."""
-    same = {k: v for k, v in e.nearby.items() if v.shape == e.reference.shape}
-    names = list(same)[-MOST_TERMS:]
-    sums = [terms for n in (1, 2, 3) for terms in itertools.combinations(names, n)]
-    right = [t for t in sums if _near(same, t, e.reference) and e.fits_reference(_sum(same, t))]
-    for terms in sums if right else ():
-        if set(terms) != set(right[0]) and _near(same, terms, e.candidate):
-            yield Proposal(
-                "other_terms",
-                f"{_terms(terms)} for {_terms(right[0])}",
-                lambda e, terms=terms: _sum(e.nearby, terms),
-            )
+@register("forward", "backward", "parameter_gradient")
+def one_slice(e: Evidence) -> Iterator[Proposal]:
+    """The first or the last index along an axis is zero, or holds what its neighbour should."""
+    for axis, length in enumerate(e.reference.shape):
+        if length < 2:
+            continue
+        for index, neighbour in ((0, 1), (length - 1, length - 2)):
+            place = f"index {index} of {length} along axis {axis}"
+            for source, what, text in (
+                (None, "zero_slice", "is zero"),
+                (neighbour, "repeated_slice", f"holds what index {neighbour} should"),
+            ):
+                if (length == 2 and source is not None) or not _is_slice(e, axis, index, source):
+                    continue
+                yield Proposal(
+                    what,
+                    f"{place} {text}",
+                    functools.partial(_with_slice, axis=axis, index=index, source=source),
+                )
 
 
-def _near(values: Mapping[str, np.ndarray], terms: tuple[str, ...], value: np.ndarray) -> bool:
-    """Whether a sum is close to a value at a few places, which is cheap to find out."""
-    step = max(1, value.size // 512)
-    total = np.sum([values[name].reshape(-1)[::step] for name in terms], axis=0)
-    return bool(np.allclose(total, value.reshape(-1)[::step], rtol=1e-2, atol=1e-3))
+def _is_slice(e: Evidence, axis: int, index: int, source: int | None) -> bool:
+    seen = e.candidate.take(index, axis)
+    if source is None:
+        return not seen.any()
+    return bool(np.allclose(seen, e.reference.take(source, axis), rtol=1e-3, atol=1e-6))
 
 
-def _sum(values: Mapping[str, np.ndarray], terms: tuple[str, ...]) -> np.ndarray:
-    return np.asarray(np.sum([values[name] for name in terms], axis=0))
-
-
-def _terms(terms: tuple[str, ...]) -> str:
-    return " + ".join(f"`{name}`" for name in terms)
+def _with_slice(e: Evidence, *, axis: int, index: int, source: int | None) -> np.ndarray:
+    made = e.reference.copy()
+    target = np.moveaxis(made, axis, 0)
+    target[index] = 0.0 if source is None else e.reference.take(source, axis)
+    return made
 
 
 @register("forward", "backward", "parameter_gradient")

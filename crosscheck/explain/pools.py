@@ -25,6 +25,8 @@ class Pool:
         border: what a maximum takes the border for.
         counted: of a mean, which parts of the border count in the divisor, for each inner axis:
             "", "before", "after", or both, "before after".
+        count: of windows along each inner axis, where it is not the reference's.
+        corners: what counts of one axis' border counts along all of the others' as well.
     """
 
     windows: tuple[Window, ...]
@@ -32,13 +34,15 @@ class Pool:
     mean: bool = False
     border: float = -np.inf
     counted: tuple[str, ...] = ("", "", "")
+    corners: bool = False
+    count: tuple[int, ...] = ()
 
     def __call__(self, e: Evidence) -> np.ndarray:
         """The pooled input, in its layout."""
         assert e.x is not None
         x = e.x if self.first else np.moveaxis(e.x, -1, 1)
         shape = e.reference.shape if e.output is None else e.output.shape
-        out = shape[2:] if self.first else shape[1:-1]
+        out = self.count or (shape[2:] if self.first else shape[1:-1])
         inner = tuple(range(2 + len(out), 2 + 2 * len(out)))
         if self.mean:
             seen = taps(x, self.windows, out, mode="constant", value=0.0)
@@ -50,6 +54,8 @@ class Pool:
 
     def divisor(self, x: np.ndarray, out: tuple[int, ...]) -> np.ndarray:
         """How many elements each window counts."""
+        if self.corners:
+            return self._stretched(x, out)
         total = np.ones((1, 1, *(1 for _ in out)))
         for axis, (w, n, o) in enumerate(zip(self.windows, x.shape[2:], out, strict=True)):
             starts = np.arange(o) * w.stride - w.before
@@ -61,6 +67,25 @@ class Pool:
             shape[2 + axis] = o
             total = total * count.reshape(shape)
         return total
+
+    def _stretched(self, x: np.ndarray, out: tuple[int, ...]) -> np.ndarray:
+        lengths = x.shape[2:]
+        counts = np.zeros(
+            [
+                n + w.before + w.after(n, o)
+                for w, n, o in zip(self.windows, lengths, out, strict=True)
+            ]
+        )
+        counts[
+            tuple(slice(w.before, w.before + n) for w, n in zip(self.windows, lengths, strict=True))
+        ] = 1.0
+        for axis, (w, n) in enumerate(zip(self.windows, lengths, strict=True)):
+            at = np.moveaxis(counts, axis, 0)
+            at[: w.before if "before" in self.counted[axis] else 0] = 1.0
+            at[w.before + n if "after" in self.counted[axis] else len(at) :] = 1.0
+        inner = tuple(replace(w, before=0) for w in self.windows)
+        seen = taps(counts[None, None], inner, out, mode="constant", value=0.0)
+        return np.asarray(seen.sum(tuple(range(2 + len(out), 2 + 2 * len(out)))))
 
 
 def reference_pool(e: Evidence, value: np.ndarray, near: float) -> Pool | None:
@@ -94,6 +119,9 @@ def _pools(e: Evidence, value: np.ndarray) -> list[Pool]:
             found.append(Pool(ws, first))
             found.append(Pool(ws, first, border=0.0))
             found += [Pool(ws, first, mean=True, counted=counted) for counted in _COUNTED]
+            found += [
+                Pool(ws, first, mean=True, counted=counted, corners=True) for counted in _LAST
+            ]
     return found if value.size * max(SIZES) ** 2 * len(found) <= MOST_WORK else []
 
 
@@ -104,6 +132,9 @@ def pooling(e: Evidence) -> Iterator[Proposal]:
     ours = next((p for p in pools if e.fits_reference(p(e))), None)
     if ours is None:
         return
+    if e.candidate.shape != e.reference.shape:
+        yield from _other_count(e, ours)
+        return
     for pool in pools:
         if pool.windows == ours.windows and pool != ours:
             yield Proposal("pool_border", _difference(pool, ours), pool)
@@ -113,6 +144,20 @@ def pooling(e: Evidence) -> Iterator[Proposal]:
             yield Proposal("pool_geometry", text, pool)
 
 
+def _other_count(e: Evidence, ours: Pool) -> Iterator[Proposal]:
+    """More windows than fit, or fewer: what a ceil mode decides."""
+    theirs, right = (
+        s[2:] if ours.first else s[1:-1] for s in (e.candidate.shape, e.reference.shape)
+    )
+    more = sum(theirs) > sum(right)
+    text = (
+        "a window that hangs over the end is kept (ceil_mode)"
+        if more
+        else "a window that hangs over the end is left out (no ceil_mode)"
+    )
+    yield Proposal("pool_windows", text, replace(ours, count=theirs))
+
+
 def _difference(pool: Pool, ours: Pool) -> str:
     if pool.mean != ours.mean:
         return "takes the mean for the maximum" if pool.mean else "takes the maximum for the mean"
@@ -120,8 +165,10 @@ def _difference(pool: Pool, ours: Pool) -> str:
         return (
             "the border holds 0 for -inf" if pool.border == 0.0 else "the border holds -inf for 0"
         )
+    corners = ", corners included" if pool.corners else ""
     return (
-        f"the mean counts {_COUNTED[pool.counted]}; the reference counts {_COUNTED[ours.counted]}"
+        f"the mean counts {_COUNTED[pool.counted]}{corners}; the reference counts "
+        f"{_COUNTED[ours.counted]}"
     )
 
 
@@ -133,6 +180,9 @@ _COUNTED: dict[tuple[str, ...], str] = {
     ("after", "", ""): "the border behind the first inner axis alone",
     ("", "after", "after"): "the border behind the last inner axis alone",
 }
+
+
+_LAST = (("after", "", ""), ("", "after", "after"))
 
 
 @register("backward")

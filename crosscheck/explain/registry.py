@@ -3,10 +3,16 @@
 @crosscheck.explain.register("forward")
 def doubled(evidence):
     yield Proposal("doubled", "the output is doubled", lambda e: 2.0 * e.reference)
+
+A project registers its own in its pair file; an installed package, by an entry point of the group
+``crosscheck.hypotheses`` that names a module which registers them.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
+import warnings
 from collections.abc import Callable, Iterable
 from typing import get_args
 
@@ -14,7 +20,9 @@ from crosscheck.errors import InvalidArgument
 from crosscheck.explain.evidence import Evidence, Proposal
 from crosscheck.results import Phase
 
-__all__ = ["Hypothesis", "hypotheses", "register", "unregister"]
+__all__ = ["GROUP", "Hypothesis", "hypotheses", "load_installed", "register", "unregister"]
+
+GROUP = "crosscheck.hypotheses"
 
 Hypothesis = Callable[[Evidence], Iterable[Proposal]]
 
@@ -49,6 +57,29 @@ def unregister(hypothesis: Hypothesis) -> None:
     _REGISTERED.pop(hypothesis, None)
 
 
+@functools.cache
+def load_installed() -> tuple[str, ...]:
+    """Load every entry point of `GROUP`, once; one that fails is left out, with a warning.
+
+    Returns:
+        The names of those that were loaded.
+    """
+    loaded = []
+    for point in importlib.metadata.entry_points(group=GROUP):
+        try:
+            point.load()
+        except Exception as error:  # noqa: BLE001  (anybody's code; a check must not fail over it)
+            warnings.warn(
+                f"hypotheses of the entry point `{point.name}` ({point.value}) are left out: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=2,
+            )
+        else:
+            loaded.append(point.name)
+    return tuple(loaded)
+
+
 def hypotheses(phase: Phase) -> list[Hypothesis]:
-    """Those registered for a phase, in the order of registration."""
+    """Those registered for a phase, in the order of registration; installed packages' last."""
+    load_installed()
     return [hypothesis for hypothesis, phases in _REGISTERED.items() if phase in phases]

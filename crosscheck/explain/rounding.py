@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-__all__ = ["FORMATS", "keep_mantissa"]
+__all__ = ["FORMATS", "either", "keep_mantissa"]
 
 
 def keep_mantissa(value: np.ndarray, bits: int) -> np.ndarray:
@@ -24,3 +24,17 @@ FORMATS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "bfloat16": lambda value: keep_mantissa(value, 7),
     "TF32": lambda value: keep_mantissa(value, 10),
 }
+
+
+def either(
+    value: np.ndarray, to: Callable[[np.ndarray], np.ndarray], unit: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """What rounding gives a few units below and above ``value``: equal but at the boundaries.
+
+    The candidate's own value before the cast is known up to its rounding only, and where it lies
+    near the middle of two numbers of the narrow type it may fall on either.
+    """
+    finite = value[np.isfinite(value)]
+    size = float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
+    apart = 4.0 * unit * (np.abs(value) + size)
+    return to(value - apart), to(value + apart)

@@ -14,8 +14,10 @@ from dataclasses import replace
 from crosscheck.errors import CrosscheckError
 from crosscheck.explain.evidence import Evidence
 from crosscheck.explain.gather import Sites, at_weights, on_fresh_inputs
+from crosscheck.explain.loss_evidence import at_loss
 from crosscheck.explain.verify import causes
 from crosscheck.judging import Judge
+from crosscheck.losses.judging import BY
 from crosscheck.pipeline import Evidence as Check
 from crosscheck.results import Cause, Divergence, SiteResult
 
@@ -71,5 +73,10 @@ def _causes(result: SiteResult, first: Sites, fresh: _Fresh) -> tuple[Cause, ...
     if result.phase == "weights":
         weights = at_weights(first.check, result)
         return () if weights is None else causes(weights, lambda: weights)
+    if result.aligned_by == BY and first.check.loss is not None:
+        loss, judge = at_loss(first.check.loss, result), first.check.loss
+        return () if loss is None else causes(loss, lambda: at_loss(judge, result, fresh=True))
     evidence = first.at(result)
+    if evidence is not None and result.reference.startswith("input:"):
+        return causes(evidence, lambda: evidence)  # what both were fed: no run makes it
     return () if evidence is None else causes(evidence, lambda: fresh.at(result))

@@ -22,6 +22,7 @@ __all__ = ["causes"]
 
 CLOSER = 0.3  # an explanation leaves at most this share of the error
 MOST = 4
+UNDECIDED = 0.05  # share of elements that a prediction may leave open, each between two values
 ELEMENTS_PER_CONSTANT = 4  # what is fitted to as few numbers as it has itself explains nothing
 
 
@@ -61,10 +62,20 @@ def _residual(proposal: Proposal, evidence: Evidence) -> float:
     if proposal.predict is None:
         return math.inf
     try:
-        ratio = evidence.ratio(np.asarray(proposal.predict(evidence.blind())))
+        ratio = evidence.ratio(_settled(proposal.predict(evidence.blind()), evidence.candidate))
     except Exception:  # noqa: BLE001  (as above)
         return math.inf
     return ratio if ratio == ratio else math.inf
+
+
+def _settled(made: np.ndarray | tuple[np.ndarray, np.ndarray], candidate: np.ndarray) -> np.ndarray:
+    """A prediction; of one that leaves a few elements open, the nearer of the two values."""
+    if not isinstance(made, tuple):
+        return np.asarray(made)
+    low, high = made
+    if np.mean(low != high) > UNDECIDED:
+        raise ValueError("most of it is open")
+    return np.where(np.abs(low - candidate) <= np.abs(high - candidate), low, high)
 
 
 def _is_determined(proposal: Proposal, evidence: Evidence) -> bool:

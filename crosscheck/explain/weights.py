@@ -10,11 +10,14 @@ import numpy as np
 
 from crosscheck.explain.evidence import Evidence, Proposal
 from crosscheck.explain.numbers import slope, tidy
+from crosscheck.explain.readings import readings
+from crosscheck.explain.rearranged import is_order
 from crosscheck.explain.registry import register
 from crosscheck.explain.rounding import FORMATS
 
 __all__: list[str] = []
 
+MOST_HEADS = 32
 MOST_BLOCKS = 4  # gates of an LSTM; q, k, v
 
 
@@ -82,6 +85,56 @@ def interleaved(e: Evidence) -> Iterator[Proposal]:
                 f"axis {axis} is read as {rows[0]} x {rows[1]} with the two exchanged",
                 lambda e, axis=axis, order=order: np.take(e.reference, order, axis=axis),
             )
+
+
+@register("weights")
+def packed_heads(e: Evidence) -> Iterator[Proposal]:
+    """Packed q, k, v whose rows run (head, part, size) for (part, head, size), or the reverse."""
+    for axis, parts in itertools.product(range(min(e.reference.ndim, 2)), (3, 2)):
+        length = e.reference.shape[axis]
+        for heads in range(2, MOST_HEADS + 1):
+            if length % (parts * heads) or length == parts * heads:
+                continue
+            for shape, text in (
+                ((parts, heads, -1), f"split by head first: {heads} heads of {parts} parts each"),
+                ((heads, parts, -1), f"split by part first: {parts} parts of {heads} heads each"),
+            ):
+                order = np.arange(length).reshape(shape).swapaxes(0, 1).reshape(-1)
+                if is_order(e, axis, order):
+                    yield Proposal(
+                        "packed_layout",
+                        f"axis {axis} is {text}",
+                        lambda e, axis=axis, order=order: np.take(e.reference, order, axis=axis),
+                    )
+
+
+@register("weights")
+def misread(e: Evidence) -> Iterator[Proposal]:
+    """Read in another layout than it was written in: the right shape, the wrong order."""
+    if e.reference.ndim > 4 or not e.reference.size:
+        return
+    axes = None if e.parameter is None else e.parameter.axes
+    for text, reading in readings(e.reference.shape, axes):
+        yield Proposal("misread", f"the array {text}", lambda e, r=reading: r(e.reference))
+
+
+@register("weights")
+def one_part_raised(e: Evidence) -> Iterator[Proposal]:
+    """One of the gates of a recurrent bias with a constant added, as frameworks initialise it."""
+    gates = (e.parameter.axes or ("",))[0] if e.parameter is not None else ""
+    names = gates.partition("gates:")[2]
+    for index, step in itertools.product(range(len(names)), (1.0, -1.0)):
+        yield Proposal(
+            "forget_bias",
+            f"{step:+g} is added to the part of gate {names[index]}",
+            functools.partial(_raised, index=index, count=len(names), step=step),
+        )
+
+
+def _raised(e: Evidence, *, index: int, count: int, step: float) -> np.ndarray:
+    part = np.arange(count).repeat(len(e.reference) // count) == index
+    raised = step * part.reshape(-1, *(1 for _ in e.reference.shape[1:]))
+    return np.asarray(e.reference + raised)
 
 
 @register("weights")

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from crosscheck.explain.evidence import Evidence, Proposal
+from crosscheck.explain.readings import Reading, readings
 from crosscheck.explain.registry import register
 
 __all__ = ["MOST_WORK", "Window", "geometries", "geometry", "scatter", "taps"]
@@ -119,6 +120,7 @@ class _Conv:
     mode: str = "constant"
     flip: bool = False
     exchange: str = ""  # "inner": height and width of the kernel; "outer": its channels
+    read: Reading | None = None
     bias: float = 1.0
 
     def __call__(self, e: Evidence, only: int | None = None) -> np.ndarray:
@@ -142,7 +144,7 @@ class _Conv:
         return np.moveaxis(y, -1, 1) if self.first else y
 
     def _kernel(self, e: Evidence) -> np.ndarray:
-        kernel = _out_in(e)
+        kernel = _out_in(e, self.read)
         inner = tuple(range(2, kernel.ndim))
         if self.flip:
             kernel = np.flip(kernel, inner)
@@ -153,17 +155,20 @@ class _Conv:
         return kernel
 
 
-def _out_in(e: Evidence) -> np.ndarray:
-    """The kernel as (out, in, *sizes)."""
+def _out_in(e: Evidence, read: Reading | None = None) -> np.ndarray:
+    """The kernel as (out, in, *sizes); of a depthwise one ``in`` is 1."""
     parameter = next(p for p in e.parameters if p.role == "weight")
-    if parameter.axes is None:
+    axes, value = parameter.axes, parameter.value
+    if axes is None:
         raise ValueError("axes unknown")
-    names = [axis for axis in parameter.axes if axis in ("out", "in")]
-    inner = [i for i, axis in enumerate(parameter.axes) if axis in ("d", "h", "w")]
-    if sorted(names) != ["in", "out"]:
+    value = read(value) if read is not None else value
+    inner = [i for i, axis in enumerate(axes) if axis in ("d", "h", "w")]
+    if "mult" in axes:
+        value = value.transpose(axes.index("in"), axes.index("mult"), *inner)
+        return value.reshape(-1, 1, *value.shape[2:])
+    if {"in", "out"} - set(axes):
         raise ValueError("not a plain convolution")
-    order = (parameter.axes.index("out"), parameter.axes.index("in"), *inner)
-    return parameter.value.transpose(order)
+    return value.transpose(axes.index("out"), axes.index("in"), *inner)
 
 
 @register("forward")
@@ -195,6 +200,10 @@ def convolution(e: Evidence) -> Iterator[Proposal]:
     if kernel.shape[0] == kernel.shape[1]:
         text = "input and output channels of the kernel are exchanged"
         yield Proposal("conv_channels", text, replace(conv, exchange="outer"))
+    (parameter,) = (p for p in e.parameters if p.role == "weight")
+    if e.reference.size * kernel[0].size * 40 <= MOST_WORK:
+        for text, reading in readings(parameter.value.shape, parameter.axes):
+            yield Proposal("kernel_read", f"the kernel {text}", replace(conv, read=reading))
 
 
 _MODES = {"reflect": "reflection", "edge": "repeating the edge", "wrap": "going around"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from crosscheck.report import words
+from crosscheck.report import probes, words
 from crosscheck.report.words import Line, Page
 from crosscheck.results import PHASES, Divergence, Metrics, Report, Side, SiteResult
 
@@ -30,6 +30,7 @@ def headline(report: Report, page: Page) -> list[Line]:
     if first is None:
         return lines + _compared(report, page)
     row = words.row_of(report, first)
+    lines += probes.seen_with(report, first, page)
     if first.statement:
         lines.append(Line(2, page.prose(first.statement)))
     if row is not None:
@@ -51,7 +52,9 @@ def verdict_sentence(report: Report, page: Page) -> str:
     if not report.sites:
         return start + "nothing was compared"
     if report.verdict != "agree":
-        return start + "no layer could be named; see the sites below"
+        return start + (
+            probes.failure(report, page) or "no layer could be named; see the sites below"
+        )
     return start + _same_function(report)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 from string import Template
 
-from crosscheck.report import headline, words
+from crosscheck.report import headline, probes, words
 from crosscheck.report.words import Line, Page, Unit
 from crosscheck.results import Divergence, Report, SiteResult
 
@@ -68,7 +68,13 @@ def render(report: Report) -> str:
         summary=_paragraphs(summary),
         divergences=_divergences(report, page),
         sites=_sites(report, page),
-        coverage=_paragraphs(headline.coverage(report, page)),
+        coverage=_paragraphs(
+            [
+                *headline.coverage(report, page),
+                *probes.probes(report, page),
+                *probes.blind_spots(report, page),
+            ]
+        ),
         environment=_paragraphs(
             [Line(0, "environment", "title"), *headline.environment(report, page)]
         )

@@ -19,6 +19,7 @@ from crosscheck.results import (
     Coverage,
     Divergence,
     Metrics,
+    ProbeResult,
     Report,
     Side,
     SiteResult,
@@ -45,6 +46,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "divergences": [_divergence(d) for d in report.divergences],
         "sites": [_site(s) for s in report.sites],
         "notes": plain(report.notes),
+        "probes": [_probe(p) for p in report.probes],
     }
 
 
@@ -105,6 +107,7 @@ def _coverage(c: Coverage) -> dict[str, Any]:
         "unmatched_reference_parameters": plain(c.unmatched_reference_parameters),
         "unmatched_candidate_parameters": plain(c.unmatched_candidate_parameters),
         "not_compared": plain(c.not_compared),
+        "blind_spots": plain(c.blind_spots),
     }
 
 
@@ -145,6 +148,17 @@ def _divergence(d: Divergence) -> dict[str, Any]:
         "verdict": d.verdict,
         "statement": d.statement,
         "between": plain(d.between),
+        **({"step": d.step} if d.step > 1 else {}),
+    }
+
+
+def _probe(p: ProbeResult) -> dict[str, Any]:
+    return {
+        "name": p.name,
+        "verdict": p.verdict,
+        "first": None if p.first is None else _divergence(p.first),
+        "what": p.what,
+        "reason": p.reason,
     }
 
 
@@ -165,4 +179,5 @@ def _site(s: SiteResult) -> dict[str, Any]:
         "candidate_dtype": s.candidate_dtype,
         "aligned_by": s.aligned_by,
         "notes": plain(s.notes),
+        **({"step": s.step} if s.step > 1 else {}),
     }

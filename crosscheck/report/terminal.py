@@ -11,7 +11,7 @@ from typing import TextIO
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from crosscheck.report import figures, headline, tables, words
+from crosscheck.report import figures, headline, probes, tables, words
 from crosscheck.report.words import Line, Page, Unit
 from crosscheck.results import Report
 
@@ -97,6 +97,9 @@ def _sections(report: Report, page: Page) -> Iterable[list[RenderableType]]:
     if further:
         yield _lines(further, page)
     yield _lines(headline.coverage(report, page), page)
+    for extra in (probes.probes(report, page), probes.blind_spots(report, page)):
+        if extra:
+            yield _lines(extra, page)
     yield _lines(headline.environment(report, page), page)
 
 

@@ -180,14 +180,21 @@ def noun(result: SiteResult) -> tuple[str, str]:
 
 def described(result: SiteResult, page: Page) -> str:
     """What ``result`` compares, for a sentence: ``the VJP of `norm```."""
-    return _described(result.phase, result.kind, page.name(result.reference or result.candidate))
+    name = page.name(result.reference or result.candidate)
+    return _described(result.phase, result.kind, name) + _in_step(result)
 
 
 def blamed(divergence: Divergence, page: Page, limit: int | None = None) -> str:
     """The layer or parameter to blame, for a sentence."""
     name = page.name(divergence.reference or divergence.candidate or divergence.site, limit)
     kind = "input_cotangent" if divergence.phase == "backward" else ""
-    return _described(divergence.phase, kind, name)
+    return _described(divergence.phase, kind, name) + _in_step(divergence)
+
+
+def _in_step(found: SiteResult | Divergence) -> str:
+    if found.step == 1:
+        return ""
+    return f" {found.step}" if found.phase == "update" else f" in step {found.step}"
 
 
 def _described(phase: Phase, kind: str, name: str) -> str:
@@ -210,6 +217,8 @@ def _described(phase: Phase, kind: str, name: str) -> str:
 def label(result: SiteResult) -> tuple[str, str]:
     """For a table: what is in front of the name, and ``reference -> candidate`` or one name."""
     before = {"input": "into ", "input_cotangent": "VJP of "}.get(result.kind, "")
+    if result.step > 1:
+        before = f"step {result.step}: {before}"
     if result.reference == result.candidate:
         return before, result.reference
     return before, f"{result.reference} -> {result.candidate}"
@@ -272,7 +281,8 @@ def row_of(report: Report, divergence: Divergence) -> SiteResult | None:
     rows = [
         s
         for s in report.sites
-        if s.phase == divergence.phase and divergence.site in (s.reference, s.candidate)
+        if (s.phase, s.step) == (divergence.phase, divergence.step)
+        and divergence.site in (s.reference, s.candidate)
     ]
     return max(
         rows,

@@ -65,18 +65,19 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[CrosscheckError], tuple[str, ..
         InvalidArgument,
         ("(8, 8)", "(6, 8)"),
     ),
-    "cuda": (lambda: run(Mlp(), Mlp(), device="cuda"), DeviceUnavailable, ('device="cuda"',)),
+    # PyTorch refuses where there is no GPU, and NumPy where there is one.
+    "cuda": (lambda: run(Mlp(), Stack(), device="cuda"), DeviceUnavailable, ('device="cuda"',)),
     "a device": (lambda: run(Mlp(), Mlp(), device="tpu"), InvalidArgument, ("'tpu'", '"cpu"')),
-    "a loss": (lambda: run(Mlp(), Mlp(), loss="mse"), InvalidArgument, ("loss='mse'", "Leave it")),
+    "a loss": (lambda: run(Mlp(), Mlp(), loss="mse"), InvalidArgument, ("loss='mse'", "targets")),
     "targets": (
         lambda: run(Mlp(), Mlp(), targets=np.zeros(3)),
         InvalidArgument,
-        ("targets=", "Leave it out"),
+        ("targets=", "without loss="),
     ),
     "an optimizer": (
-        lambda: run(Mlp(), Mlp(), optimizer="sgd(lr=0.1)"),
+        lambda: run(Mlp(), Mlp(), optimizer="sdg(lr=0.1)"),
         InvalidArgument,
-        ("optimizer='sgd(lr=0.1)'", "not part of this version"),
+        ("optimizer='sdg(lr=0.1)'", "did you mean `sgd`?"),
     ),
     "steps": (lambda: run(Mlp(), Mlp(), steps=3), InvalidArgument, ("steps=3",)),
     "a tolerance": (

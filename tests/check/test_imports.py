@@ -15,6 +15,7 @@ import crosscheck
 ROOT = Path(crosscheck.__file__).parent
 FRAMEWORKS = {"torch", "tensorflow", "keras", "jax", "flax", "onnx", "onnxruntime", "cupy", "ray"}
 ARRAYS_ONLY = (  # know arrays and site names, and neither frameworks nor adapters
+    "accumulated",
     "align",
     "alignment",
     "arrays",
@@ -55,11 +56,15 @@ ARRAYS_ONLY = (  # know arrays and site names, and neither frameworks nor adapte
     "observers",
     "pairing",
     "perturb",
+    "precision",
+    "quantised",
     "reductions",
     "refine",
+    "settle",
     "severed",
     "structure",
     "taps",
+    "ties",
     "trace",
     "weights/__init__",
     "weights/assign",

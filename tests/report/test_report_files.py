@@ -28,7 +28,7 @@ COVERAGE = ["aligned", "unmatched_reference", "unmatched_candidate", "skipped"]
 COVERAGE += ["parameters_matched", "unmatched_reference_parameters"]
 COVERAGE += ["unmatched_candidate_parameters"]
 TOP = {"schema", "verdict", "seed", "reference", "candidate", "environment", "coverage"}
-TOP |= {"first_divergence", "divergences", "sites", "name", "notes"}
+TOP |= {"first_divergence", "divergences", "sites", "name", "notes", "probes"}
 ALL = [samples.agree, samples.forward_divergence, samples.infinite, samples.hostile]
 ALL += [samples.unmatched, samples.suspect]
 

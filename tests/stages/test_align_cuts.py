@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from crosscheck.align import Aligner
 from tests.stages.graphs import Graph, forced_alignment, pairs
@@ -74,3 +75,35 @@ def test_a_layer_of_another_shape_is_paired_all_the_same() -> None:
     aligner = Aligner(reference, wrong.run(x=X + 1), explicit={}, anchors=anchors)
     assert aligner.refine(wrong.run(x=X + 1)) == 1
     assert pairs(aligner.alignment())["fc"] == "fc"
+
+
+def attention(cut: bool, factor: float = 1.0, packed: int = 12) -> Graph:
+    """A layer with a projection of its own that holds another one's weights, or all in layers."""
+    first = np.concatenate([W[0], W[1]], axis=1)[:, :packed]
+    own = np.float32(factor)
+    graph = Graph()
+    graph.add("norm", "Norm", lambda x: x / 2, "input:x")
+    if cut:
+        graph.add("attn.packed", "Linear", lambda x: x @ first, "norm", parent="attn")
+        graph.add("", "", lambda v: np.tanh(own * v)[:, :6], "attn.packed")
+        graph.add("attn.last", "Linear", lambda h: h @ W[2], "", parent="attn")
+        graph.add("attn", "SelfAttention", lambda y: y, "attn.last")
+    else:
+        graph.add("attn", "Attention", lambda x: np.tanh(own * (x @ first))[:, :6] @ W[2], "norm")
+    graph.add("head", "Linear", lambda h: h @ W[0], "attn")
+    graph.outputs = ("head",)
+    return graph
+
+
+@pytest.mark.parametrize("packed", [6, 12], ids=["same shape", "another shape"])
+@pytest.mark.parametrize("cut_reference", [False, True])
+def test_a_container_is_not_paired_with_its_first_layer(cut_reference: bool, packed: int) -> None:
+    """A layer that holds others' weights too does more than the layer that its own went to."""
+    anchors = [("attn", "attn.packed"), ("attn.out", "attn.last"), ("head", "head")]
+    if cut_reference:
+        anchors = [(c, r) for r, c in anchors]
+    reference = attention(cut_reference, packed=packed).run(x=X)
+    candidate = attention(not cut_reference, 1.5, packed=packed)
+    found = pairs(forced_alignment(reference, candidate, anchors, x=X))
+    found = {c: r for r, c in found.items()} if cut_reference else found
+    assert found["attn"] in ("attn", "attn.last")

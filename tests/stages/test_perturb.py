@@ -15,7 +15,7 @@ from crosscheck.comparisons import Item
 from crosscheck.judging import Judge, Perturbation
 from crosscheck.layout import Layout
 from crosscheck.observers import Forcer, Recorder, chain
-from crosscheck.perturb import _Moved, _noise, measure
+from crosscheck.perturb import Moved, _noise, measure
 from crosscheck.reductions import Reductions
 from crosscheck.run import Runner
 from crosscheck.trace import RunInfo, Trace
@@ -61,7 +61,7 @@ def test_neighbouring_values_and_seeds_are_unrelated() -> None:
 
 def test_values_move_by_their_own_size() -> None:
     values = np.float32([0.0, 1e-30, 1.0, -3e30, np.inf])
-    moved = _Moved({("activation", "a"): values, ("activation", "i"): np.arange(3)}, 0, 2.0**-8)
+    moved = Moved({("activation", "a"): values, ("activation", "i"): np.arange(3)}, 0, 2.0**-8)
     got = moved["activation", "a"]
     assert got.dtype == np.float64
     assert got[0] == 0.0 and got[4] == np.inf
@@ -76,10 +76,10 @@ def test_values_move_by_their_own_size() -> None:
 def test_equal_numbers_of_one_array_stay_equal_in_every_dtype() -> None:
     for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
         ties = np.array([2.5, 1.0, 2.5, -1.0], dtype)
-        got = _Moved({}, 3, U).move(ties, "x")
+        got = Moved({}, 3, U).move(ties, "x")
         assert got[0] == got[2] != 2.5
-        assert np.array_equal(got, _Moved({}, 3, U).move(ties, "x"))
-        assert got[0] != _Moved({}, 3, U).move(ties, "y")[0] != _Moved({}, 4, U).move(ties, "y")[0]
+        assert np.array_equal(got, Moved({}, 3, U).move(ties, "x"))
+        assert got[0] != Moved({}, 3, U).move(ties, "y")[0] != Moved({}, 4, U).move(ties, "y")[0]
 
 
 # -- a model of functions, one after the other -----------------------------------------------------

@@ -1,0 +1,222 @@
+"""The loss: what it is at first, whether it can be learnt, whether it adds up over a batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from crosscheck.auditing.registry import Failure, Looked, Outcome, Skip, check
+from crosscheck.auditing.stepping import Learnt, floor_of, learn
+from crosscheck.auditing.subject import Arrays, Subject
+from crosscheck.losses.targets import Targets
+
+__all__: list[str] = []
+
+FALLEN = 0.2  # of the loss that learning a handful of examples must leave at most
+NOTHING = 0.95  # so much left is nothing learnt
+EXAMPLES, BATCH, STEPS = 4, 16, 150
+RATES = (0.01, 0.001, 0.1)
+MICRO = 1e-3
+
+
+@check("wrong", needs_loss=True)
+def loss_depends_on_the_model(subject: Subject) -> Outcome:
+    """The loss is not the same whatever the model computes (a softmax over a single logit)."""
+    values = [subject.run(train=True).loss]
+    values += [subject.run(train=True, overrides=subject.noise(s)).loss for s in (1, 2, 3)]
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    if len(known) == len(values) and max(known) - min(known) <= 1e-12 * max(abs(known[0]), 1.0):
+        always = "zero" if known[0] == 0 else f"{known[0]:.6g}"
+        return Failure(
+            f"the loss is always {always}, whatever the parameters are (a softmax over a single "
+            "logit?)",
+            "loss",
+            known[0],
+        )
+    if known and known[0] == 0.0:
+        return Failure("the loss is exactly zero", "loss", 0.0, severity="suspicious")
+    return Looked(f"the loss is {values[0]:.4g} and moves with the parameters", values[0])
+
+
+@check("suspicious", needs_loss=True)
+def initial_loss(subject: Subject) -> Outcome:
+    """At initialisation the loss is that of a random guess: ln C for C classes, ln 2 for bits."""
+    if subject.options.get("trained"):
+        return Skip("trained=True: the model is not at its initialisation")
+    logits = {"cross_entropy", "bce_with_logits", "nll"}
+    assert subject.loss is not None
+    if subject.loss.own is not None or not {t.name for t in subject.loss.terms} & logits:
+        return Skip("only classification losses have a guess to compare with")
+    step = subject.run()
+    guess = float(subject.loss_of({k: np.zeros_like(v) for k, v in step.outputs.items()}).value)
+    assert step.loss is not None
+    text = f"the loss starts at {step.loss:.4g}; a random guess has {guess:.4g}"
+    if step.loss > 1.5 * guess:
+        return Failure(f"{text}: the first outputs are too sure of themselves", "loss", step.loss)
+    if step.loss < 0.5 * guess:
+        return Failure(
+            f"{text}: is the model trained (trained=True), or does the target leak into the input?",
+            "loss",
+            step.loss,
+            severity="note",
+        )
+    return Looked(text, step.loss)
+
+
+@check("wrong", needs_loss=True)
+def gradient_is_clipped_not_the_loss(subject: Subject) -> Outcome:
+    """However large the loss of an example grows, its gradient does not vanish."""
+    step = subject.run()
+    assert step.loss is not None and subject.loss is not None
+    for factor in (10.0, 100.0, 1000.0):
+        far = {k: (v * -factor if v.dtype.kind == "f" else v) for k, v in step.outputs.items()}
+        found = subject.loss_of(far)
+        value = float(found.value)
+        gone = all(not np.any(g) for g in found.gradients.values())
+        if math.isfinite(value) and value > max(step.loss, 0.0) and gone:
+            return Failure(
+                f"where the loss is {value:.4g} its gradient is zero: is the loss clipped? Clip "
+                "the gradient instead",
+                "loss",
+                value,
+            )
+    return Looked("the gradient stays where the loss is large")
+
+
+@check("wrong", needs_loss=True)
+def overfits_a_few_examples(subject: Subject) -> Outcome:
+    """A handful of examples can be learnt by heart."""
+    inputs, targets = _some(subject, EXAMPLES)
+    examples = next((len(v) for v in inputs.values() if v.ndim), 1)
+    floor = subject.options.get("lowest_loss")
+    best, left = Learnt(), math.inf
+    for rate in RATES:
+        found = learn(subject, inputs, targets, steps=_steps(subject), lr=rate)
+        first, last = found.losses[0], found.lowest
+        if (last - (floor or 0.0)) > FALLEN * (first - (floor or 0.0)) and floor is None:
+            floor = min(floor_of(subject, inputs, targets), last)
+        low = float(floor or 0.0)
+        share = (last - low) / (first - low) if first > low else 0.0
+        if share < left or not best.losses:
+            best, left = found, share
+        if left <= FALLEN:
+            break
+    details = {"losses": best.losses, "predictions": best.watched, "lr": best.lr}
+    text = (
+        f"the loss of {examples} examples went from {best.losses[0]:.4g} to {best.lowest:.4g} "
+        f"in {len(best.losses) - 1} steps of Adam (lr {best.lr:g})"
+    )
+    if not math.isfinite(best.lowest):
+        return Failure(f"{text}: it is not finite", "loss", best.lowest, details=details)
+    if left > NOTHING:
+        return Failure(f"{text}: nothing is learnt", "loss", left, details=details)
+    if left > FALLEN:
+        return Failure(
+            f"{text}: less than {1 - FALLEN:.0%} of it can be learnt (lowest_loss= where the loss "
+            "has a floor)",
+            "loss",
+            left,
+            "suspicious",
+            details,
+        )
+    return Looked(text, left, details)
+
+
+def _some(subject: Subject, n: int) -> tuple[Arrays, Targets]:
+    """So many examples, or the whole batch where it cannot be taken apart."""
+    if subject.batch <= n or subject.separable():
+        return subject.inputs, subject.targets
+    return subject.part(slice(0, n))
+
+
+def _steps(subject: Subject) -> int:
+    return int(subject.options.get("overfit_steps", STEPS))
+
+
+@check("suspicious", needs_loss=True)
+def inputs_matter(subject: Subject) -> Outcome:
+    """Learning with the real inputs goes further than with inputs of zeros."""
+    floats = [k for k, v in subject.inputs.items() if v.dtype.kind == "f" and v.size]
+    if not floats:
+        return Skip("no floating-point input to leave out")
+    if subject.batch < 2:
+        return Skip("a single example can be learnt without looking at it: give a batch")
+    inputs, targets = _some(subject, BATCH)
+    blank = {k: np.zeros_like(v) if k in floats else v for k, v in inputs.items()}
+    steps = _steps(subject) // 2
+    real, blind = (learn(subject, given, targets, steps=steps) for given in (inputs, blank))
+    text = f"after {len(real.losses) - 1} steps the loss is {real.lowest:.4g} with the inputs"
+    text += f", {blind.lowest:.4g} with zeros"
+    if blind.lowest < 0.02 * abs(blind.losses[0]):
+        return Skip(f"{text}: these targets can be learnt without the inputs")
+    if not real.lowest < blind.lowest:
+        return Failure(f"{text}: the model does not use its input", "loss", real.lowest)
+    return Looked(text, real.lowest / blind.lowest if blind.lowest else None)
+
+
+@check("suspicious", needs_loss=True)
+def accumulation_equals_the_large_batch(subject: Subject) -> Outcome:
+    """Gradients of parts of the batch add up to the gradient of the whole."""
+    if why := subject.separable():
+        return Skip(why)
+    n, whole = subject.batch, subject.run()
+    parts, weights = [], []
+    for rows in (slice(0, n // 2), slice(n // 2, n)):
+        inputs, targets = subject.part(rows)
+        parts.append(subject.run(inputs=inputs, targets=targets).gradients)
+        weights.append((rows.stop - rows.start) / n)
+    names = [k for k in whole.gradients if all(k in p for p in parts)]
+    scale = max((float(np.linalg.norm(whole.gradients[k].astype(float))) for k in names), default=0)
+    if scale == 0:
+        return Skip("all gradients are zero, and zeros add up to anything")
+    off = {}
+    for rule, factors in (("mean", weights), ("sum", [1.0, 1.0])):
+        off[rule] = max(
+            (_distance(whole.gradients[k], parts, factors, k) / scale, k) for k in names
+        )
+    rule, (error, name) = min(off.items(), key=lambda item: item[1][0])
+    if error > MICRO:
+        return Failure(
+            f"the gradient of `{name}` is neither the mean nor the sum over the halves of the "
+            f"batch (off by {error:.2g}): {_divisor(subject)}",
+            name,
+            error,
+            "note" if _weighted(subject) else "suspicious",
+        )
+    return Looked(f"the {rule} over two halves is the gradient of the whole", error)
+
+
+def _weighted(subject: Subject) -> bool:
+    """Whether the loss is known to divide by something that differs from part to part."""
+    assert subject.loss is not None
+    targets = subject.targets
+    arrays = targets.values() if isinstance(targets, Mapping) else [targets]
+    for term in subject.loss.terms:
+        ignored = term.options.get("ignore_index", -100)
+        if "weight" in term.options or any(
+            a is not None and a.dtype.kind in "iu" and bool(np.any(a == ignored)) for a in arrays
+        ):
+            return True
+    return False
+
+
+def _divisor(subject: Subject) -> str:
+    if _weighted(subject):
+        return (
+            "the loss divides by the weight of what counts (ignore_index, class weights), which "
+            "differs from part to part; when accumulating, divide by that of the whole"
+        )
+    return (
+        "the loss divides by something else than the batch (padding?), or examples depend on each "
+        "other"
+    )
+
+
+def _distance(
+    whole: np.ndarray, parts: list[Mapping[str, np.ndarray]], factors: list[float], name: str
+) -> float:
+    total: Any = sum(f * p[name].astype(np.float64) for f, p in zip(factors, parts, strict=True))
+    return float(np.linalg.norm(total - whole))

@@ -1,0 +1,299 @@
+"""Hypotheses on attention whose queries, keys and values are values of their own.
+
+Scores (B, H, T, S) are q kᵀ · scale, perhaps through a soft cap c · tanh(s/c), with a mask; the
+result is softmax(scores) v with its heads side by side again. Fewer heads of keys than of queries
+are shared by neighbours (Ainslie et al. 2023). For packed projections see `attention`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from crosscheck.explain.evidence import Evidence, Proposal
+from crosscheck.explain.registry import register
+
+__all__ = ["Attention", "softmax", "variants"]
+
+MASKED = -1e4  # a score below this is masked, by whatever number
+LAYOUTS = ("flat", "dim-major", "heads first", "heads second")
+SHARED = {"neighbours": "repeat_interleave", "around": "tile"}
+CAPS = (50.0, 30.0, 20.0, 10.0, 5.0)
+MOST_VALUES = 6  # at hand, the latest; and of those that layers made, the ones tried as q, k, v
+MOST_MADE = 4
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How scores, and what is made of them, come about.
+
+    Attributes:
+        q, k, v: names of the values; ``v`` and ``weights`` are empty where scores are the end.
+        heads: of the queries.
+        layout: of all three: (B, T, H·D) ``"flat"`` or ``"dim-major"`` (D outermost), (B, H, T, D)
+            ``"heads first"``, (B, T, H, D) ``"heads second"``.
+        scale: what products are multiplied by: a key of `_scales`.
+        cap: soft cap; 0: none.
+        shared: how fewer heads of keys are spread over the queries'.
+        mask: ``"reference"``: the scores' own; else a key of `_MASKS`.
+        axis: of the softmax.
+        merged: how heads are put side by side: as `layout`; ``"unmoved"``: reshaped as they are.
+    """
+
+    q: str
+    k: str
+    heads: int
+    layout: str
+    v: str = ""
+    scale: str = "1/√(head size)"
+    cap: float = 0.0
+    shared: str = "neighbours"
+    mask: str = "reference"
+    merged: str = "flat"
+    axis: int = -1
+
+    def scores(self, e: Evidence) -> np.ndarray:
+        """(B, H, T, S), the reference's own numbers where its scores are masked."""
+        q = cut(e.nearby[self.q], self.heads, self.layout)
+        size = q.shape[-1]
+        k = self._spread(e.nearby[self.k], size)
+        s = q @ k.swapaxes(-1, -2) * _scales(size, self.heads)[self.scale]
+        s = self.cap * np.tanh(s / self.cap) if self.cap else s
+        if self.mask == "reference":
+            return np.where(e.reference < MASKED, e.reference, s) if not self.v else s
+        if self.mask == "inverted":
+            return np.asarray(np.where(e.reference < MASKED, s, np.min(e.reference)))
+        fill = np.min(e.reference) if not self.v else -np.inf
+        return np.where(_visible(self.mask, s.shape[-2:]), s, fill)
+
+    def __call__(self, e: Evidence) -> np.ndarray:
+        """The scores, or with ``v`` the weighted values, as the value at the site has them."""
+        if not self.v:
+            return self.scores(e)
+        weights = softmax(self.scores(e), self.axis)
+        v = self._spread(e.nearby[self.v], e.nearby[self.q].size // self._rows(e))
+        return join(weights @ v, self.merged, e.reference.shape)
+
+    def _rows(self, e: Evidence) -> int:
+        """B · T · H of the queries."""
+        q = cut(e.nearby[self.q], self.heads, self.layout)
+        return math.prod(q.shape[:3])
+
+    def _spread(self, value: np.ndarray, size: int) -> np.ndarray:
+        heads = self.heads
+        if self.layout in ("flat", "dim-major"):
+            heads = value.shape[-1] // size
+        value = cut(value, heads, self.layout)
+        times = self.heads // value.shape[1]
+        if self.shared == "neighbours":
+            return np.repeat(value, times, axis=1)
+        return np.tile(value, (1, times, 1, 1))
+
+
+def cut(value: np.ndarray, heads: int, layout: str) -> np.ndarray:
+    """(B, H, T, D) of a value in one of `LAYOUTS`."""
+    if layout == "heads first":
+        return value
+    if layout == "heads second":
+        return value.swapaxes(1, 2)
+    b, t, width = value.shape
+    if layout == "flat":
+        return value.reshape(b, t, heads, width // heads).swapaxes(1, 2)
+    return value.reshape(b, t, width // heads, heads).transpose(0, 3, 1, 2)
+
+
+def join(value: np.ndarray, merged: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Heads (B, H, T, D) put together into ``shape``."""
+    if merged == "flat" and value.shape != shape:
+        value = value.swapaxes(1, 2)
+    if merged == "dim-major":
+        value = value.transpose(0, 2, 3, 1)
+    return value.reshape(shape)
+
+
+def softmax(scores: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Along one axis."""
+    e = np.exp(scores - scores.max(axis, keepdims=True))
+    return np.asarray(e / e.sum(axis, keepdims=True))
+
+
+def _visible(mask: str, shape: tuple[int, int]) -> np.ndarray:
+    ones = np.ones(shape, dtype=bool)
+    offset = shape[1] - shape[0]
+    return {
+        "none": ones,
+        "causal": np.tril(ones, offset),
+        "anticausal": np.triu(ones, offset),
+        "next": np.tril(ones, offset + 1),
+        "self": np.tril(ones, offset - 1),
+    }[mask]
+
+
+_MASKS = {
+    "none": "every position sees all others",
+    "causal": "a position sees itself and the past alone",
+    "anticausal": "the mask is turned around: the past is hidden, not the future",
+    "next": "the mask lets a position see its successor",
+    "self": "the mask hides a position from itself",
+    "inverted": "the mask is inverted: it hides what it should leave",
+}
+
+
+def _scales(size: int, heads: int) -> dict[str, float]:
+    return {
+        "1/√(head size)": 1.0 / math.sqrt(size),
+        "1 (no scale)": 1.0,
+        "1/(head size)": 1.0 / size,
+        "1/√(model width)": 1.0 / math.sqrt(size * heads),
+        "√(head size)": math.sqrt(size),
+    }
+
+
+@register("forward")
+def separate_heads(e: Evidence) -> Iterator[Proposal]:
+    """Scores or weighted values with heads, scale, cap, mask or layout otherwise."""
+    ours = _reference(e)
+    if ours is not None:
+        yield from variants(e, ours)
+
+
+def variants(e: Evidence, ours: Attention) -> Iterator[Proposal]:
+    """Everything that attention may do otherwise, where the reference does ``ours``."""
+    size = cut(e.nearby[ours.q], ours.heads, ours.layout).shape[-1]
+    shared = "around" if ours.shared == "neighbours" else "neighbours"
+    yield Proposal(
+        "head_sharing",
+        f"heads of keys are spread over the queries' as by {SHARED[shared]}, not "
+        f"{SHARED[ours.shared]}",
+        replace(ours, shared=shared),
+    )
+    for scale in _scales(size, ours.heads):
+        if scale != ours.scale:
+            text = f"scores are scaled by {scale}; in the reference by {ours.scale}"
+            yield Proposal("attention_scale", text, replace(ours, scale=scale))
+    if ours.v:
+        text = "softmax over the queries instead of the keys"
+        yield Proposal("softmax_axis", text, replace(ours, axis=-2))
+    yield from _masks(e, ours)
+    yield from _caps(e, ours)
+    for layout in ("flat", "dim-major"):
+        if ours.layout in ("flat", "dim-major") and layout != ours.layout:
+            text = f"heads are cut out of the width {_CUT[layout]}, not {_CUT[ours.layout]}"
+            yield Proposal("head_layout", text, replace(ours, layout=layout))
+    for merged in ("flat", "dim-major", "unmoved"):
+        if ours.v and merged != ours.merged:
+            text = f"heads are put together {_JOINED[merged]}, not {_JOINED[ours.merged]}"
+            yield Proposal("head_merge", text, replace(ours, merged=merged))
+
+
+_CUT = {"flat": "one after the other", "dim-major": "in turn"}
+_JOINED = {
+    "flat": "one after the other",
+    "dim-major": "in turn",
+    "unmoved": "by a reshape without moving them back",
+}
+
+
+def _masks(e: Evidence, ours: Attention) -> Iterator[Proposal]:
+    if not ours.v and not (e.reference < MASKED).any():
+        return
+    for mask, text in _MASKS.items():
+        if mask != ours.mask and not (ours.v and mask == "inverted"):
+            yield Proposal("attention_mask", text, replace(ours, mask=mask))
+
+
+def _caps(e: Evidence, ours: Attention) -> Iterator[Proposal]:
+    if ours.cap:
+        text = f"the soft cap of {ours.cap:g} is missing"
+        yield Proposal("soft_cap", text, replace(ours, cap=0.0))
+        return
+    if ours.v:
+        return
+    for cap in CAPS:
+        yield Proposal("soft_cap", f"a soft cap of {cap:g} is applied", replace(ours, cap=cap))
+
+
+def _reference(e: Evidence) -> Attention | None:
+    """How the reference attends; None where it does not."""
+    if not e.nearby or e.reference.ndim not in (3, 4):
+        return None
+    values = {n: v for n, v in e.nearby.items() if v.ndim in (3, 4)}
+    names = list(values)[-MOST_VALUES:]
+    if e.reference.ndim == 4:
+        for q, k in itertools.permutations(names, 2):
+            found = _fitting(e, Attention(q, k, e.reference.shape[1], "flat"), CAPS)
+            if found is not None:
+                return found
+    made = [name for name in names if not name.endswith("(input)")][-MOST_MADE:]
+    for q, k, v in itertools.permutations(made, 3):
+        for heads, mask in itertools.product(_head_counts(e, values[q]), ("none", "causal")):
+            found = _fitting(e, Attention(q, k, heads, "flat", v, mask=mask), ())
+            if found is not None:
+                return found
+    return None
+
+
+def _head_counts(e: Evidence, q: np.ndarray) -> list[int]:
+    if q.ndim == 4:
+        return [q.shape[1]] if e.reference.size == q.size else []
+    if q.shape != e.reference.shape:
+        return []
+    return [h for h in range(1, 17) if q.shape[-1] % h == 0]
+
+
+def _fitting(e: Evidence, one: Attention, caps: tuple[float, ...]) -> Attention | None:
+    """What reproduces the reference, of all layouts, scales and soft caps."""
+    for layout in LAYOUTS:
+        one = replace(one, layout=layout)
+        if not _is_possible(e, one):
+            continue
+        size = cut(e.nearby[one.q], one.heads, layout).shape[-1]
+        for scale, cap in itertools.product(_scales(size, one.heads), (0.0, *caps)):
+            made = replace(one, scale=scale, cap=cap)
+            if _is_near(e, made) and e.fits_reference(made(e)):
+                return made
+    return None
+
+
+def _is_possible(e: Evidence, one: Attention) -> bool:
+    """Whether the shapes allow it, without an attempt."""
+    values = [e.nearby[name] for name in (one.q, one.k, one.v) if name]
+    wide = one.layout in ("flat", "dim-major")
+    if any(v.ndim != (3 if wide else 4) for v in values):
+        return False
+    q, k = values[0], values[1]
+    if wide:
+        if q.shape[-1] % one.heads:
+            return False
+        size = q.shape[-1] // one.heads
+        fits = k.shape[-1] % size == 0 and one.heads % (k.shape[-1] // size) == 0
+        lengths = (q.shape[1], k.shape[1])
+    else:
+        axis = 1 if one.layout == "heads first" else 2
+        fits = q.shape[-1] == k.shape[-1] and q.shape[axis] == one.heads
+        fits = fits and k.shape[axis] > 0 and one.heads % k.shape[axis] == 0
+        lengths = (q.shape[3 - axis], k.shape[3 - axis])
+    if one.v:
+        return fits and values[2].shape == k.shape
+    return fits and e.reference.shape == (q.shape[0], one.heads, *lengths)
+
+
+def _is_near(e: Evidence, made: Attention) -> bool:
+    """A first look that spares most of the work: the last query of the first example."""
+    q = cut(e.nearby[made.q][:1], made.heads, made.layout)[:, :, -1:]
+    k = made._spread(e.nearby[made.k][:1], q.shape[-1])
+    s = (q @ k.swapaxes(-1, -2)) * _scales(q.shape[-1], made.heads)[made.scale]
+    s = made.cap * np.tanh(s / made.cap) if made.cap else s
+    if not made.v:
+        right = e.reference[:1, :, -1:]
+        seen = right > MASKED
+        return bool(np.allclose(s[seen], right[seen], rtol=1e-3, atol=1e-3))
+    heads = softmax(s) @ made._spread(e.nearby[made.v][:1], q.shape[-1])  # it sees all others
+    right = e.reference[0].reshape(heads.shape[1], -1, heads.shape[-1])[:, -1]
+    if e.reference.ndim == 3:
+        right = e.reference[0, -1].reshape(heads.shape[1], -1)
+    return bool(np.allclose(heads[0, :, 0], right, rtol=1e-3, atol=1e-3))

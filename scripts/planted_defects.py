@@ -75,9 +75,9 @@ def honest_pairs() -> Iterator[tuple[str, Pair, str]]:
             yield f"{family}: numpy - keras", numpy_against_keras(pair), "keras"
 
 
-def check_defect(pair: Pair, defect: Defect, seed: int) -> Report:
-    """Plant a defect in a fresh candidate and check it."""
-    options: dict[str, Any] = {"seed": seed, "train": defect.train}
+def check_defect(pair: Pair, defect: Defect, seed: int, **more: Any) -> Report:
+    """Plant a defect in a fresh candidate and check it; ``more`` goes to the check."""
+    options: dict[str, Any] = {"seed": seed, "train": defect.train, **more}
     if NEEDS.get(defect.candidate) == "onnxruntime":
         options["weights"] = "keep"  # an export has its own; a copy would mend them
     if not defect.keep_weights:

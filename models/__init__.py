@@ -1,1 +1,1 @@
-"""Three small networks, each as a PyTorch reference, a NumPy net by hand and a Keras port."""
+"""Small networks, each as a PyTorch reference, a NumPy net by hand and a Keras port."""

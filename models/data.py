@@ -7,6 +7,7 @@ import functools
 import numpy as np
 
 VOCABULARY = "\n" + "".join(map(chr, range(32, 127)))  # newline and printable ASCII: 96 characters
+PADDING, START, END = 96, 97, 98  # tokens that are no character
 
 
 def digits_batch(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -27,6 +28,41 @@ def text_batch(seed: int, batch: int, length: int) -> np.ndarray:
     tokens = text_tokens()
     start = np.random.default_rng(seed).integers(0, len(tokens) - length, batch)
     return tokens[start[:, None] + np.arange(length)]  # (batch, length)
+
+
+def kinds(tokens: np.ndarray) -> np.ndarray:
+    """What each token is: 0 a letter, 1 a digit, 2 a blank or a newline, 3 another character."""
+    table = [
+        0 if c.isalpha() else 1 if c.isdigit() else 2 if c.isspace() else 3 for c in VOCABULARY
+    ]
+    return np.array(table, dtype=np.int64)[tokens]
+
+
+def passage_pairs(
+    seed: int, lengths: tuple[int, ...], width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Two passages a row, padded to ``width``: START, the first, END, the second, END.
+
+    ``lengths`` counts all five; 0 is a row of padding alone. Returns tokens, types (0 up to the
+    first END, 1 up to the second) and presence (0 is padding), (batch, width) int64 each, and
+    labels (batch,): 1 where the second passage follows the first in the text.
+    """
+    rng, text = np.random.default_rng(seed), text_tokens()
+    tokens = np.full((len(lengths), width), PADDING, dtype=np.int64)
+    types, present = np.zeros_like(tokens), np.zeros_like(tokens)
+    labels = np.zeros(len(lengths), dtype=np.int64)
+    for row, length in enumerate(lengths):
+        if not length:
+            continue
+        first = (length - 3) // 2
+        start = int(rng.integers(0, len(text) - length))
+        labels[row] = rng.integers(2)
+        then = start + first if labels[row] else int(rng.integers(0, len(text) - length))
+        second = text[then : then + length - 3 - first]
+        tokens[row, :length] = [START, *text[start : start + first], END, *second, END]
+        types[row, first + 2 : length] = 1
+        present[row, :length] = 1
+    return tokens, types, present, labels
 
 
 @functools.cache

@@ -60,7 +60,9 @@ def alter(path: str, alteration: Callable[[Any], None]) -> Callable[[Any], None]
 
 def find(model: Any, path: str) -> Any:
     """The layer at a site: ``blocks.0.attn`` in a NumPy net and in a Flax module, ``blocks_0/attn``
-    in a Keras model."""
+    in a Keras model; the model itself at an empty one."""
+    if not path:
+        return model
     if isinstance(model, Layer):
         return dict(model.named_layers())[path]
     if not hasattr(model, "get_layer"):

@@ -34,6 +34,17 @@ class LeakyReLU(Layer):
         return array_namespace(dy).where(self._x > 0, dy, self.slope * dy)
 
 
+class Tanh(Layer):
+    """tanh x, with derivative 1 - tanh² x."""
+
+    def forward(self, x: Array) -> Array:
+        self._y = array_namespace(x).tanh(x)
+        return self._y
+
+    def backward(self, dy: Array) -> Array:
+        return dy * (1 - self._y**2)
+
+
 class Hardswish(Layer):
     """x · min(max(x + 3, 0), 6) / 6 (Howard et al., Searching for MobileNetV3, 2019)."""
 
@@ -80,3 +91,19 @@ class Softmax(Layer):
 
     def backward(self, dy: Array) -> Array:
         return self._p * (dy - (dy * self._p).sum(axis=self.axis, keepdims=True))
+
+
+class LogSoftmax(Layer):
+    """log pᵢ = xᵢ - log Σⱼ exp(xⱼ) along the last axis, shifted by max x against overflow.
+
+    ∂ log pᵢ/∂xⱼ = δᵢⱼ - pⱼ, hence dx = dy - p · Σ dy.
+    """
+
+    def forward(self, x: Array) -> Array:
+        xp = array_namespace(x)
+        x = x - x.max(axis=-1, keepdims=True)
+        self._y = x - xp.log(xp.exp(x).sum(axis=-1, keepdims=True))
+        return self._y
+
+    def backward(self, dy: Array) -> Array:
+        return dy - array_namespace(dy).exp(self._y) * dy.sum(axis=-1, keepdims=True)

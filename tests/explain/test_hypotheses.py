@@ -39,6 +39,24 @@ def test_weights(candidate: Array, statement: str) -> None:
     assert told(weights(W, candidate))[0] == statement
 
 
+def test_packed_rows_split_by_head() -> None:
+    packed = normal((36, 7))
+    by_head = packed.reshape(3, 4, 3, 7).swapaxes(0, 1).reshape(36, 7)
+    assert "axis 0 is split by head first: 4 heads of 3 parts each" in told(
+        weights(packed, by_head)
+    )
+    assert "axis 0 is split by part first: 3 parts of 4 heads each" in told(
+        weights(by_head, packed)
+    )
+
+
+def test_one_added_to_the_forget_gate() -> None:
+    bias = normal((12,))
+    known = parameter("bias", bias, "lstm", ("gates:ifgo",))
+    found = weights(bias, bias + np.repeat([0.0, 1.0, 0.0, 0.0], 3), parameter=known)
+    assert told(found) == ["+1 is added to the part of gate f"]
+
+
 def test_a_parameter_that_holds_another() -> None:
     other = normal((6, 6), 2)
     found = weights(W, other, others={"fc2.weight": other})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import textwrap
+import types
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ import pytest
 
 from crosscheck.errors import InvalidArgument
 from crosscheck.explain import Evidence, Proposal, causes, hypotheses, register, unregister
+from crosscheck.explain.registry import GROUP, load_installed
+from crosscheck.pair import load_pair
 
 from .kit import evidence, forward, normal, told
 
@@ -116,6 +120,73 @@ def test_a_hypothesis_of_ones_own(own: list[object]) -> None:
     own.append(wavy)
     assert wavy in hypotheses("forward") and wavy not in hypotheses("weights")
     assert told(forward(lambda x: x**2, lambda x: x**2 + np.sin(50 * x**2))) == ["a wave is added"]
+
+
+def test_hypotheses_of_an_installed_package(
+    own: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that registers when it is loaded, and one that cannot be."""
+    made = types.ModuleType("elsewhere_hypotheses")
+    source = """
+    from crosscheck.explain import Proposal, register
+
+    @register("forward")
+    def squared(e):
+        yield Proposal("squared", "the output is squared", lambda e: e.reference**2)
+    """
+
+    def load(point: EntryPoint) -> object:
+        if point.name == "broken":
+            raise ImportError("no such module")
+        exec(textwrap.dedent(source), made.__dict__)
+        own.append(made.__dict__["squared"])
+        return made
+
+    points = [EntryPoint(n, "elsewhere_hypotheses", GROUP) for n in ("broken", "good")]
+    monkeypatch.setattr(EntryPoint, "load", load)
+    monkeypatch.setattr(
+        "importlib.metadata.entry_points", lambda *, group: points if group == GROUP else []
+    )
+    load_installed.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="`broken`.*left out: ImportError: no such module"):
+            found = forward(lambda x: np.sin(x) + 2, lambda x: (np.sin(x) + 2) ** 2)
+    finally:
+        load_installed.cache_clear()
+    assert told(found) == ["the output is squared"]
+
+
+def test_a_pair_file_brings_its_own_hypotheses(own: list[object], tmp_path: Path) -> None:
+    """`crosscheck run` loads the file; what it registers is asked like the rest."""
+    (tmp_path / "pair.py").write_text(
+        textwrap.dedent(
+            """
+            import numpy as np
+            import crosscheck
+            from crosscheck.explain import Proposal, register
+            from tests.check.kit import replace
+            from tests.check.numpy_models import Affine, Stack
+
+            @register("forward")
+            def bent(evidence):
+                yield Proposal("bent", "its arctangent is taken", lambda e: np.arctan(e.reference))
+
+            def wrong():
+                net = Stack(Affine(6, 8))
+                replace(net.layers[0], "forward", lambda self, call, x: np.arctan(call(x)))
+                return net
+
+            pair = crosscheck.Pair(
+                lambda: Stack(Affine(6, 8)), wrong, "float32[5,6]", gradients=False
+            )
+            """
+        )
+    )
+    pair = load_pair(tmp_path)
+    own.extend(h for h in hypotheses("forward") if h.__name__ == "bent")
+    first = pair.check().first_divergence
+    assert first is not None
+    assert [c.statement for c in first.causes if c.verified] == ["its arctangent is taken"]
 
 
 @pytest.mark.parametrize("phases", [(), ("forwards",)])

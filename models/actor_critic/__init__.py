@@ -1,0 +1,1 @@
+"""A policy and a value from one trunk."""

@@ -1,0 +1,1 @@
+"""Does one passage follow the other? A BERT-style encoder with padding."""

@@ -1,0 +1,1 @@
+"""LeNet-5 with its trainable subsampling, on pictures of four digits."""

@@ -1,0 +1,1 @@
+"""A character-level decoder in the style of Llama."""

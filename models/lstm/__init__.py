@@ -1,0 +1,1 @@
+"""What kind of character comes next? A bidirectional LSTM."""

@@ -1,0 +1,1 @@
+"""A small MobileNetV3 on handwritten digits: depthwise separable, with squeeze and excitation."""

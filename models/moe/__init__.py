@@ -1,0 +1,1 @@
+"""Which character comes next? A mixture of experts."""

@@ -1,0 +1,1 @@
+"""A variational autoencoder of handwritten digits, its noise given from outside."""

@@ -338,7 +338,8 @@ def _noticed(*values: np.ndarray) -> float:
 
 def _is_glue_of(trace: Trace, site: str, value: np.ndarray) -> bool:
     """Whether ``value`` goes, in whatever layout, into the next layer after ``site`` whose input no
-    site has produced."""
+    site has produced, and is not only the site's own value in another layout (heads apart)."""
+    own = fingerprint(trace.values["activation", site])
     keys = iter(trace.values)
     for key in keys:
         if key == ("activation", site):
@@ -348,7 +349,10 @@ def _is_glue_of(trace: Trace, site: str, value: np.ndarray) -> bool:
             made = trace.values[kind, slot]
             if size_and_kind(made) != size_and_kind(value):
                 return False
-            return bool(looks_like(fingerprint(made)[None], fingerprint(value)).all())
+            print_of_made = fingerprint(made)[None]
+            if looks_like(print_of_made, own).all():
+                return False
+            return bool(looks_like(print_of_made, fingerprint(value)).all())
     return False
 
 

@@ -1,1 +1,1 @@
-"""Small networks, each as a PyTorch reference, a NumPy net by hand and a Keras port."""
+"""Small networks, each as a PyTorch reference, a NumPy net by hand, and ports to Keras and Flax."""

@@ -74,14 +74,18 @@ def numpy_rewrite(name: str, cls: type, **methods: Any) -> Rewrite:
     )
 
 
+def bias_of(layer: Any) -> Array:
+    return layer.params.get("bias", 0)  # an integer: adding it leaves every dtype as it is
+
+
 def reversed_sum(self: Any, x: Array) -> Array:
     self._x = x
-    return x[..., ::-1] @ self.params["weight"][::-1] + self.params["bias"]
+    return x[..., ::-1] @ self.params["weight"][::-1] + bias_of(self)
 
 
 def split_sum(self: Any, x: Array) -> Array:
     self._x, weight, k = x, self.params["weight"], x.shape[-1] // 2
-    return x[..., :k] @ weight[:k] + (x[..., k:] @ weight[k:] + self.params["bias"])
+    return x[..., :k] @ weight[:k] + (x[..., k:] @ weight[k:] + bias_of(self))
 
 
 def one_after_another(self: Any, x: Array) -> Array:
@@ -90,26 +94,27 @@ def one_after_another(self: Any, x: Array) -> Array:
     y = np.zeros((*x.shape[:-1], weight.shape[1]), x.dtype)
     for i in range(weight.shape[0]):
         y = y + x[..., i : i + 1] * weight[i]
-    return y + self.params["bias"]
+    return y + bias_of(self)
 
 
 def by_einsum(self: Any, x: Array) -> Array:
     self._x = x
-    return np.einsum("...i,io->...o", x, self.params["weight"]) + self.params["bias"]
+    return np.einsum("...i,io->...o", x, self.params["weight"]) + bias_of(self)
 
 
 def transposed_product(self: Any, x: Array) -> Array:
     self._x = x
     flat = x.reshape(-1, x.shape[-1])
     y = np.ascontiguousarray(self.params["weight"].T) @ np.ascontiguousarray(flat.T)
-    return y.T.reshape(*x.shape[:-1], -1) + self.params["bias"]
+    return y.T.reshape(*x.shape[:-1], -1) + bias_of(self)
 
 
 def with_bias_inside(self: Any, x: Array) -> Array:
     """[x 1] [W; b]: one product."""
     self._x = x
     ones = np.ones((*x.shape[:-1], 1), x.dtype)
-    both = np.concatenate([self.params["weight"], self.params["bias"][None]])
+    bias = np.broadcast_to(bias_of(self), (1, self.params["weight"].shape[1]))
+    both = np.concatenate([self.params["weight"], bias])
     return np.concatenate([x, ones], -1) @ both.astype(x.dtype)
 
 
@@ -118,7 +123,8 @@ def gradients_by_example(self: Any, dy: Array) -> Array:
     for x, d in zip(self._x, dy, strict=True):
         x, d = x.reshape(-1, x.shape[-1]), d.reshape(-1, d.shape[-1])
         self.accumulate("weight", x.T @ d)
-        self.accumulate("bias", d.sum(axis=0))
+        if "bias" in self.params:
+            self.accumulate("bias", d.sum(axis=0))
     return dy @ self.params["weight"].T
 
 

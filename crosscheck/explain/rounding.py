@@ -37,4 +37,6 @@ def either(
     finite = value[np.isfinite(value)]
     size = float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
     apart = 4.0 * unit * (np.abs(value) + size)
-    return to(value - apart), to(value + apart)
+    low, high = to(value - apart), to(value + apart)
+    closed = high - low <= 4.0 * apart  # near zero a type is finer than what is known of the value
+    return np.where(closed, to(value), low), np.where(closed, to(value), high)

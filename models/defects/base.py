@@ -22,7 +22,7 @@ class Defect:
     """
 
     name: str
-    family: str  # "mlp", "cnn" or "gpt"
+    family: str  # a folder of `models/`
     candidate: str  # "numpy", "keras", "jax" or "onnx"
     mistake: str
     source: str  # where it was made: repository#issue; empty if nowhere that we know of

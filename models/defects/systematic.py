@@ -20,6 +20,7 @@ from models.defects.around import Change, around
 from models.defects.base import Defect, alter, change, find
 
 FACTOR, SHIFT = 1.001, 0.01
+VISIBLE_EPS = 1e-7  # beside a variance of one, float32 cannot hold a smaller one
 HALF = np.float16
 
 
@@ -106,10 +107,12 @@ Planted = tuple[str, Any, str, Callable[[Any], None], bool]
 """Site, phase, mistake, injection, whether the weights are kept."""
 
 
-def output(mistake: str, made: Change) -> Callable[..., Iterator[Planted]]:
-    """A change of what a layer returns."""
+def output(mistake: str, made: Change, *, width: int = 1) -> Callable[..., Iterator[Planted]]:
+    """A change of what a layer returns, where its last axis is at least ``width``."""
 
     def plant(model: Any, framework: str, place: Place) -> Iterator[Planted]:
+        if not place.shape or place.shape[-1] < width:
+            return
         inject = around(framework, place.path, change=made)
         yield place.path, "forward", mistake, inject, False
 
@@ -174,7 +177,7 @@ def eps(factor: float) -> Callable[..., Iterator[Planted]]:
         layer = find(model, place.path)
         for name in ("eps", "epsilon"):
             value = getattr(layer, name, None)
-            if isinstance(value, float):
+            if isinstance(value, float) and value >= VISIBLE_EPS:
                 mistake = f"eps {value * factor:g} for {value:g}"
                 inject = change(place.path, **{name: value * factor})
                 yield place.path, "forward", mistake, inject, False
@@ -224,6 +227,7 @@ KINDS: tuple[tuple[str, Callable[..., Iterator[Planted]]], ...] = (
         output(
             "output rolled by one along the last axis",
             Change(lambda a, y: a.roll(y, -1), lambda dy: np.roll(dy, -1, -1)),
+            width=3,  # of two, it is an exchange
         ),
     ),
     (
@@ -251,7 +255,10 @@ KINDS: tuple[tuple[str, Callable[..., Iterator[Planted]]], ...] = (
     ("sent-back-sign", sent_back("sign of the input's gradient", -1.0)),
     ("sent-back-near", sent_back("the input's gradient × 1.001", FACTOR)),
     ("detached", sent_back("no gradient to the input", 0.0)),
-    ("weight-scaled", weight("a weight × 1.001", lambda v: v * np.float32(FACTOR))),
+    (
+        "weight-scaled",
+        weight("a weight × 1.001", lambda v: v * np.float32(FACTOR), lambda v: v.size > 3),
+    ),
     (
         "weight-float16",
         weight("a weight through float16", lambda v: v.astype(HALF).astype(v.dtype)),

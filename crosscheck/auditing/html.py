@@ -132,7 +132,7 @@ def _learning(learnt: Mapping[str, Any]) -> Iterator[str]:
     rows = [[str(i), *(f"{v:.4g}" for v in seen)] for i, seen in enumerate(learnt["predictions"])]
     if rows:
         head = ["looked", *(f"output {i}" for i in range(len(rows[0]) - 1))]
-        yield "<p>The first outputs of the first example meanwhile:</p>" + _table(head, rows)
+        yield "<p>The first outputs meanwhile:</p>" + _table(head, rows)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -270,13 +270,13 @@ def _of_optimizer(optimizer: Any) -> Undo:
 def _flax_module(thing: Any) -> list[Undo]:
     """An NNX module or optimizer: its variables, and its flags (``deterministic`` and the like)."""
     nnx = sys.modules.get("flax.nnx")
-    if nnx is None or not isinstance(thing, nnx.Module):
+    if nnx is None or not isinstance(thing, (nnx.Module, nnx.Pytree)):
         return []
     variables, attributes = [], []
     for _, node in nnx.iter_graph(thing):
         if isinstance(node, nnx.Variable):
             variables.append((node, node.get_value()))
-        elif isinstance(node, nnx.Module):
+        elif isinstance(node, (nnx.Module, nnx.Pytree)):
             attributes.append((node, dict(vars(node))))
 
     def put_back() -> None:

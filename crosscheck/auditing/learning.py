@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from crosscheck.arrays import is_float
+from crosscheck.auditing.arrays import is_mask
 from crosscheck.auditing.registry import Failure, Looked, Outcome, Skip, check
 from crosscheck.auditing.stepping import Learnt, floor_of, learn
 from crosscheck.auditing.subject import Arrays, Subject
@@ -20,13 +22,16 @@ NOTHING = 0.95  # so much left is nothing learnt
 EXAMPLES, BATCH, STEPS = 4, 16, 150
 RATES = (0.01, 0.001, 0.1)
 MICRO = 1e-3
+GAIN = 1e-3  # of the first loss, that the inputs must be good for
 
 
 @check("wrong", needs_loss=True)
 def loss_depends_on_the_model(subject: Subject) -> Outcome:
     """The loss is not the same whatever the model computes (a softmax over a single logit)."""
     values = [subject.run(train=True).loss]
-    values += [subject.run(train=True, overrides=subject.noise(s)).loss for s in (1, 2, 3)]
+    for seed in (1, 2, 3):
+        moved = subject.run(train=True, overrides=subject.noise(seed), backward=False)
+        values.append(float(subject.loss_of(moved.outputs).value))
     known = [v for v in values if v is not None and math.isfinite(v)]
     if len(known) == len(values) and max(known) - min(known) <= 1e-12 * max(abs(known[0]), 1.0):
         always = "zero" if known[0] == 0 else f"{known[0]:.6g}"
@@ -93,7 +98,7 @@ def overfits_a_few_examples(subject: Subject) -> Outcome:
     examples = next((len(v) for v in inputs.values() if v.ndim), 1)
     floor = subject.options.get("lowest_loss")
     best, left = Learnt(), math.inf
-    for rate in RATES:
+    for rate in _rates(subject):
         found = learn(subject, inputs, targets, steps=_steps(subject), lr=rate)
         first, last = found.losses[0], found.lowest
         if (last - (floor or 0.0)) > FALLEN * (first - (floor or 0.0)) and floor is None:
@@ -132,6 +137,18 @@ def _some(subject: Subject, n: int) -> tuple[Arrays, Targets]:
     return subject.part(slice(0, n))
 
 
+def _rates(subject: Subject) -> tuple[float, ...]:
+    """Learning rates to try, one after the other."""
+    given = subject.options.get("overfit_lr")
+    return RATES if given is None else (float(given),)
+
+
+def _constant(targets: Targets) -> bool:
+    """Whether every example shall give the same: nobody needs an input for that."""
+    arrays = list(targets.values()) if isinstance(targets, Mapping) else [targets]
+    return all(a is None or not a.ndim or bool((a == a[:1]).all()) for a in arrays)
+
+
 def _steps(subject: Subject) -> int:
     return int(subject.options.get("overfit_steps", STEPS))
 
@@ -139,7 +156,8 @@ def _steps(subject: Subject) -> int:
 @check("suspicious", needs_loss=True)
 def inputs_matter(subject: Subject) -> Outcome:
     """Learning with the real inputs goes further than with inputs of zeros."""
-    floats = [k for k, v in subject.inputs.items() if v.dtype.kind == "f" and v.size]
+    given = {k: v for k, v in subject.inputs.items() if v.size > 1 and not is_mask(v)}
+    floats = [k for k, v in given.items() if is_float(v)]
     if not floats:
         return Skip("no floating-point input to leave out")
     if subject.batch < 2:
@@ -147,13 +165,21 @@ def inputs_matter(subject: Subject) -> Outcome:
     inputs, targets = _some(subject, BATCH)
     blank = {k: np.zeros_like(v) if k in floats else v for k, v in inputs.items()}
     steps = _steps(subject) // 2
-    real, blind = (learn(subject, given, targets, steps=steps) for given in (inputs, blank))
+    real, blind = (
+        learn(subject, given, targets, steps=steps, lr=_rates(subject)[0])
+        for given in (inputs, blank)
+    )
     text = f"after {len(real.losses) - 1} steps the loss is {real.lowest:.4g} with the inputs"
     text += f", {blind.lowest:.4g} with zeros"
-    if blind.lowest < 0.02 * abs(blind.losses[0]):
-        return Skip(f"{text}: these targets can be learnt without the inputs")
-    if not real.lowest < blind.lowest:
-        return Failure(f"{text}: the model does not use its input", "loss", real.lowest)
+    if _constant(targets) or blind.losses[0] == 0:
+        return Skip(f"{text}: the targets are all the same")
+    if not real.lowest < blind.lowest - GAIN * abs(blind.losses[0]):
+        return Failure(
+            f"{text}: the model does not use its input",
+            "loss",
+            real.lowest,
+            severity=None if len(floats) == len(given) else "note",  # it may learn from the others
+        )
     return Looked(text, real.lowest / blind.lowest if blind.lowest else None)
 
 

@@ -22,15 +22,20 @@ SEEDS = 6
 
 
 def _layers(subject: Subject, pattern: re.Pattern[str], step: Step) -> list[str]:
-    return [
-        s for s, kind in step.trace.info.layers.items() if pattern.search(kind) and "#" not in s
-    ]
+    """Sites of the layers whose type, or a type that theirs is derived from, is called so."""
+    found = []
+    for site, kind in step.trace.info.layers.items():
+        layer = layer_at(subject, site)
+        bases = [cls.__name__ for cls in type(layer).__mro__] if layer is not None else []
+        if "#" not in site and any(map(pattern.search, [kind, *bases])):
+            found.append(site)
+    return found
 
 
 @check("wrong")
 def eval_is_repeatable(subject: Subject) -> Outcome:
     """In eval mode nothing is random: another seed gives the same outputs."""
-    first, second = subject.run(), subject.run(seed=subject.seed + 1)
+    first, second = subject.run(), subject.run(seed=subject.seed + 1, backward=False)
     for site, value in first.trace.activations().items():
         other = second.trace.values.get(("activation", site))
         if other is None or not same(value, other):
@@ -56,7 +61,6 @@ def dropout_is_on_in_training(subject: Subject) -> Outcome:
     dropping = [site for site in layers if rates[site] != 0]
     if not dropping:
         return Skip("no dropout with a rate above 0" if layers else "no dropout layer in use")
-    others = [subject.run(train=True, seed=subject.seed + i) for i in range(1, SEEDS)]
     for site in dropping:
         given, ours = (first.trace.values.get((k, site)) for k in ("input", "activation"))  # type: ignore[call-overload]
         assert ours is not None
@@ -66,9 +70,16 @@ def dropout_is_on_in_training(subject: Subject) -> Outcome:
                 site,
                 severity="suspicious" if rates[site] is None else "wrong",  # None: may be 0
             )
-        if all(same(ours, o.trace.values.get(("activation", site))) for o in others):
+        seeds = range(subject.seed + 1, subject.seed + SEEDS)
+        if all(same(ours, _dropped(subject, site, seed)) for seed in seeds):
             return Failure(f"`{site}` drops the same elements under every seed", site)
     return Looked(f"{len(dropping)} dropouts drop in train mode", len(dropping))
+
+
+def _dropped(subject: Subject, site: str, seed: int) -> np.ndarray | None:
+    """A layer's output in train mode under another seed."""
+    step = subject.run(train=True, seed=seed, backward=False)
+    return step.trace.values.get(("activation", site))
 
 
 def _in_use(step: Step, site: str) -> bool:
@@ -79,11 +90,17 @@ def _in_use(step: Step, site: str) -> bool:
 
 def layer_setting(subject: Subject, site: str, names: tuple[str, ...]) -> float | None:
     """A number that the layer at a site keeps under one of these names; None: nobody knows."""
+    layer = layer_at(subject, site)
+    found = (getattr(layer, name, None) for name in names)
+    return next((float(v) for v in found if isinstance(v, (int, float))), None)
+
+
+def layer_at(subject: Subject, site: str) -> Any:
+    """The layer itself; None where its path does not lead to it."""
     layer: Any = model_of(subject.adapter)
     for part in filter(None, site.split(subject.adapter.separator)):
         layer = _child(layer, part)
-    found = (getattr(layer, name, None) for name in names)
-    return next((float(v) for v in found if isinstance(v, (int, float))), None)
+    return layer
 
 
 def _child(layer: Any, name: str) -> Any:

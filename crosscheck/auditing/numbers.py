@@ -195,11 +195,11 @@ def _equal_units(parameter: Parameter, value: np.ndarray) -> bool:
 
 def histogram(value: np.ndarray) -> dict[str, Any]:
     """Counts over `BINS` equal bins."""
-    counts, edges = np.histogram(value, bins=BINS)
+    counts, _ = np.histogram(value, bins=BINS)
     return {
         "counts": [int(c) for c in counts],
-        "from": float(edges[0]),
-        "to": float(edges[-1]),
+        "from": float(value.min()),
+        "to": float(value.max()),
         "mean": float(value.mean()),
         "std": float(value.std()),
     }

@@ -50,11 +50,14 @@ def _of_tensorflow() -> list[Undo]:
     if generator is not None:
         state = np.array(generator.state)
         undo.append(lambda: generator.state.assign(state))
-    context = sys.modules.get("tensorflow.python.eager.context")
-    counter = None if context is None else getattr(context.context(), "_rng", None)
+    module = sys.modules.get("tensorflow.python.eager.context")
+    context: Any = None if module is None else module.context()
+    counter = getattr(context, "_rng", None)
     if counter is not None:
         place = counter.getstate()
         undo.append(lambda: counter.setstate(place))
+        # A kernel that is made for a seed goes on from where it was used last.
+        undo.append(context.clear_kernel_cache)
     return undo
 
 

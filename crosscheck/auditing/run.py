@@ -25,7 +25,7 @@ from crosscheck.auditing.results import AuditReport, Finding
 from crosscheck.auditing.subject import Subject
 from crosscheck.errors import InvalidArgument
 from crosscheck.inputs import make_inputs
-from crosscheck.losses.spec import parse
+from crosscheck.losses.spec import Loss, Own, parse
 from crosscheck.losses.targets import make_targets
 
 __all__ = ["OPTIONS", "audit", "one", "subject_of"]
@@ -35,6 +35,7 @@ OPTIONS = (
     "lowest_loss",
     "one_example",
     "output_range",
+    "overfit_lr",
     "overfit_steps",
     "parameters",
     "trained",
@@ -63,7 +64,9 @@ def audit(
     Args:
         model: a model of any framework, or an Adapter (`crosscheck.adapt`).
         inputs: a batch: {name: array or spec}, or one array or spec. Real data says more.
-        loss, targets: as for `crosscheck.check`; without, checks of the loss are skipped.
+        loss: a named one as for `crosscheck.check`, or your own function of (outputs, targets) in
+            the model's framework; without, checks of the loss are skipped.
+        targets: of the loss.
         step: your own training step, a function without arguments that changes the model: then
             what really changes is looked at. The model, whatever else the function holds
             (optimizers, other networks) and the random states are put back. Where the model is a
@@ -75,7 +78,8 @@ def audit(
         seed: of inputs drawn from specs, and of everything random.
         options: ``causal=True`` (position t sees up to t only), ``output_range=(0, 1)``,
             ``parameters=1234`` (how many there should be), ``trained=True`` (not at its
-            initialisation), ``lowest_loss`` (that the loss can reach), ``overfit_steps``,
+            initialisation), ``lowest_loss`` (that the loss can reach), ``overfit_steps``
+            and ``overfit_lr`` (of learning a few examples by heart),
             ``one_example=True`` (the first axis is not a batch: the nodes of a graph).
 
     The model, its buffers and all random states are left as they were found. A check that raises
@@ -144,7 +148,7 @@ def subject_of(
     made = Subject(
         adapter,
         make_inputs(inputs, seed=seed),
-        None if loss is None else parse(loss),
+        _loss(loss),
         make_targets(targets, seed=seed),
         seed=seed,
         step=step,
@@ -155,6 +159,14 @@ def subject_of(
     )
     made.check_patterns()
     return made
+
+
+def _loss(loss: Any) -> Loss | None:
+    """A named loss; a function is the caller's own."""
+    if loss is None:
+        return None
+    own = callable(loss) and not isinstance(loss, (Loss, Own, type))
+    return parse(Own(loss, loss) if own else loss)
 
 
 def _caught(check: Check, subject: Subject) -> Finding:

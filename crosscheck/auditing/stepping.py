@@ -21,6 +21,7 @@ from crosscheck.optimizers.parse import parse
 __all__ = ["Learnt", "learn", "model_of", "snapshot"]
 
 WATCHED = 5
+LEARNT = 1e-3  # of the first loss: there is nothing more to see
 
 
 def snapshot(subject: Subject) -> Stepped:
@@ -88,7 +89,7 @@ def _parameters_after(subject: Subject, returned: Any) -> Sequence[Parameter]:
         return subject.parameters()
     import jax
 
-    wanted = jax.tree.structure(program.tree)
+    wanted: Any = jax.tree.structure(program.tree)
     options = [returned, *(returned if isinstance(returned, (tuple, list)) else ())]
     if isinstance(program.tree, Mapping) and "params" in program.tree:
         options += [{**program.tree, "params": option} for option in list(options)]
@@ -131,9 +132,10 @@ def learn(
         step = subject.run(inputs=inputs, targets=targets, overrides=values)
         assert step.loss is not None
         found.losses.append(step.loss)
-        if i % max(1, steps // WATCHED) == 0:
+        done = not np.isfinite(step.loss) or step.loss <= LEARNT * found.losses[0]
+        if done or i % max(1, steps // WATCHED) == 0:
             found.watched.append(_first_values(step.outputs))
-        if not np.isfinite(step.loss) or step.loss <= 1e-3 * found.losses[0]:
+        if done:
             break
         if i < steps:
             gradients = {n: step.gradients.get(n, np.zeros_like(v)) for n, v in values.items()}

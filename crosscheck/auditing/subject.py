@@ -17,7 +17,7 @@ from crosscheck.adapters.base import Adapter, Parameter
 from crosscheck.arrays import is_float
 from crosscheck.cotangents import ReferenceCotangents
 from crosscheck.errors import CrosscheckError, InvalidArgument
-from crosscheck.losses.evaluate import LossValue
+from crosscheck.losses.evaluate import LossValue, evaluate
 from crosscheck.losses.sides import SideLoss
 from crosscheck.losses.spec import Loss
 from crosscheck.losses.targets import Targets, resolve
@@ -107,7 +107,9 @@ class Subject:
             return self._kept[train,]
         given = self.inputs if inputs is None else dict(inputs)
         wanted = self.targets if targets is None else targets
-        source = _LossCotangents(self, wanted) if self.loss else ReferenceCotangents(self.seed)
+        source = (
+            _LossCotangents(self, wanted, float64) if self.loss else ReferenceCotangents(self.seed)
+        )
         runner = Runner(
             "model",
             self.adapter,
@@ -116,20 +118,28 @@ class Subject:
             train,
             self.seed if seed is None else seed,
         )
-        trace = runner.record(passive=True, float64=float64, overrides=overrides)
+        trace = runner.record(passive=not float64, float64=float64, overrides=overrides)
         value = source.value if isinstance(source, _LossCotangents) and backward else None
         made = Step(trace, value, trace.info.parameter_gradients)
         if plain:
             self._kept[train,] = made
         return made
 
-    def loss_of(self, outputs: Arrays, targets: Targets = None) -> LossValue:
-        """The loss and its gradients at given outputs."""
+    def loss_of(
+        self, outputs: Arrays, targets: Targets = None, *, float64: bool = False
+    ) -> LossValue:
+        """The loss and its gradients at given outputs.
+
+        Args:
+            float64: a named loss by its definition, where a framework's own may round to float32.
+        """
         assert self.loss is not None
         wanted = self.targets if targets is None else targets
         at = CLASSES_AT.get(self.adapter.framework, -1)
         own = None if self.loss.own is None else self.loss.own.reference
         terms = () if own is not None else resolve(self.loss, outputs, wanted, classes_at=at)
+        if float64 and own is None:
+            return evaluate(terms, outputs)
         side = SideLoss("reference", self.adapter, own)
         return side.value(terms, outputs, wanted)
 
@@ -218,11 +228,12 @@ class Subject:
 class _LossCotangents:
     """The loss' gradients as the cotangents of the model's outputs."""
 
-    def __init__(self, subject: Subject, targets: Targets) -> None:
+    def __init__(self, subject: Subject, targets: Targets, float64: bool) -> None:
         self._subject, self._targets, self.value = subject, targets, 0.0
+        self._float64 = float64
 
     def __call__(self, outputs: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        found = self._subject.loss_of(outputs, self._targets)
+        found = self._subject.loss_of(outputs, self._targets, float64=self._float64)
         self.value = float(found.value)
         return found.gradients
 

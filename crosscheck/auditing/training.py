@@ -20,11 +20,11 @@ NEGLIGIBLE = 1e-5  # of the largest gradient: a bias in front of a norm has roun
 @check("wrong")
 def variables_train(subject: Subject) -> Outcome:
     """After one training step every variable that shall train has changed, by its gradient."""
+    if not subject.adapter.capabilities.cotangents:
+        return Skip("the model has no backward pass")
     trainable = subject.trainable()
     if not trainable:
         return Failure("no parameter trains: all are frozen", number=0)
-    if not subject.adapter.capabilities.cotangents:
-        return Skip("the model has no backward pass")
     gradients = subject.run(train=True).gradients
     broken = [n for n, g in gradients.items() if not np.isfinite(g.astype(np.float64)).all()]
     if broken:

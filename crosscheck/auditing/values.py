@@ -142,9 +142,8 @@ def shapes_hold(subject: Subject) -> Outcome:
     count = sum(p.value.size for p in parameters)
     training = sum(p.value.size for p in subject.trainable())
     expected = subject.options.get("parameters")
-    text = (
-        f"{count:,} parameters in {len(parameters)} variables, {training:,} train; outputs "
-        + ", ".join(f"{site} {list(v.shape)}" for site, v in eval_.outputs.items())
+    text = f"{count:,} parameters in {len(parameters)} variables, {training:,} train; " + ", ".join(
+        f"`{site}` {list(v.shape)}" for site, v in eval_.outputs.items()
     )
     if expected is not None and expected != count:
         return Failure(f"{text}; expected {expected:,} parameters", number=count)

@@ -26,7 +26,7 @@ from crosscheck.trace import Trace, owner
 
 __all__ = ["Sites", "at_weights", "on_fresh_inputs"]
 
-LARGEST = 4_000_000  # elements; some 2 s of processor time for each million
+LARGEST = 4_000_000  # elements; about a second of processor time for each million
 
 
 @dataclass(frozen=True)

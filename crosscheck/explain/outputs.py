@@ -205,8 +205,10 @@ def rearranged(e: Evidence) -> Iterator[Proposal]:
 
 @register("forward")
 def rounded(e: Evidence) -> Iterator[Proposal]:
-    """Computed right, kept in a narrower type."""
+    """Computed right, kept in a narrower type (that can hold it: -1e9 for a mask is no cast)."""
     for name, to in FORMATS.items():
+        if np.isfinite(to(e.reference)).sum() < np.isfinite(e.reference).sum():
+            continue
         yield Proposal(
             "cast",
             f"the value is rounded to {name}",

@@ -1,14 +1,13 @@
 """The list of porting mistakes by number, and where each is planted to be found again.
 
 A row names defects of this folder, or a pair of its own (`models.defects.singles`); or it says why
-it cannot occur here. Rows of losses and optimizers come from modules named in `PLUGS`, each with
-``ROWS: tuple[Planted, ...]``; one that is not there leaves its rows open.
+it cannot occur here. Rows of losses and optimizers come from the modules named in `PLUGS`, each
+with ``ROWS: tuple[Planted, ...]``.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -183,7 +182,8 @@ def planted(numbers: set[int], *, per: Per = "adapter") -> Iterator[Planted]:
 
     Args:
         numbers: of the rows; empty: all.
-        per: of the defects of models, the first of each row, or of each row and adapter, or all.
+        per: of the defects of models, the first of each row, or of each row and adapter, or all;
+            what is planted elsewhere is taken whole.
     """
     from models.defects.single_rows import single_rows
 
@@ -191,8 +191,7 @@ def planted(numbers: set[int], *, per: Per = "adapter") -> Iterator[Planted]:
         if not numbers or row.number in numbers:
             yield from _of_models(row, per)
     for module in PLUGS:
-        if importlib.util.find_spec(module) is not None:
-            yield from (p for p in importlib.import_module(module).ROWS if _wanted(p, numbers))
+        yield from (p for p in importlib.import_module(module).ROWS if _wanted(p, numbers))
     yield from (p for p in single_rows() if _wanted(p, numbers))
 
 

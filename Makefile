@@ -1,6 +1,7 @@
 # make run    environment, installation, the main job: three checks of one port
 # make test   environment, installation, lint, types, tests
 # make quick  the same without the slow tests
+# make corpus the planted defects that `make test` leaves out (many minutes)
 # make ports  what crosscheck says of ports that nobody here wrote (installs KerasHub)
 # Everything lives in .venv; nothing is installed twice.
 
@@ -13,10 +14,10 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 export CUDA_VISIBLE_DEVICES ?= -1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick lint defects ports clean
+.PHONY: help run test quick lint corpus defects ports clean
 
 help:
-	@sed -n '1,5s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
 # PyTorch first and by its exact version: a range would admit a newer build with gigabytes of CUDA.
 $(STAMP): pyproject.toml constraints.txt
@@ -40,6 +41,9 @@ test: lint
 
 quick: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+corpus: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m corpus
 
 defects: $(STAMP)
 	$(BIN)/python scripts/planted_defects.py

@@ -34,12 +34,13 @@ QUICK = {  # the others compile for seconds
 QUICK_DEFECTS = ("lstm-numpy", "gru-numpy", "gcn-numpy", "actor-critic-numpy", "gcn-keras")
 
 
-def _marks(candidate: str, *, quick: bool) -> list[Any]:
+def _marks(candidate: str, *, quick: bool, corpus: bool = False) -> list[Any]:
     module = CANDIDATES[candidate]
     absent = importlib.util.find_spec(module) is None
     return [
         pytest.mark.skipif(absent, reason=f"{module} is not installed"),
         *([] if quick else [pytest.mark.slow]),
+        *([pytest.mark.corpus] if corpus and not quick and candidate != "numpy" else []),
     ]
 
 
@@ -54,7 +55,9 @@ def _right() -> list[Any]:
 def _planted() -> list[Any]:
     return [
         pytest.param(
-            d, id=d.name, marks=_marks(d.candidate, quick=d.name.startswith(QUICK_DEFECTS))
+            d,
+            id=d.name,
+            marks=_marks(d.candidate, quick=d.name.startswith(QUICK_DEFECTS), corpus=True),
         )
         for d in SEQUENCE_DEFECTS
     ]

@@ -34,9 +34,10 @@ QUICK = {  # defects that are checked on every run, of each phase one
 }
 
 
-def marks(candidate: str, *, slow: bool) -> list[Any]:
+def marks(candidate: str, *, slow: bool, corpus: bool = False) -> list[Any]:
     needed = NEEDS.get(candidate.partition("-")[0])
     found = [pytest.mark.slow] if slow else []
+    found += [pytest.mark.corpus] if slow and corpus and candidate != "numpy" else []
     if needed is not None and importlib.util.find_spec(needed) is None:
         found.append(pytest.mark.skip(reason=f"{needed} is not installed"))
     return found
@@ -73,7 +74,10 @@ def test_right_ports_agree(family: str, candidate: str) -> None:
 
 @pytest.mark.parametrize(
     "candidate",
-    [pytest.param(c, marks=marks(c, slow=c != "numpy")) for c in ("numpy", "keras", "jax")],
+    [
+        pytest.param(c, marks=marks(c, slow=c != "numpy", corpus=c == "jax"))
+        for c in ("numpy", "keras", "jax")
+    ],
 )
 @pytest.mark.parametrize("family", NORMALISED)
 def test_right_ports_agree_in_training(family: str, candidate: str) -> None:
@@ -85,7 +89,12 @@ def test_right_ports_agree_in_training(family: str, candidate: str) -> None:
 
 def _defects() -> list[Any]:
     return [
-        pytest.param(d, i % 5, id=d.name, marks=marks(d.candidate, slow=d.name not in QUICK))
+        pytest.param(
+            d,
+            i % 5,
+            id=d.name,
+            marks=marks(d.candidate, slow=d.name not in QUICK, corpus=True),
+        )
         for i, d in enumerate(VISION_DEFECTS)
     ]
 

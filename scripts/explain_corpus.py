@@ -96,6 +96,7 @@ EXPECTED: dict[str, set[str]] = {
     "logvar-detached": {"other_terms", "scaled_parts", "zero"},
     "mask-inverted": {"attention_mask"},
     "mask-missing": {"attention_mask"},
+    "masked-after": {"attention_mask"},
     "masked-by-infinity": {"mask_value", "masked_rows"},
     "maxpool-shares-ties": {"pool_ties"},
     "maxpool-zero-border": {"pool_border"},

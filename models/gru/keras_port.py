@@ -30,7 +30,9 @@ class Classifier(keras.Model):
     def __init__(self) -> None:
         super().__init__(name="classifier")
         self.embedding = layers.Embedding(VOCABULARY, DIM, name="embedding")
-        self.gru = layers.Bidirectional(layers.GRU(HIDDEN, return_sequences=True), name="gru")
+        self.gru = layers.Bidirectional(
+            layers.GRU(HIDDEN, return_sequences=True, name="gru"), name="gru"
+        )
         self.last = LastStates(name="last")
         self.head = layers.Dense(CLASSES, name="head")
 

@@ -29,7 +29,9 @@ class Classifier(keras.Model):
     def __init__(self) -> None:
         super().__init__(name="classifier")
         self.embedding = layers.Embedding(VOCABULARY, DIM, name="embedding")
-        self.lstm = layers.Bidirectional(layers.LSTM(HIDDEN, return_sequences=True), name="lstm")
+        self.lstm = layers.Bidirectional(
+            layers.LSTM(HIDDEN, return_sequences=True, name="lstm"), name="lstm"
+        )
         self.last = LastStates(name="last")
         self.head = layers.Dense(CLASSES, name="head")
 

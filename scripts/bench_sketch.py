@@ -1,0 +1,174 @@
+"""Planted defects and honest rewrites through a sketch: are they found, located, left alone?
+
+    python scripts/bench_sketch.py [--families gpt cnn bert] [--candidates numpy keras]
+        [--bytes 30000] [--per-kind 1] [--least 100] [--results F]
+
+The reference of each pair is sketched once. Each defect is checked with the whole reference first:
+it counts if its ratio there is above ``--least``. The candidate is then given the reference's
+weights, the defect is planted, and one run of it is compared with the sketch. An honest rewrite
+must agree. Exit status 0 if 95 % of the defects are located and nothing honest is condemned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+import crosscheck
+from crosscheck import CrosscheckError
+from crosscheck.pair import Pair, load_pair, make
+from models import defects
+from models.defects.systematic import systematic
+from models.rewrites import REWRITES
+from scripts.planted_defects import MODELS, check_defect, outcome
+
+SEED = 1
+Row = dict[str, Any]
+
+
+class Sketches:
+    """The sketch of a pair's reference in either mode, made once."""
+
+    def __init__(self, pair: Pair, most: int) -> None:
+        self.pair, self.most = pair, most
+        self._made: dict[bool, Any] = {}
+
+    def of(self, train: bool) -> Any:
+        if train not in self._made:
+            inputs = self.pair.inputs(SEED) if callable(self.pair.inputs) else self.pair.inputs
+            trace = crosscheck.record(
+                make(self.pair.reference), inputs, parameters=True, train=train, seed=SEED
+            )
+            self._made[train] = trace.sketch(self.most)
+        return self._made[train]
+
+    def check(self, name: str, model: Any, *, train: bool = False) -> Any:
+        """Compare one run of a candidate that has its weights."""
+        given = self.pair.candidate_inputs
+        if isinstance(given, dict):
+            given = given.get(name)
+        return crosscheck.check(self.of(train), model, candidate_inputs=given)
+
+
+def weighted(pair: Pair, name: str, *, train: bool = False) -> Any:
+    """A fresh candidate with the reference's weights."""
+    kept: list[Any] = []
+    pair.check(
+        name, alter=kept.append, seed=SEED, gradients=False, explain=False, blind_spots=False,
+        train=train,
+    )  # fmt: skip
+    return kept[0]
+
+
+def cases(pair: Pair, family: str, name: str, per_kind: int) -> Iterator[Any]:
+    """People's mistakes, then the systematic ones."""
+    named = (*defects.DEFECTS, *defects.SEQUENCE_DEFECTS, *defects.VISION_DEFECTS)
+    yield from (d for d in named if (d.family, d.candidate) == (family, name))
+    yield from systematic(pair, family, name, per_kind=per_kind)
+
+
+def run(family: str, name: str, arguments: argparse.Namespace) -> Iterator[Row]:
+    """Every case of one pair."""
+    pair = load_pair(MODELS / family)
+    sketches = Sketches(pair, arguments.bytes)
+    for rewrite in REWRITES[name]():
+        model = weighted(pair, name)
+        if rewrite.apply(model):
+            row = {"set": "honest", "name": f"{family}-{name}: {rewrite.name}"}
+            yield row | _seen(sketches.check(name, model), None)
+    for defect in cases(pair, family, name, arguments.per_kind):
+        row = {"set": "defect", "name": defect.name}
+        row |= {"place": f"{defect.phase}: {defect.site}", "phase": defect.phase}
+        try:
+            whole = check_defect(pair, defect, SEED, explain=False, blind_spots=False)
+            row["whole"] = outcome(whole, SEED, defect).ratio
+            row["whole_located"] = outcome(whole, SEED, defect).located
+            if row["whole"] <= arguments.least:
+                yield row | {"counts": False}
+                continue
+            model = weighted(pair, name, train=defect.train)
+            model = defect.inject(model) or model
+            yield row | _seen(sketches.check(name, model, train=defect.train), defect)
+        except CrosscheckError as error:
+            yield row | {"verdict": "error", "first": f"{type(error).__name__}: {error}"[:200]}
+
+
+def _seen(report: Any, defect: Any) -> Row:
+    marks = outcome(report, SEED, defect)
+    place = "" if defect is None else f"{defect.phase}: {defect.site}"
+    located = marks.located or marks.first.partition("#")[0] == place
+    return {
+        "verdict": report.verdict,
+        "located": located,
+        "first": marks.first,
+        "ratio": min(marks.ratio, 1e300),
+    }
+
+
+def summary(rows: list[Row]) -> tuple[str, bool]:
+    """The counts, every miss, and whether the bar is met."""
+    planted = [r for r in rows if r["set"] == "defect" and r.get("counts", True)]
+    honest = [r for r in rows if r["set"] == "honest"]
+    alarms = [r for r in honest if r["verdict"] != "agree"]
+    found = [r for r in planted if r.get("verdict") in ("suspect", "diverge")]
+    located = [r for r in found if r["located"]]
+    small = sum(not r.get("counts", True) for r in rows)
+    lines = [
+        f"{len(planted)} defects with a ratio above the least ({small} below left out): "
+        f"{len(found)} found, {len(located)} located "
+        f"({100 * len(located) / max(len(planted), 1):.1f} %)",
+        f"located by the check with the whole reference: "
+        f"{sum(bool(r.get('whole_located')) for r in planted)}",
+        f"by phase: {dict(Counter(r['phase'] for r in located))} of "
+        f"{dict(Counter(r['phase'] for r in planted))}",
+        f"{len(honest)} honest rewrites: {len(alarms)} condemned; largest ratio "
+        f"{max((r['ratio'] for r in honest), default=0.0):.2f}",
+    ]
+    lines += [f"* false alarm: {r['name']}: {r['first']}, {r['ratio']:.3g}" for r in alarms]
+    for r in planted:
+        if r not in located:
+            lines.append(
+                f"* {r['name']}: planted {r['place']}; {r.get('verdict')} at {r['first']} "
+                f"(whole reference: {r.get('whole', 0):.3g}, located {r.get('whole_located')})"
+            )
+    return "\n".join(lines), not alarms and len(located) >= 0.95 * len(planted)
+
+
+def main() -> int:
+    """Run what is asked for and print the counts."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--families", nargs="*", default=["gpt", "cnn", "bert"])
+    parser.add_argument("--candidates", nargs="*", default=["numpy", "keras"])
+    parser.add_argument("--bytes", type=int, default=30_000)
+    parser.add_argument("--per-kind", type=int, default=1)
+    parser.add_argument("--least", type=float, default=100.0)
+    parser.add_argument("--results", type=Path, help="one JSON line for each case")
+    arguments = parser.parse_args()
+    rows: list[Row] = []
+    for family in arguments.families:
+        for name in arguments.candidates:
+            begun = time.monotonic()
+            for row in run(family, name, arguments):
+                rows.append(row)
+                if arguments.results:
+                    with arguments.results.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(row) + "\n")
+            print(f"  {family} - {name}: {time.monotonic() - begun:.0f} s", flush=True)
+    text, good = summary(rows)
+    print(text)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    np.seterr(all="ignore")
+    sys.exit(main())

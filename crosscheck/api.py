@@ -14,6 +14,8 @@ from crosscheck.noise import Tolerance
 from crosscheck.probes.stage import Probes, check_all
 from crosscheck.request import Request
 from crosscheck.results import Report
+from crosscheck.sketches.compare import check_sketch
+from crosscheck.sketches.file import sketched
 from crosscheck.weights import WeightMap
 
 __all__ = ["check"]
@@ -51,7 +53,8 @@ def check(
     Args:
         reference, candidate: a model, an Adapter, a recorded trace or the path of one (see
             `crosscheck.adapt`). A recorded reference still forces the candidate; a recorded
-            candidate can only be compared as it ran (`crosscheck.traces.offline`).
+            candidate can only be compared as it ran (`crosscheck.traces.offline`). A reference may
+            be a sketch, or the path of one: it forces nothing (`crosscheck.sketches`).
         inputs: {name: array or spec}, or one array or spec; see `crosscheck.inputs.parse_spec`.
             A function seed -> inputs makes other ones for ``seeds``. May be left out where a trace
             holds them; seed and mode are then the trace's, too.
@@ -114,6 +117,13 @@ def check(
         say=progress or (lambda line: None),
     )
     further = Probes.of(probes, seeds=seeds, randomise=randomise, blind_spots=blind_spots)
+    sketch = sketched(reference)
+    if sketch is not None:
+        if further.several or further.randomise:
+            raise InvalidArgument(
+                "probes=, seeds= and randomise=: a sketch is of one run; leave them out"
+            )
+        return check_sketch(sketch, _adapted(candidate, "candidate"), inputs, request)
     sides = _adapted(reference, "reference"), _adapted(candidate, "candidate")
     return check_all(sides, inputs, request, further)
 

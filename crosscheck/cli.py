@@ -11,10 +11,11 @@ import click
 
 from crosscheck import __version__
 from crosscheck.commands.audit import audit
-from crosscheck.commands.common import deliver, failures, parse_inputs, progress
+from crosscheck.commands.common import deliver, failures, parse_inputs, progress, renderings
 from crosscheck.commands.compare import compare
 from crosscheck.commands.doctor import doctor
 from crosscheck.commands.record import record
+from crosscheck.commands.show import show
 from crosscheck.commands.shrink import shrink_reported
 from crosscheck.commands.suite import suite
 from crosscheck.commands.weights import weights
@@ -46,6 +47,7 @@ main.add_command(audit)
 main.add_command(compare)
 main.add_command(doctor)
 main.add_command(record)
+main.add_command(show)
 main.add_command(suite)
 main.add_command(weights)
 
@@ -108,6 +110,7 @@ main.add_command(weights)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--json", "json_path", metavar="F", help="Write report.json; `-`: print it alone.")
 @click.option("--html", "html_path", metavar="F", help="Write a self-contained HTML report.")
+@renderings
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 def run(
     pair: Path | None,
@@ -116,7 +119,10 @@ def run(
     inputs: tuple[str, ...],
     json_path: str | None,
     html_path: str | None,
+    markdown_path: str | None,
+    junit_path: str | None,
     shrink_to: Path | None,
+    verbose: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -136,7 +142,14 @@ def run(
         report = chosen.check(name, progress=say, **arguments)
         if shrink_to is not None and report.first_divergence is not None:
             click.echo(shrink_reported(chosen, name, report, shrink_to, arguments, say), err=True)
-    deliver(report, json_path, html_path)
+    deliver(
+        report,
+        json_path,
+        html_path,
+        markdown_path=markdown_path,
+        junit_path=junit_path,
+        verbose=verbose,
+    )
 
 
 def _pair(

@@ -7,6 +7,7 @@ and gives its outputs and its buffers back. What is stored as a pytree shares `T
 from __future__ import annotations
 
 import abc
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,7 @@ import numpy as np
 from crosscheck.adapters.base import Parameter
 from crosscheck.adapters.jax_parameters import Slot, axes_of, kind_of
 from crosscheck.adapters.jax_taps import JaxSession
+from crosscheck.errors import InvalidArgument
 
 __all__ = ["FunctionProgram", "Program", "TreeProgram", "check_shape", "mode_arguments"]
 
@@ -108,6 +110,26 @@ class TreeProgram(Program):
             return own if name not in values else self.inward(values[name], own)
 
         return jax.tree_util.tree_map_with_path(leaf, self.tree)
+
+    def after_step(self, returned: Any) -> Any:
+        """The same program with the parameters that a training step returned, alone or in a tuple.
+
+        Raises:
+            InvalidArgument: it returned no such tree; a tree cannot be changed in place.
+        """
+        wanted: Any = jax.tree.structure(self.tree)
+        options = [returned, *(returned if isinstance(returned, (tuple, list)) else ())]
+        if isinstance(self.tree, Mapping) and "params" in self.tree:
+            options += [{**self.tree, "params": option} for option in list(options)]
+        for option in options:
+            if jax.tree.structure(option) == wanted:
+                stepped = copy.copy(self)
+                stepped.tree = option
+                return stepped
+        raise InvalidArgument(
+            "step=: a JAX model that holds no state cannot be changed in place; the step must "
+            f"return the new parameters, as the model's ({wanted}), alone or in a tuple"
+        )
 
     def outward(self, name: str, leaf: Any) -> Any:
         """A leaf as it is shown."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,7 @@ from crosscheck.adapters.base import Adapter, Parameter
 from crosscheck.arrays import is_float
 from crosscheck.auditing.keeping import state_kept
 from crosscheck.auditing.subject import Arrays, Stepped, Subject
-from crosscheck.errors import CrosscheckError, InvalidArgument, SideFailed
+from crosscheck.errors import CrosscheckError, SideFailed
 from crosscheck.losses.targets import Targets
 from crosscheck.optimizers.definition import Definition
 from crosscheck.optimizers.parse import parse
@@ -87,22 +86,8 @@ def _parameters_after(subject: Subject, returned: Any) -> Sequence[Parameter]:
     program = getattr(subject.adapter, "program", None)
     if program is None or not hasattr(program, "tree"):
         return subject.parameters()
-    import jax
-
-    wanted: Any = jax.tree.structure(program.tree)
-    options = [returned, *(returned if isinstance(returned, (tuple, list)) else ())]
-    if isinstance(program.tree, Mapping) and "params" in program.tree:
-        options += [{**program.tree, "params": option} for option in list(options)]
-    for option in options:
-        if jax.tree.structure(option) == wanted:
-            stepped = copy.copy(program)
-            stepped.tree = option
-            found: Sequence[Parameter] = stepped.parameters()
-            return found
-    raise InvalidArgument(
-        "step=: a JAX model that holds no state cannot be changed in place; the step must return "
-        f"the new parameters, as the model's ({wanted}), alone or in a tuple"
-    )
+    found: Sequence[Parameter] = program.after_step(returned).parameters()
+    return found
 
 
 @dataclass

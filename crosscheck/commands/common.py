@@ -15,7 +15,7 @@ from crosscheck.errors import CrosscheckError, InvalidArgument
 if TYPE_CHECKING:
     from crosscheck.results import Report
 
-__all__ = ["deliver", "failures", "parse_inputs", "progress", "show"]
+__all__ = ["deliver", "failures", "parse_inputs", "progress", "renderings", "show"]
 
 AGREE, DIFFER, NOT_COMPARED = 0, 1, 2
 
@@ -33,7 +33,23 @@ def parse_inputs(texts: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def show(report: Report, json_path: str | None) -> None:
+def renderings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds ``--markdown``, ``--junit`` and ``--verbose`` to a command that shows a report."""
+    for option in (
+        click.option("--verbose", "-v", is_flag=True, help="Show every comparison."),
+        click.option("--junit", "junit_path", metavar="F", help="Write JUnit XML."),
+        click.option(
+            "--markdown",
+            "markdown_path",
+            metavar="F",
+            help="Write Markdown, for a comment on a pull request; `-`: print it alone.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def show(report: Report, json_path: str | None, *, verbose: bool = False) -> None:
     """The report on stdout: JSON alone for ``-``, else the page."""
     if json_path == "-":
         from crosscheck.report.json import dumps
@@ -42,18 +58,66 @@ def show(report: Report, json_path: str | None) -> None:
     else:
         from crosscheck.report.terminal import print_report
 
-        print_report(report)
+        print_report(report, verbose=verbose)
 
 
-def deliver(report: Report, json_path: str | None, html_path: str | None) -> NoReturn:
-    """Write the files that were asked for, show the report, end with its exit status."""
+def write(
+    report: Report,
+    *,
+    json_path: str | None = None,
+    html_path: str | None = None,
+    markdown_path: str | None = None,
+    junit_path: str | None = None,
+) -> None:
+    """The files that were asked for; ``-`` is none."""
+    from crosscheck.report.write import write_atomically
+
+    if json_path == "-" == markdown_path:
+        raise InvalidArgument("--json - and --markdown -: stdout holds one; give a file for one")
+    if json_path not in (None, "-"):
+        report.save_json(json_path)
+    if html_path is not None:
+        report.save_html(html_path)
+    if markdown_path not in (None, "-"):
+        from crosscheck.report.markdown import render
+
+        write_atomically(markdown_path, render(report))
+    if junit_path is not None:
+        from crosscheck.report import junit
+
+        write_atomically(junit_path, junit.render(report))
+
+
+def deliver(
+    report: Report,
+    json_path: str | None,
+    html_path: str | None,
+    *,
+    markdown_path: str | None = None,
+    junit_path: str | None = None,
+    verbose: bool = False,
+    shown: bool = False,
+) -> NoReturn:
+    """Write the files that were asked for, show the report, end with its exit status.
+
+    Args:
+        shown: of a saved report: the command did what it should, whatever the verdict.
+    """
     with failures():
-        if json_path not in (None, "-"):
-            report.save_json(json_path)
-        if html_path is not None:
-            report.save_html(html_path)
-    show(report, json_path)
-    raise SystemExit(AGREE if report.verdict == "agree" else DIFFER)
+        write(
+            report,
+            json_path=json_path,
+            html_path=html_path,
+            markdown_path=markdown_path,
+            junit_path=junit_path,
+        )
+    if markdown_path == "-":
+        from crosscheck.report.markdown import render
+
+        click.echo(render(report), nl=False)
+    else:
+        show(report, json_path, verbose=verbose)
+    raise SystemExit(AGREE if shown or report.verdict == "agree" else DIFFER)
 
 
 @contextmanager

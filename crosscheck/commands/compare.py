@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crosscheck.commands.common import deliver, failures, progress
+from crosscheck.commands.common import deliver, failures, parse_inputs, progress, renderings
 from crosscheck.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -18,6 +18,13 @@ __all__ = ["compare"]
 @click.command()
 @click.argument("reference", metavar="REFERENCE")
 @click.argument("candidate", metavar="CANDIDATE")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME=SPEC",
+    help="An input, where a trace or sketch is too small to hold it.",
+)
 @click.option("--forward-only", is_flag=True, help="Leave out cotangents and gradients.")
 @click.option("--skip", multiple=True, metavar="SITE", help="Leave a site out (reported).")
 @click.option(
@@ -27,16 +34,19 @@ __all__ = ["compare"]
 )
 @click.option("--json", "json_path", metavar="F", help="Write report.json; `-`: print it alone.")
 @click.option("--html", "html_path", metavar="F", help="Write a self-contained HTML report.")
+@renderings
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 def compare(
     reference: str,
     candidate: str,
+    inputs: tuple[str, ...],
     forward_only: bool,
     skip: tuple[str, ...],
     tolerance: str | None,
     json_path: str | None,
     html_path: str | None,
     quiet: bool,
+    **shown: Any,
 ) -> None:
     """Compare recorded runs of the same inputs.
 
@@ -44,7 +54,8 @@ def compare(
     (docs/traces.md). Of two recordings, neither can be forced onto the other's values: the first
     departure is blamed, and what differs behind it may be inherited. One side may be a model,
     FILE.py:NAME or an .onnx file; a candidate that is one is run on the trace's inputs, with the
-    trace's weights if it holds them, and forced onto its values.
+    trace's weights if it holds them, and forced onto its values. A reference may be a sketch
+    (`crosscheck record --sketch`): it has no weights to give and forces nothing.
 
     \b
     Examples:
@@ -63,8 +74,8 @@ def compare(
         if tolerance is not None:
             options["tolerance"] = parse_tolerance(tolerance)
         with progress(quiet) as say:
-            report = crosscheck.check(*sides, progress=say, **options)
-    deliver(report, json_path, html_path)
+            report = crosscheck.check(*sides, parse_inputs(inputs) or None, progress=say, **options)
+    deliver(report, json_path, html_path, **shown)
 
 
 def side(text: str) -> Any:

@@ -36,6 +36,13 @@ __all__ = ["record"]
 )
 @click.option("--output", "-o", required=True, metavar="F", help="Where to write the trace.")
 @click.option("--parameters", is_flag=True, help="Keep the parameters' values as well.")
+@click.option(
+    "--sketch",
+    is_flag=False,
+    flag_value="300kB",
+    metavar="[BYTES]",
+    help="Write a sketch instead, fit for a repository; at most so large (300kB).",
+)
 @click.option("--forward-only", is_flag=True, help="Leave out cotangents and gradients.")
 @click.option("--train", is_flag=True, help="Train mode: batch statistics, buffers kept.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -46,6 +53,7 @@ def record(
     inputs: tuple[str, ...],
     inputs_path: Path | None,
     output: str,
+    sketch: str | None,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -58,12 +66,24 @@ def record(
       crosscheck record net.py:Net --input x=float32[2,3,33,47] -o ref.safetensors --parameters
       crosscheck record model.onnx --input ids="int64[2,13] 0..200" -o port.safetensors
       crosscheck record models/cnn --seed 7 -o cnn.safetensors
+      crosscheck record net.py:Net --input x=float32[2,3,33,47] --sketch 300kB -o golden.safetensors
     """
     with failures(), progress(quiet) as say:
+        most = None if sketch is None else size_of(sketch)
+        options["parameters"] |= most is not None
         trace = _record(model, inputs, inputs_path, options, say)
         say(f"write {output}")
-        trace.save(output)
+        trace.save(output, sketch=most)
     click.echo(summary(trace, output))
+    if most is not None:
+        click.echo(f"  a sketch, of at most {most:,} bytes")
+
+
+def size_of(text: str) -> int:
+    """``300kB`` -> bytes."""
+    from crosscheck.sketches.make import parse_bytes
+
+    return parse_bytes(text)
 
 
 def _record(

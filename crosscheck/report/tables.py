@@ -11,7 +11,7 @@ from crosscheck.report import words
 from crosscheck.report.words import Page
 from crosscheck.results import Report, SiteResult
 
-__all__ = ["around", "largest"]
+__all__ = ["around", "every", "largest"]
 
 NEIGHBOURS = 4
 LARGEST = 3
@@ -43,6 +43,14 @@ def largest(report: Report, page: Page) -> list[Text | Table]:
     shown = [row for _, members in groups for row in members]
     title = Text("largest ratios", style="bold")
     return [title, _table(groups, page), *_legend(shown, page)]
+
+
+def every(report: Report, page: Page, marked: SiteResult | None) -> list[Text | Table]:
+    """All comparisons, phase by phase, in execution order."""
+    groups = [(words.PASS[phase], rows) for phase, rows in words.by_phase(report.sites).items()]
+    title = Text(f"all comparisons ({len(report.sites)})", style="bold")
+    table = _table(groups, page, marked=marked)
+    return [title, table, *_legend(report.sites, page)]
 
 
 def _legend(rows: Sequence[SiteResult], page: Page) -> list[Text]:

@@ -35,6 +35,7 @@ def to_text(
     color: bool = False,
     width: int | None = None,
     ascii: bool | None = None,
+    verbose: bool = False,
 ) -> str:
     """``report`` as text without a final newline.
 
@@ -43,6 +44,7 @@ def to_text(
         width: in characters; None: as wide as standard output, 100 where that is no terminal.
         ascii: no block characters and no other character beyond ASCII; None: where standard
             output cannot take them.
+        verbose: with every comparison, not only those that a reader asks for first.
     """
     if width is None:
         width = _width(sys.stdout)
@@ -59,7 +61,7 @@ def to_text(
         force_jupyter=False,
         legacy_windows=False,
     )
-    for number, section in enumerate(_sections(report, page)):
+    for number, section in enumerate(_sections(report, page, verbose)):
         if number:
             console.print()
         for item in section:
@@ -68,7 +70,7 @@ def to_text(
     return text.encode("ascii", "backslashreplace").decode("ascii") if ascii else text
 
 
-def print_report(report: Report, file: TextIO | None = None) -> None:
+def print_report(report: Report, file: TextIO | None = None, *, verbose: bool = False) -> None:
     """Print ``report`` to ``file``, standard output by default.
 
     In colour where ``file`` is a terminal and ``NO_COLOR`` is not set (https://no-color.org), as
@@ -81,18 +83,22 @@ def print_report(report: Report, file: TextIO | None = None) -> None:
         color=_is_terminal(out) and not plain,
         width=_width(out),
         ascii=not _takes_blocks(out),
+        verbose=verbose,
     )
     out.write(text + "\n")
 
 
-def _sections(report: Report, page: Page) -> Iterable[list[RenderableType]]:
+def _sections(report: Report, page: Page, verbose: bool) -> Iterable[list[RenderableType]]:
     """The page from top to bottom; a blank line goes between sections."""
     yield _lines(headline.headline(report, page), page)
     if report.sites:
         yield list(figures.figure(words.by_phase(report.sites), page))
         first = report.first_divergence
         row = words.row_of(report, first) if first is not None else None
-        yield [*(tables.around(report, row, page) if row else tables.largest(report, page))]
+        if verbose:
+            yield [*tables.every(report, page, row)]
+        else:
+            yield [*(tables.around(report, row, page) if row else tables.largest(report, page))]
     further = headline.further(report, page)
     if further:
         yield _lines(further, page)

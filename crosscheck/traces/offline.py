@@ -38,7 +38,16 @@ from crosscheck.traces.judging import TraceJudge
 from crosscheck.traces.recorded import RecordedTrace
 from crosscheck.weights import Match, Matched, Transform, WeightMap, match_parameters
 
-__all__ = ["compare_traces", "require_same_run", "without_cotangent"]
+__all__ = [
+    "align_recorded",
+    "backward_of",
+    "compare_traces",
+    "environment_of",
+    "items_of_traces",
+    "require_same_run",
+    "side_of",
+    "without_cotangent",
+]
 
 MOST_ROUNDS = 400  # each adds a pair; so many sites behind a departure are enough
 SINGLE_ROUNDS = 12
@@ -81,11 +90,11 @@ def compare_traces(
     aligner = Aligner(
         reference, candidate, explicit=sites or {}, anchors=match.anchors(), skip=skip
     )
-    alignment = _align(aligner, candidate)
-    backward, missing = _backward(reference, candidate, alignment, gradients)
+    alignment = align_recorded(aligner, candidate)
+    backward, missing = backward_of(reference, candidate, alignment, gradients)
 
     say(f"compare and judge {len(alignment.pairs)} sites")
-    items, lines = _items(reference, candidate, alignment, match, backward=backward)
+    items, lines = items_of_traces(reference, candidate, alignment, match, backward=backward)
     judge = TraceJudge(
         reference=reference,
         oracle=None,
@@ -103,9 +112,9 @@ def compare_traces(
     return Report(
         verdict=departures.verdict,
         seed=seed if reference.seed is None else reference.seed,
-        reference=_side(reference),
-        candidate=_side(candidate),
-        environment=_environment(reference, candidate, tolerance),
+        reference=side_of(reference),
+        candidate=side_of(candidate),
+        environment=environment_of(reference, candidate, tolerance),
         coverage=Coverage(
             aligned=len(alignment.pairs),
             unmatched_reference=alignment.unmatched_reference,
@@ -161,7 +170,7 @@ def _error(m: Matched) -> Callable[[Transform], float]:
     return error
 
 
-def _align(aligner: Aligner, candidate: RecordedTrace) -> Alignment:
+def align_recorded(aligner: Aligner, candidate: RecordedTrace) -> Alignment:
     """Pair by value, then by what is likely inside each stretch that ends in a difference."""
     for attempt in range(MOST_ROUNDS):
         if not aligner.refine(candidate, at_once=attempt >= SINGLE_ROUNDS, faded=False):
@@ -169,7 +178,7 @@ def _align(aligner: Aligner, candidate: RecordedTrace) -> Alignment:
     return aligner.alignment(candidate)
 
 
-def _backward(
+def backward_of(
     reference: RecordedTrace, candidate: RecordedTrace, alignment: Alignment, gradients: bool
 ) -> tuple[bool, list[str]]:
     """Whether the backward passes can be compared, and what to say if not."""
@@ -197,7 +206,7 @@ def _backward(
     return bool(pairs), [] if pairs else ["backward: no cotangent of an aligned output is known"]
 
 
-def _items(
+def items_of_traces(
     reference: RecordedTrace,
     candidate: RecordedTrace,
     alignment: Alignment,
@@ -252,13 +261,15 @@ def _notes(reference: RecordedTrace, candidate: RecordedTrace) -> list[str]:
     ]
 
 
-def _side(trace: RecordedTrace) -> Side:
+def side_of(trace: RecordedTrace) -> Side:
+    """Which framework made a recording, for the report."""
     return Side(trace.framework, trace.version, trace.device)
 
 
-def _environment(
+def environment_of(
     reference: RecordedTrace, candidate: RecordedTrace, tolerance: Tolerance | None
 ) -> dict[str, Any]:
+    """Versions and inputs, for the report."""
     from crosscheck import __version__
 
     versions = {t.framework: t.version for t in (reference, candidate) if t.version}

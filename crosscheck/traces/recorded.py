@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,10 @@ from crosscheck.trace import Trace
 from crosscheck.traces.file import write_tensors
 from crosscheck.traces.records import dumped, metadata_of, record_name
 
-__all__ = ["RecordedTrace", "Renamed", "Rounding"]
+if TYPE_CHECKING:
+    from crosscheck.sketches.make import Sketch
+
+__all__ = ["RecordedTrace", "Renamed", "Rounding", "parameter_entry"]
 
 
 class Rounding(NamedTuple):
@@ -93,12 +96,28 @@ class RecordedTrace(Trace):
         keys = [("cotangent", site) for site in self.info.outputs]
         return {site: self.values[kind, site] for kind, site in keys if (kind, site) in self.values}  # type: ignore[index]
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def sketch(self, most: int = 300_000) -> Sketch:
+        """The run in at most ``most`` bytes on disk (`crosscheck.sketches`).
+
+        Raises:
+            InvalidArgument: too few bytes for so many values; says how many it takes.
+        """
+        from crosscheck.sketches.make import make_sketch
+
+        return make_sketch(self, most)
+
+    def save(self, path: str | os.PathLike[str], *, sketch: int | None = None) -> None:
         """Write the trace to a file, whole or not at all; equal traces give equal bytes.
+
+        Args:
+            sketch: write a sketch of at most so many bytes instead.
 
         Raises:
             InvalidArgument: a dtype that no trace file can hold, or no place for a file.
         """
+        if sketch is not None:
+            self.sketch(sketch).save(path)
+            return
         records = self._records()
         details: dict[str, dict[str, Any]] = {}
         for label, floors in (("rounding", self.rounding), ("local_rounding", self.local)):
@@ -135,12 +154,13 @@ class RecordedTrace(Trace):
             "sources": dumped(dict(info.sources)),
             "parents": dumped(dict(info.parents)),
             "unobservable": dumped(sorted(map(list, info.unobservable))),
-            "parameters": dumped([_parameter(p) for p in self.parameters]),
+            "parameters": dumped([parameter_entry(p) for p in self.parameters]),
         }
         return found if self.seed is None else {**found, "seed": str(self.seed)}
 
 
-def _parameter(p: Parameter) -> dict[str, Any]:
+def parameter_entry(p: Parameter) -> dict[str, Any]:
+    """What a file says of a parameter beside its value."""
     return {
         "name": p.name,
         "shape": list(p.value.shape),

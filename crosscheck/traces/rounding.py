@@ -26,7 +26,7 @@ from crosscheck.taps import COTANGENT_OF
 from crosscheck.trace import Trace
 from crosscheck.traces.recorded import Rounding
 
-__all__ = ["accumulated", "item_key", "local"]
+__all__ = ["accumulated", "item_key", "items_of", "local"]
 
 RecordKey = tuple[str, str]
 _PHASE_KINDS = {"parameter_gradient": "gradient", "buffer": "buffer"}
@@ -64,7 +64,7 @@ def local(runner: Runner, free: Trace, *, seed: int) -> dict[RecordKey, Rounding
         free_candidate=free,
         reductions=Reductions(parameters, free, frozenset()),
     )
-    items = [item for item in _items(free) if item_key(item) in found]
+    items = [item for item in items_of(free) if item_key(item) in found]
     moved = measure(runner, judge, items, free.values, parameters=parameters, seed=seed)
     for item, response in moved.items():
         own = found[item_key(item)]
@@ -74,7 +74,7 @@ def local(runner: Runner, free: Trace, *, seed: int) -> dict[RecordKey, Rounding
     return found
 
 
-def _items(free: Trace) -> Iterator[Item]:
+def items_of(free: Trace) -> Iterator[Item]:
     """Every record of a run as something to compare with itself."""
     backward = set(COTANGENT_OF.values())
     for kind, site in free.values:

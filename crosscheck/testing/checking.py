@@ -1,0 +1,142 @@
+"""The `crosscheck` fixture at work."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crosscheck.api import check
+from crosscheck.errors import DeviceUnavailable, Diverged, InvalidArgument, capped
+from crosscheck.pair import Pair, load_pair
+from crosscheck.results import Report
+from crosscheck.testing.marks import AXES, OF_THE_PLUGIN, axis, marked
+from crosscheck.testing.pages import page_path
+
+__all__ = ["Checking", "Fixture"]
+
+
+class Fixture:
+    """What both fixtures do: options of marker and command line, devices, pages, the failure.
+
+    Args:
+        node: the test.
+        axes: what the test is parametrised over: seed, device, candidate; None where it is not.
+    """
+
+    def __init__(self, node: pytest.Item, axes: Mapping[str, Any]) -> None:
+        self.node, self.config = node, node.config
+        self.marker = marked(node)
+        axis_keys = {k for k in AXES if axis(self.marker, k, seed=None) is not None}
+        given = {k: v for k, v in self.marker.items() if k not in axis_keys}
+        self.options = given | {name: v for name, v in axes.items() if v is not None}
+        self.count = 0
+
+    def arguments(
+        self, options: Mapping[str, Any], of: Any, but: tuple[str, ...]
+    ) -> dict[str, Any]:
+        """The marker's options under those of a call; the seed of the command line above both.
+
+        Raises:
+            InvalidArgument: an option that neither ``of`` nor the plugin knows.
+        """
+        given = {"seed": 0, **self.options, **options}
+        seed = self.config.getoption("--crosscheck-seed")
+        if seed is not None:
+            given["seed"] = seed
+        known = {*inspect.signature(of).parameters, *OF_THE_PLUGIN, *but}
+        unknown = sorted(set(given) - known)
+        if unknown:
+            raise InvalidArgument(
+                f"crosscheck: unknown option {capped(unknown)}; known are "
+                f"{', '.join(sorted(known - {'reference', 'inputs', 'progress'}))}"
+            )
+        return given
+
+    @contextlib.contextmanager
+    def skipped_without_device(self) -> Iterator[None]:
+        """Skip, with the reason, where one of several ``devices=`` is not to be had.
+
+        Only what is refused before it runs: a side that was to run on a GPU and did not has failed.
+        """
+        __tracebackhide__ = True
+        try:
+            yield
+        except DeviceUnavailable as error:
+            refused = isinstance(error.__cause__, DeviceUnavailable)
+            if not refused or "devices" not in self.marker:
+                raise
+            pytest.skip(" ".join(str(error).split()))
+
+    def judged(self, report: Report, *, again: str) -> Report:
+        """Write the page that was asked for; raise `Diverged` unless the verdict is ``agree``."""
+        __tracebackhide__ = True
+        self.count += 1
+        agrees = report.verdict == "agree"
+        directory = self.config.getoption("--crosscheck-html")
+        lines = [str(report), ""]
+        if directory and (not agrees or self.config.getoption("--crosscheck-html-all")):
+            page = page_path(directory, self.node.nodeid, self.count)
+            report.save_html(self.config.invocation_params.dir / page)
+            self.node.user_properties.append(("crosscheck_html", page))
+            lines.append(f"page: {page}")
+        if not agrees:
+            lines.append(f"again: pytest {shlex.quote(self.node.nodeid)} {again}".rstrip())
+            raise Diverged("\n".join(lines), report)
+        return report
+
+
+class Checking(Fixture):
+    """`crosscheck.check` with the options of the marker and of the command line."""
+
+    def __call__(
+        self, reference: Any = None, candidate: Any = None, inputs: Any = None, **options: Any
+    ) -> Report:
+        """Check and assert.
+
+        Args:
+            reference: as for `crosscheck.check`; or a pair: a `crosscheck.Pair`, or the path of
+                its file or folder; default: the marker's ``pair=``.
+            candidate: of a pair, the name of one of its candidates.
+            inputs: as for `crosscheck.check`; a pair has its own.
+            options: of `crosscheck.check`; they override the marker's.
+
+        Raises:
+            Diverged: the verdict is not ``agree``.
+        """
+        __tracebackhide__ = True
+        given = self.arguments(options, check, but=("pair", "candidate"))
+        pair = self._pair(reference, inputs, given.pop("pair", None))
+        chosen = given.pop("candidate", None)
+        with self.skipped_without_device():
+            if pair is None:
+                if chosen is not None:
+                    raise InvalidArgument(f"candidate {chosen!r}: only a pair has named candidates")
+                report = check(reference, candidate, inputs, **given)
+            else:
+                report = pair.check(candidate or chosen, **given)
+        return self.judged(report, again=f"--crosscheck-seed={given['seed']}")
+
+    def _pair(self, reference: Any, inputs: Any, marked_pair: Any) -> Pair | None:
+        given = marked_pair if reference is None else reference
+        if isinstance(given, Pair):
+            return given
+        if not isinstance(given, (str, os.PathLike)):
+            return None
+        path = self._found(Path(given))
+        if not path.is_dir() and path.suffix != ".py":
+            return None  # a trace or an ONNX file: a side
+        if inputs is not None:
+            raise InvalidArgument(f"crosscheck({str(given)!r}, ...): a pair has its own inputs")
+        return load_pair(path)
+
+    def _found(self, path: Path) -> Path:
+        """As given, or from the root of the tests, or beside the test."""
+        places = (path, self.config.rootpath / path, self.node.path.parent / path)
+        return next((place for place in places if place.exists()), path)

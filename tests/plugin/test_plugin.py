@@ -1,0 +1,372 @@
+"""The pytest plugin, as a user's test files meet it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import crosscheck
+import crosscheck.pair
+import crosscheck.report.html
+import crosscheck.testing.checking
+import crosscheck.testing.golden
+import crosscheck.testing.shown
+
+pytest_plugins = ["pytester"]
+
+ROOT = Path(__file__).parents[2]
+LOAD = ("-p", "crosscheck.pytest_plugin")
+
+NET = '''
+import numpy as np
+
+
+class Net:
+    """A linear layer and a scaled one, by hand."""
+
+    def __init__(self, factor=1.0):
+        self.W = np.linspace(-1, 1, 18).reshape(6, 3).astype("float32")
+        self.b = np.ones(3, "float32")
+        self.factor = np.float32(factor)
+
+    def forward(self, x):
+        self.x = x
+        return (x @ self.W + self.b) * self.factor
+
+    def backward(self, d):
+        d = d * self.factor
+        self.dW, self.db = self.x.T @ d, d.sum(0)
+        return d @ self.W.T
+
+
+X = {"x": "float32[5,6]"}
+'''
+
+PAIR = """
+import crosscheck
+from net import Net, X
+
+pair = crosscheck.Pair(Net, {"right": Net, "wrong": lambda: Net(1.01)}, X)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def everything_loaded() -> None:
+    """pytester takes back what a test imports, which NumPy does not survive."""
+    space: dict = {}
+    exec(NET, space)
+    report = crosscheck.check(space["Net"](), space["Net"](1.01), space["X"])
+    assert report.verdict == "diverge" and str(report) and crosscheck.report.html.render(report)
+    trace = crosscheck.record(space["Net"](), space["X"])
+    assert crosscheck.check(trace, space["Net"]()).verdict == "agree"
+
+
+@pytest.fixture
+def folder(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A user's folder, with a model in it."""
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # only ours, installed or not
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}")
+    pytester.syspathinsert()
+    pytester.makepyfile(net=NET)
+    return pytester
+
+
+def written(folder: pytest.Pytester, body: str) -> None:
+    folder.makepyfile(test_port="import pytest\nfrom net import Net, X\n\n" + body)
+
+
+def run(folder: pytest.Pytester, *options: str) -> pytest.RunResult:
+    return folder.runpytest_inprocess(*LOAD, "-p", "no:cacheprovider", *options)
+
+
+def test_short_summary_and_failure(folder: pytest.Pytester) -> None:
+    written(folder, "def test_port(crosscheck):\n    crosscheck(Net(), Net(1.01), X)\n")
+    result = run(folder)
+    result.assert_outcomes(failed=1)
+    text = result.stdout.str()
+    line = next(line for line in text.splitlines() if line.startswith("FAILED"))
+    ratio = "the rounding floor): the output is scaled by 1.01"
+    assert re.sub(r"\(\S+ x", "(N x", line) == (
+        f"FAILED test_port.py::test_port - Diverged: diverge: first at `output` (N x {ratio}"
+    )
+    assert "test_port.py:5: Diverged" in text
+    assert re.search(r"^diverge: first at `output` \(activation", text, re.M)
+    assert "\nagain: pytest test_port.py::test_port --crosscheck-seed=0\n" in text
+    assert "Traceback" not in text and "crosscheck(Net()" not in text
+
+
+def test_the_cause_is_in_the_short_summary(folder: pytest.Pytester) -> None:
+    written(
+        folder,
+        """
+def test_port(crosscheck):
+    from crosscheck.errors import Diverged
+    from tests.report.samples import forward_divergence
+    report = forward_divergence()
+    raise Diverged(str(report), report)
+""",
+    )
+    line = run(folder).stdout.str().splitlines()[-2]
+    assert line == (
+        "FAILED test_port.py::test_port - Diverged: diverge: first at `block2.gelu` "
+        "(3168 x the rounding floor): reference uses erf GELU, candidate the tanh form"
+    )
+
+
+def test_agreement_gives_the_report(folder: pytest.Pytester) -> None:
+    body = "def test_port(crosscheck):\n    report = crosscheck(Net(), Net(), X, seed=3)\n"
+    written(folder, body + "    assert (report.verdict, report.seed) == ('agree', 3)\n")
+    run(folder).assert_outcomes(passed=1)
+
+
+def test_a_failure_of_raise_if_diverged_looks_the_same(folder: pytest.Pytester) -> None:
+    body = "def test_port():\n    import crosscheck\n"
+    written(folder, body + "    crosscheck.check(Net(), Net(1.01), X).raise_if_diverged()\n")
+    result = run(folder)
+    result.stdout.fnmatch_lines(["FAILED *test_port - Diverged: diverge: first at `output`*"])
+
+
+def test_what_is_no_divergence_is_shown_as_ever(folder: pytest.Pytester) -> None:
+    written(folder, "def test_port():\n    assert 1 == 2\n")
+    run(folder).stdout.fnmatch_lines(["E       assert 1 == 2", "FAILED *- assert 1 == 2"])
+
+
+def test_seeds(folder: pytest.Pytester) -> None:
+    written(
+        folder,
+        """
+@pytest.mark.crosscheck(seeds=[0, 1, 2], gradients=False)
+def test_port(crosscheck):
+    report = crosscheck(Net(), Net(), X)
+    print("ran", report.seed, {s.phase for s in report.sites} - {"weights"})
+""",
+    )
+    result = run(folder, "-v", "-s")
+    result.assert_outcomes(passed=3)
+    for seed in range(3):
+        result.stdout.fnmatch_lines([f"*::test_port?seed{seed}?*ran {seed} {{'forward'}}*"])
+
+
+def test_the_seed_of_the_command_line_is_above_all(folder: pytest.Pytester) -> None:
+    written(
+        folder,
+        """
+@pytest.mark.crosscheck(seeds=[0, 1, 2])
+def test_port(crosscheck):
+    assert crosscheck(Net(), Net(), X, seed=5).seed == 9
+""",
+    )
+    result = run(folder, "--crosscheck-seed=9", "-v")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["crosscheck: seed 9", "*::test_port?seed9? PASSED*"])
+
+
+def test_a_seed_that_is_none(folder: pytest.Pytester) -> None:
+    result = folder.runpytest_subprocess(*LOAD, "--crosscheck-seed=-1")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--crosscheck-seed: invalid*value: '-1'*"])
+
+
+def test_devices(folder: pytest.Pytester) -> None:
+    """NumPy has no GPU wherever this runs: one of several devices is skipped, with the reason."""
+    body = "def test_port(crosscheck):\n    crosscheck(Net(), Net(), X)\n"
+    written(folder, '@pytest.mark.crosscheck(devices=["cpu", "cuda"])\n' + body)
+    result = run(folder, "-v", "-rs")
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(
+        ["*::test_port?cpu? PASSED*", '*SKIPPED*device="cuda": the reference (numpy) cannot run*']
+    )
+
+
+def test_the_only_device_is_not_skipped(folder: pytest.Pytester) -> None:
+    body = "def test_port(crosscheck):\n    crosscheck(Net(), Net(), X)\n"
+    written(folder, '@pytest.mark.crosscheck(device="cuda")\n' + body)
+    result = run(folder)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*DeviceUnavailable*"])
+
+
+def test_pairs(folder: pytest.Pytester) -> None:
+    folder.mkdir("port").joinpath("pair.py").write_text(PAIR)
+    written(
+        folder,
+        """
+def test_default(crosscheck):
+    assert crosscheck("port").name == "port: right"
+
+@pytest.mark.crosscheck(pair="port", candidates=["right", "wrong"])
+def test_each(crosscheck):
+    crosscheck()
+
+def test_named(crosscheck):
+    crosscheck("port/pair.py", candidate="wrong")
+""",
+    )
+    result = run(folder, "-v")
+    result.assert_outcomes(passed=2, failed=2)
+    result.stdout.fnmatch_lines(
+        ["*::test_each?right? PASSED*", "*::test_each?wrong? FAILED*", "*::test_named FAILED*"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("marker", "text"),
+    [
+        ("sede=1", "crosscheck: unknown option `sede`; known are *"),
+        ("'cpu'", "*takes options by name*"),
+        ("devices='cpu'", "*devices='cpu'*: give a list, such as devices=[[]'cpu'[]]*"),
+        ("seeds=[]", "*seeds=[[]]*nothing would be checked*"),
+        ("candidate='right'", "*candidate 'right': only a pair has named candidates*"),
+    ],
+)
+def test_markers_that_are_wrong(folder: pytest.Pytester, marker: str, text: str) -> None:
+    body = "def test_port(crosscheck):\n    crosscheck(Net(), Net(), X)\n"
+    written(folder, f"@pytest.mark.crosscheck({marker})\n" + body)
+    result = run(folder)
+    assert result.ret != 0
+    result.stdout.fnmatch_lines(["*" + text])
+
+
+def test_pages(folder: pytest.Pytester) -> None:
+    written(
+        folder,
+        """
+@pytest.mark.parametrize("factor", [1.0, 1.01], ids=["a/b", "a:b"])
+def test_port(crosscheck, factor):
+    crosscheck(Net(), Net(factor), X)
+
+def test_two(crosscheck):
+    for _ in range(2):
+        with pytest.raises(AssertionError):
+            crosscheck(Net(), Net(1.01), X)
+""",
+    )
+    result = run(folder, "--crosscheck-html=out")
+    result.assert_outcomes(passed=2, failed=1)
+    made = sorted(p.name for p in (folder.path / "out").iterdir())
+    assert len(made) == 3 and sum(name.endswith("-2.html") for name in made) == 1
+    result.stdout.re_match_lines([r"page: out.test_port.py-test_port-a-b-\w{8}\.html$"])
+    result.stdout.fnmatch_lines(["crosscheck: pages in out", "crosscheck: 3 pages in out"])
+    run(folder, "--crosscheck-html=out", "--crosscheck-html-all")
+    names = {p.name for p in (folder.path / "out").iterdir()}
+    assert len(names) == 4 and set(made) < names  # the same tests replace their own pages
+    assert all("<html" in (folder.path / "out" / name).read_text() for name in names)
+
+
+GOLDEN = """
+@pytest.mark.crosscheck(devices=["cpu", "cuda"])
+def test_net(crosscheck_golden):
+    import os
+    crosscheck_golden(Net(float(os.environ.get("FACTOR", "1"))), X)
+"""
+
+
+def test_golden(folder: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(folder, GOLDEN)
+    trace = folder.path / "__crosscheck__" / "test_net.safetensors"
+    missing = run(folder)
+    missing.assert_outcomes(failed=2)
+    missing.stdout.fnmatch_lines(
+        [
+            f"no golden trace: `{trace}`",
+            "  Fix: pytest 'test_port.py::test_net[[]cpu[]]' --crosscheck-update",
+        ]
+    )
+    made = run(folder, "--crosscheck-update")
+    made.assert_outcomes(passed=1, skipped=1)
+    assert [p.name for p in trace.parent.iterdir()] == [trace.name]
+    before = trace.read_bytes()
+    run(folder).assert_outcomes(passed=1, skipped=1)
+    monkeypatch.setenv("FACTOR", "1.01")
+    moved = run(folder)
+    moved.assert_outcomes(failed=1, skipped=1)
+    moved.stdout.fnmatch_lines(["FAILED *test_net?cpu? - Diverged: diverge: first at *"])
+    assert trace.read_bytes() == before
+
+
+def test_golden_of_other_inputs_or_no_trace(folder: pytest.Pytester) -> None:
+    body = """
+class TestNet:
+    @pytest.mark.parametrize("n", [2, 3])
+    def test_net(self, crosscheck_golden, n):
+        crosscheck_golden(Net(), {"x": f"float32[{n},6]"})
+
+def test_named(crosscheck_golden):
+    crosscheck_golden(Net(), X, name="net", parameters=True, gradients=False)
+"""
+    written(folder, body)
+    run(folder, "--crosscheck-update").assert_outcomes(passed=3)
+    folder_of_traces = folder.path / "__crosscheck__"
+    names = sorted(p.stem for p in folder_of_traces.iterdir())
+    assert names == ["TestNet-test_net-2", "TestNet-test_net-3", "net"]
+    assert crosscheck.load_trace(folder_of_traces / "net.safetensors").held == {"W", "b"}
+    written(folder, body.replace("X, name", '{"x": "float32[9,6]"}, name'))
+    (folder_of_traces / "TestNet-test_net-3.safetensors").write_bytes(b"nothing")
+    result = run(folder)
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "TraceFormatError: *",
+            "CannotCompare: the inputs given are not those of the trace*",
+            "  Or, if the trace is out of date: pytest *::test_named --crosscheck-update",
+        ]
+    )
+
+
+def test_under_xdist(folder: pytest.Pytester) -> None:
+    pytest.importorskip("xdist")
+    written(
+        folder,
+        """
+@pytest.mark.crosscheck(seeds=[0, 1])
+def test_port(crosscheck):
+    crosscheck(Net(), Net(1.01), X)
+""",
+    )
+    result = folder.runpytest_subprocess(*LOAD, "-p", "xdist", "-n2", "--crosscheck-html=out")
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines_random(
+        [
+            "FAILED *::test_port?seed0? - Diverged: diverge: first at `output` *",
+            "FAILED *::test_port?seed1? - Diverged: diverge: first at `output` *",
+            "crosscheck: 2 pages in out",
+        ]
+    )
+    assert len(list((folder.path / "out").iterdir())) == 2
+
+
+def test_a_session_that_does_not_use_it_loads_nothing(folder: pytest.Pytester) -> None:
+    folder.makepyfile(
+        test_other="""
+import sys
+
+def test_loaded():
+    ours = {m for m in sys.modules if m.startswith("crosscheck")}
+    assert ours == {"crosscheck", "crosscheck.pytest_plugin"}, ours
+    heavy = {"numpy", "torch", "tensorflow", "jax", "keras", "onnx", "ml_dtypes", "rich.table"}
+    assert not heavy & set(sys.modules)
+
+def test_fails():
+    assert 0
+"""
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "crosscheck.pytest_plugin", "test_other.py"]
+    found = subprocess.run(command, cwd=folder.path, capture_output=True, text=True, check=False)
+    assert "1 failed, 1 passed" in found.stdout, found.stdout
+
+
+def test_names_of_pages_keep_alike_tests_apart() -> None:
+    from crosscheck.testing.pages import page_path
+
+    ids = ["t.py::f[a/b]", "t.py::f[a:b]", "t.py::f[" + "x" * 500 + "]", "t.py::f[…]", "../../x"]
+    paths = [Path(page_path("out", nodeid, n)) for nodeid in ids for n in (1, 2)]
+    assert len(set(paths)) == len(paths)
+    assert all(p.parent == Path("out") and len(p.name) < 130 and p.name.isascii() for p in paths)
+    assert page_path("out", ids[0], 1) == page_path("out", ids[0], 1)
+    assert not any(p.name.startswith(".") for p in paths)

@@ -1,0 +1,317 @@
+"""Sketches: what they hold, what they see, and where they say it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import crosscheck
+from crosscheck import CannotCompare, InvalidArgument
+from crosscheck.cli import main
+from crosscheck.sketches.file import load_sketch
+from crosscheck.sketches.make import Sketch, parse_bytes
+from tests.traces.kit import Net, X, found
+from tests.traces.test_trace_checks import DEFECTS, made, other_bias
+from tests.traces.test_traces_page import PAGE
+
+BIG = "float32[300,6]"  # activations of 2400 elements, of which a sketch keeps a part
+
+
+@pytest.fixture(scope="module")
+def sketch() -> Sketch:
+    return crosscheck.record(Net(), BIG, parameters=True).sketch(12_000)
+
+
+def test_an_equal_run_agrees_and_everything_is_compared(sketch: Sketch) -> None:
+    assert 16 <= sketch.plan.rows < 100 and sketch.inputs == {}
+    report = crosscheck.check(sketch, Net(), BIG)
+    assert report.verdict == "agree" and max(s.ratio for s in report.sites) == 0.0
+    assert {s.phase for s in report.sites} == {
+        "weights",
+        "forward",
+        "backward",
+        "parameter_gradient",
+    }
+    assert report.coverage.aligned == 7 and report.coverage.not_compared == ()
+    assert report.sites[6].shape == (300, 6) and report.sites[6].dtype == "float32"
+    assert any("what a sketch cannot see" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_defect_is_blamed_where_it_is(sketch: Sketch, name: str) -> None:
+    plant, place = DEFECTS[name]
+    report = crosscheck.check(sketch, made(plant), BIG)
+    assert report.verdict == "diverge" and found(report) == [place], str(report)
+    assert any("cannot" in line or "no values" in line for line in report.coverage.not_compared)
+    first = next(s for s in report.sites if s.verdict == "diverge")
+    assert "norm" in first.notes[0] and first.metrics is not None
+
+
+def test_the_estimate_is_near_the_true_ratio(sketch: Sketch) -> None:
+    trace = crosscheck.record(Net(), BIG, parameters=True)
+    other = made(DEFECTS["forward"][0])
+    whole = crosscheck.check(trace, crosscheck.record(other, BIG)).first_divergence
+    few = crosscheck.check(sketch, other, BIG).first_divergence
+    assert whole is not None and few is not None
+    assert 0.5 < few.ratio / whole.ratio < 1.5
+
+
+def test_another_weight_is_named_first(sketch: Sketch) -> None:
+    report = crosscheck.check(sketch, made(other_bias), BIG)
+    assert found(report)[0] == ("weights", "second.b", "second.b")
+
+
+def test_one_wrong_element_among_thousands_is_seen(sketch: Sketch) -> None:
+    net = Net()
+    forward = net.act1.forward
+
+    def wrong(x: Any) -> Any:
+        y = forward(x)
+        y[137, 3] += np.float32(1e-3)
+        return y
+
+    net.act1.forward = wrong
+    report = crosscheck.check(sketch, net, BIG, gradients=False)
+    assert found(report) == [("forward", "act1", "act1")]
+
+
+def test_a_nan_is_a_divergence(sketch: Sketch) -> None:
+    net = Net()
+    forward = net.act2.forward
+
+    def wrong(x: Any) -> Any:
+        y = forward(x)
+        y[5, 5] = np.nan
+        return y
+
+    net.act2.forward = wrong
+    report = crosscheck.check(sketch, net, BIG, gradients=False)
+    first = report.first_divergence
+    assert first is not None and first.candidate == "act2" and first.ratio == float("inf")
+
+
+def test_other_names_are_aligned_by_value(sketch: Sketch) -> None:
+    class Renamed(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense0, self.nonlinear0 = self.first, self.act1
+            self.dense1, self.nonlinear1, self.head = self.second, self.act2, self.third
+            for name in ("first", "act1", "second", "act2", "third"):
+                delattr(self, name)
+
+        def layers(self) -> list[Any]:
+            return [self.dense0, self.nonlinear0, self.dense1, self.nonlinear1, self.head]
+
+    net = Renamed()
+    report = crosscheck.check(sketch, net, BIG)
+    assert report.verdict == "agree" and report.coverage.aligned == 7
+    net.nonlinear0.factor = 1 + 1e-5
+    assert found(crosscheck.check(sketch, net, BIG)) == [("forward", "act1", "nonlinear0")]
+
+
+class Pointwise:
+    """y = x W over the channels, in either layout."""
+
+    axes = {"W": ("in", "out")}
+
+    def __init__(self, rule: str, back: str, weight: str) -> None:
+        rng = np.random.default_rng(3)
+        self.W = rng.normal(size=(4, 4)).astype(np.float32)
+        self.rules = rule, back, weight
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        return np.einsum(self.rules[0], x, self.W)
+
+    def backward(self, d: Any) -> Any:
+        self.dW = np.einsum(self.rules[2], self.x, d)
+        return np.einsum(self.rules[1], d, self.W)
+
+
+class Images:
+    def __init__(self, *, last: bool) -> None:
+        axes = "nhwc" if last else "nchw"
+        out = axes.replace("c", "o")
+        rules = f"{axes},co->{out}", f"{out},co->{axes}", f"{axes},{out}->co"
+        self.one, self.two = Pointwise(*rules), Pointwise(*rules)
+        self.factor = 1.0
+
+    def forward(self, x: Any) -> Any:
+        return self.two.forward(self.one.forward(x) * np.float32(self.factor))
+
+    def backward(self, d: Any) -> Any:
+        return self.one.backward(self.two.backward(d) * np.float32(self.factor))
+
+
+def test_channels_last_is_transposed_before_it_is_sketched() -> None:
+    sketch = crosscheck.record(Images(last=False), "float32[3,4,5,7]", parameters=True).sketch(9000)
+
+    def turned(inputs: dict[str, np.ndarray]) -> np.ndarray:
+        return np.ascontiguousarray(inputs["x"].transpose(0, 2, 3, 1))
+
+    report = crosscheck.check(
+        sketch, Images(last=True), "float32[3,4,5,7]", candidate_inputs=turned
+    )
+    assert report.verdict == "agree", str(report)
+    phases = {s.phase for s in report.sites}
+    assert {"forward", "backward", "parameter_gradient"} <= phases
+    wrong = Images(last=True)
+    wrong.two.W = np.ascontiguousarray(wrong.two.W.T)
+    report = crosscheck.check(sketch, wrong, "float32[3,4,5,7]", candidate_inputs=turned)
+    assert report.verdict == "diverge"
+
+
+def test_small_values_are_kept_whole_with_the_inputs(tmp_path: Path) -> None:
+    path = tmp_path / "golden.safetensors"
+    crosscheck.record(Net(), X, parameters=True).save(path, sketch=30_000)
+    assert path.stat().st_size < 30_000
+    sketch = load_sketch(path)
+    assert list(sketch.inputs) == ["x"]
+    report = crosscheck.check(path, made(DEFECTS["forward"][0]))
+    assert found(report) == [DEFECTS["forward"][1]]
+
+
+def test_the_file_keeps_to_its_size_and_comes_back_as_it_was(tmp_path: Path) -> None:
+    trace = crosscheck.record(Net(), BIG, parameters=True)
+    for most in (8_000, 12_000, 20_000):
+        path = tmp_path / f"{most}.safetensors"
+        trace.save(path, sketch=most)
+        assert 0.7 * most < path.stat().st_size <= most
+    again = load_sketch(path)
+    again.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+    with pytest.raises(InvalidArgument, match=r"give at least [\d,]+ bytes"):
+        trace.sketch(3_000)
+    with pytest.raises(InvalidArgument, match="sketch=0"):
+        trace.sketch(0)
+
+
+def test_other_inputs_refuse(sketch: Sketch) -> None:
+    with pytest.raises(CannotCompare, match="SHA-256"):
+        crosscheck.check(sketch, Net(), "float32[299,6]")
+    with pytest.raises(InvalidArgument, match="give inputs"):
+        crosscheck.check(sketch, Net())
+    other = crosscheck.record(Net(), BIG, seed=4)
+    with pytest.raises(CannotCompare, match="different inputs"):
+        crosscheck.check(sketch, other)
+
+
+def test_a_recorded_candidate_is_compared(sketch: Sketch) -> None:
+    assert crosscheck.check(sketch, crosscheck.record(Net(), BIG)).verdict == "agree"
+    other = crosscheck.record(made(DEFECTS["backward"][0]), BIG)
+    assert found(crosscheck.check(sketch, other)) == [DEFECTS["backward"][1]]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"zoom": True}, {"optimizer": "sgd(lr=0.1)"}, {"tolerance": crosscheck.Tolerance(1e-3, 0.0)}],
+)
+def test_what_a_sketch_cannot_do_is_refused(sketch: Sketch, option: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match="a sketch, which holds no values"):
+        crosscheck.check(sketch, Net(), BIG, **option)
+
+
+def test_other_modes_and_further_runs_are_refused(sketch: Sketch) -> None:
+    with pytest.raises(CannotCompare, match="recorded in eval mode"):
+        crosscheck.check(sketch, Net(), BIG, train=True)
+    for option in ({"seeds": 2}, {"randomise": True}, {"probes": "small"}):
+        with pytest.raises(InvalidArgument, match="a sketch is of one run"):
+            crosscheck.check(sketch, Net(), BIG, **option)
+    with pytest.raises(InvalidArgument, match='"cpu" or "cuda"'):
+        crosscheck.check(sketch, Net(), BIG, device="tpu")
+
+
+def test_another_shape_diverges(sketch: Sketch) -> None:
+    records = dict(sketch.records)
+    key = ("activation", "output")
+    records[key] = dataclasses.replace(records[key], shape=(3, 300))
+    other = dataclasses.replace(sketch, records=records)
+    report = crosscheck.check(other, Net(), BIG, gradients=False)
+    assert report.verdict == "diverge"
+    shapes = [s for s in report.sites if s.reference == "output"]
+    assert shapes[0].metrics is None and shapes[0].candidate_shape == (300, 3)
+
+
+def test_weights_that_were_not_kept_are_said_not_to_be_compared() -> None:
+    sketch = crosscheck.record(Net(), BIG).sketch(12_000)
+    report = crosscheck.check(sketch, Net(), BIG)
+    assert report.verdict == "agree" and "weights" not in {s.phase for s in report.sites}
+    assert any("weights not compared" in note for note in report.notes)
+
+
+def test_a_site_is_skipped_and_listed(sketch: Sketch) -> None:
+    report = crosscheck.check(sketch, made(DEFECTS["forward"][0]), BIG, skip=["act1"])
+    assert report.coverage.skipped == ("act1",)
+    assert report.first_divergence is not None and report.first_divergence.after == "first"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("300kB", 300_000), ("1.5MB", 1_500_000), ("4096", 4096), ("2k", 2000)]
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["much", "-3kB", "0", "nan", "9GB", ""])
+def test_sizes_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="such as 300kB"):
+        parse_bytes(text)
+
+
+NET = "from tests.traces.kit import Net\n"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "bad.py").write_text(
+        NET + "def build():\n    net = Net()\n    net.act1.factor = 1.001\n    return net\n"
+    )
+    return lambda *arguments: CliRunner().invoke(main, list(arguments))
+
+
+def test_on_the_command_line(run: Callable[..., Any]) -> None:
+    file = "golden.safetensors"
+    made = run("record", "net.py:Net", "--input", f"x={BIG}", "--sketch", "12kB", "-o", file, "-q")
+    assert made.exit_code == 0 and "a sketch, of at most 12,000 bytes" in made.output
+    assert Path(file).stat().st_size <= 12_000
+    fed = ("--input", f"x={BIG}", "-q")
+    assert run("compare", file, "net.py:Net", *fed).exit_code == 0
+    differs = run("compare", file, "bad.py:build", *fed)
+    assert differs.exit_code == 1 and "diverge: first at `act1`" in differs.output
+    refused = run("compare", file, "net.py:Net", "-q")
+    assert refused.exit_code == 2 and "give inputs" in refused.output
+
+
+def test_a_size_may_be_left_out(run: Callable[..., Any]) -> None:
+    made = run("record", "net.py:Net", "--input", f"x={X}", "-o", "g.safetensors", "-q", "--sketch")
+    assert made.exit_code == 0, made.output
+    assert run("compare", "g.safetensors", "net.py:Net", "-q").exit_code == 0
+
+
+def test_what_the_page_shows_works(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = PAGE[PAGE.index("## Sketches") :]
+    commands, code = (
+        re.search(rf"^```{language}\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+        for language in ("sh", "python")
+    )
+    assert commands is not None and code is not None
+    for line in commands[1].splitlines():
+        assert run(*shlex.split(line)[1:]).exit_code == 0, line
+    monkeypatch.setitem(sys.modules, "net", types.ModuleType("net"))
+    monkeypatch.setattr(sys.modules["net"], "Net", Net, raising=False)
+    exec(code[1], {})
+    assert capsys.readouterr().out.split() == ["agree"]

@@ -60,6 +60,7 @@ EXPECTED: dict[str, set[str]] = {
     "group-averaged": {"scaled"},
     "router-left-out": {"zero"},
     "second-bias-outside": {"recurrent_bias"},
+    "sigmoid-router": {"activation"},
     "sigmoid-derivative": {"derivative"},
     "gate-detached": {"gate_detached", "zero"},
     "gate-up-swapped": {"another_parameter", "exchanged_parts", "permuted_blocks"},

@@ -29,7 +29,7 @@ class Place:
     """A layer of a candidate that the honest check aligned.
 
     Attributes:
-        shape: of its output, in the reference's layout.
+        shape: of its output, in the candidate's layout.
         sends_back: whether what it sends back through its first input is compared.
         parameters: of the layer, name -> value.
     """
@@ -89,7 +89,8 @@ def places(model: Any, report: Any) -> list[Place]:
         path = site.candidate
         if any(mark in path for mark in ":#") or path == "output" or not _is_layer(model, path):
             continue
-        found.append(Place(path, tuple(site.shape), path in back, owned.get(path, {})))
+        shape = tuple(site.candidate_shape or site.shape)
+        found.append(Place(path, shape, path in back, owned.get(path, {})))
     return found
 
 

@@ -260,7 +260,9 @@ def load_module(file: Path) -> ModuleType:
     while (root / "__init__.py").is_file():
         parts.insert(0, root.name)
         root = root.parent
-    if str(root) not in sys.path:
+    if len(parts) == 1:
+        _make_way(root)
+    elif str(root) not in sys.path:
         sys.path.insert(0, str(root))
     name = ".".join(parts)
     loaded = sys.modules.get(name)
@@ -279,3 +281,20 @@ def load_module(file: Path) -> ModuleType:
         del sys.modules[spec.name]
         raise
     return module
+
+
+def _make_way(folder: Path) -> None:
+    """Let the imports of a lone file find its neighbours: ``net.py`` may exist in two folders, and
+    the one that another folder's file has imported would be taken for this one's."""
+    if str(folder) in sys.path:
+        sys.path.remove(str(folder))
+    sys.path.insert(0, str(folder))
+    for neighbour in folder.glob("*.py"):
+        origin = getattr(sys.modules.get(neighbour.stem), "__file__", None) or ""
+        if Path(origin).parent != folder and str(Path(origin).parent) in _FOLDERS:
+            del sys.modules[neighbour.stem]
+    _FOLDERS.add(str(folder))
+
+
+_FOLDERS: set[str] = set()
+"""Where lone files have been loaded from."""

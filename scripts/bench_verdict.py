@@ -45,6 +45,15 @@ from scripts.planted_defects import MODELS, check_defect, installed, outcome
 CANDIDATES = ("numpy", "torch", "keras", "jax", "onnx")
 LEVELS = ("none", "basic", "extended", "all")
 Row = dict[str, Any]
+HEADING = """# The verdict on a corpus, beside tolerances
+
+Made by `python scripts/bench_verdict.py`, which says what counts as found, located and explained.
+Each mistake is planted in a right port of `models/` and checked once; each honest rewrite computes
+the same in another way. What a person would compare by hand (the model's outputs, then also the
+gradients of all parameters) went through two libraries' assertions in the same run, with their
+default tolerances and with rtol = 1e-3.
+
+"""
 SYSTEMATIC = {  # which cause says what was done; rounding to float16 is rounding to TF32 as well
     "systematic: scaled": {"scaled"},
     "systematic: shifted": {"shifted"},
@@ -350,7 +359,7 @@ def main() -> int:
     for line in failed:
         print(f"did not finish: {line}", file=sys.stderr)
     if arguments.markdown:
-        arguments.markdown.write_text(page, encoding="utf-8")
+        arguments.markdown.write_text(HEADING + page, encoding="utf-8")
     bad = any(r["set"] == "honest" and r["verdict"] != "agree" for r in rows) or any(
         map(wrong, rows)
     )

@@ -183,3 +183,16 @@ def test_names_that_a_file_has_leave_out_modules(crosscheck: Any) -> None:
     pair = ("--reference", "net.py:Nope", "--candidate", "net.py:Net")
     result = crosscheck("run", *pair, *X, "-q")
     assert "defines no `Nope`; it has `Net`" in result.stderr
+
+
+def test_two_folders_with_files_of_one_name(tmp_path: Path) -> None:
+    """What a pair imports from beside it is its own, whatever was loaded before."""
+    for folder, number in (("first", 1), ("second", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "net.py").write_text(f"NUMBER = {number}\n")
+        (tmp_path / folder / "pair.py").write_text(
+            "import crosscheck\nfrom net import NUMBER\n"
+            "pair = crosscheck.Pair(list, list, 'float32[2,3]', name=str(NUMBER))\n"
+        )
+    names = [load_pair(tmp_path / folder).name for folder in ("first", "second", "first")]
+    assert names == ["1", "2", "1"]

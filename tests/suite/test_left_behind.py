@@ -47,6 +47,8 @@ def begin(folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], list[in
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background job ignores SIGINT, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     pids = folder / "pids"
     assert eventually(lambda: pids.exists() and pids.read_text().count(" ") == 2, 60)

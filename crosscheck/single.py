@@ -181,33 +181,18 @@ def run_once(sides: Sides, inputs: Any, request: Request, *, match: Match | None
     missing = [*loss_missing, *judged.not_compared, *severed.not_compared]
     missing += [*stepped.not_compared, *_backward_missing(sides, request.gradients)]
     missing += unrecorded(alignment, truth.free) if backward else []
+    notes = [*unseen, *dtype_notes(results), *closer, *weight_notes]
+    notes += [*(loss.notes if loss is not None else ()), *stepped.notes, *_adapter_notes(sides)]
     report = Report(
         verdict=worst([*(r.verdict for r in results), *(["suspect"] if unseen else [])]),  # type: ignore[list-item]
         seed=seed,
         reference=_side(sides[0]),
         candidate=_side(sides[1]),
         environment=_environment(sides, request.tolerance),
-        coverage=Coverage(
-            aligned=len(alignment.pairs),
-            unmatched_reference=alignment.unmatched_reference,
-            unmatched_candidate=alignment.unmatched_candidate,
-            skipped=tuple(request.skip),
-            parameters_matched=len(match.pairs),
-            unmatched_reference_parameters=tuple(p.name for p in match.unmatched_reference),
-            unmatched_candidate_parameters=tuple(p.name for p in match.unmatched_candidate),
-            not_compared=tuple(missing),
-        ),
+        coverage=_coverage(evidence, request, missing),
         divergences=divergences,
         sites=tuple(results),
-        notes=(
-            *unseen,
-            *dtype_notes(results),
-            *closer,
-            *weight_notes,
-            *(loss.notes if loss is not None else ()),
-            *stepped.notes,
-            *_adapter_notes(sides),
-        ),
+        notes=tuple(notes),
         name=request.name,
     )
     return Outcome(report, evidence, judged.judge.oracle)
@@ -312,6 +297,20 @@ def inputs_of_candidate(
 
 
 # -- for the report --------------------------------------------------------------------------------
+
+
+def _coverage(evidence: Evidence, request: Request, missing: list[str]) -> Coverage:
+    alignment, match = evidence.alignment, evidence.match
+    return Coverage(
+        aligned=len(alignment.pairs),
+        unmatched_reference=alignment.unmatched_reference,
+        unmatched_candidate=alignment.unmatched_candidate,
+        skipped=tuple(request.skip),
+        parameters_matched=len(match.pairs),
+        unmatched_reference_parameters=tuple(p.name for p in match.unmatched_reference),
+        unmatched_candidate_parameters=tuple(p.name for p in match.unmatched_candidate),
+        not_compared=tuple(missing),
+    )
 
 
 def _backward_missing(sides: tuple[Adapter, Adapter], gradients: bool) -> list[str]:

@@ -14,14 +14,11 @@ from crosscheck.compare import Difference, compare
 from crosscheck.comparisons import Item, buffer_items, gradient_items, site_items, value_of
 from crosscheck.comparisons import weight_items as items_of_weights
 from crosscheck.explain.evidence import Evidence, Use
-from crosscheck.explain.fresh import fresh_inputs
 from crosscheck.judging import Judge, in_reference_layout, without_fill
 from crosscheck.noise import Floor, unit_roundoff
-from crosscheck.observers import Forcer
 from crosscheck.pipeline import Evidence as Check
-from crosscheck.pipeline import oracle
-from crosscheck.reductions import Reductions
 from crosscheck.results import SiteResult
+from crosscheck.settle import fresh_runs
 from crosscheck.trace import Trace, owner
 
 __all__ = ["Sites", "at_weights", "on_fresh_inputs"]
@@ -256,35 +253,15 @@ def at_weights(check: Check, result: SiteResult) -> Evidence | None:
 
 
 def on_fresh_inputs(check: Check, judge: Judge, *, backward: bool) -> Sites | None:
-    """The same sites on other inputs; None where there are no others, or a recorded run.
-
-    One run of each side and of the oracle. The candidate is forced as before, so that its own
-    inputs need no translation.
+    """The same sites on other inputs; None where there are no others (`fresh_runs`).
 
     Raises:
         CrosscheckError: a model cannot take the new inputs, or gives nothing to compare.
     """
-    inputs = fresh_inputs(check.reference.inputs, seed=check.seed)
-    if inputs is None or not check.reference.adapter.capabilities.forcing:
+    runs = fresh_runs(check, judge, seed=check.seed, backward=backward)
+    if runs is None:
         return None
-    cotangents = check.reference.cotangents if backward else None
-    first = replace(check.reference, inputs=inputs, cotangents=cotangents)
-    reference = first.record()
-    forced = oracle(first, check.alignment.forced_on_reference(reference))
-    second = check.candidate if backward else replace(check.candidate, cotangents=None)
-    candidate = second.record(Forcer(check.alignment.forced_on_candidate(reference)))
-    again = check.make_judge(
-        reference=reference,
-        oracle=forced,
-        free_oracle=None,
-        free_candidate=candidate,
-        reductions=Reductions(
-            first.adapter.parameters(),
-            reference,
-            frozenset(p.reference for p in check.alignment.pairs),
-        ),
-        perturbations=judge.perturbations,
-    )
+    reference, candidate, again = runs
     return Sites(check, reference, candidate, again, backward)
 
 

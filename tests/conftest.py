@@ -1,12 +1,21 @@
-"""What every test leaves behind: no module of a temporary folder, so that names are free again."""
+"""What holds for every test: JAX compiles a program once for all of them and keeps it for the next
+session; no module of a temporary folder is left behind, so that names are free again."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    cache = getattr(config, "cache", None)  # not with -p no:cacheprovider
+    if cache is not None:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.mkdir("jax")))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 @pytest.fixture(autouse=True)

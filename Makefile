@@ -2,6 +2,7 @@
 # make test   environment, installation, lint, types, tests
 # make quick  the same without the slow tests
 # make corpus the planted defects that `make test` leaves out (many minutes)
+# make docs   the documentation as a site, in out/site
 # make ports  what crosscheck says of ports that nobody here wrote (installs KerasHub)
 # Everything lives in .venv; nothing is installed twice.
 
@@ -14,10 +15,10 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 export CUDA_VISIBLE_DEVICES ?= -1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick lint corpus defects ports clean
+.PHONY: help run test quick lint corpus defects docs ports clean
 
 help:
-	@sed -n '1,6s/^# //p' Makefile
+	@sed -n '1,7s/^# //p' Makefile
 
 # PyTorch first and by its exact version: a range would admit a newer build with gigabytes of CUDA.
 $(STAMP): pyproject.toml constraints.txt
@@ -47,6 +48,9 @@ corpus: $(STAMP)
 
 defects: $(STAMP)
 	$(BIN)/python scripts/planted_defects.py
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Without its dependencies: those bring TensorFlow with CUDA and a tokenizer library, and a backbone
 # with given token ids needs neither.

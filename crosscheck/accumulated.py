@@ -20,6 +20,7 @@ from crosscheck.compare import compare
 from crosscheck.comparisons import Item, value_of
 from crosscheck.errors import SideFailed
 from crosscheck.judging import Judge, errors, in_reference_layout
+from crosscheck.memory import new_values
 from crosscheck.noise import AGREE, DIVERGE
 from crosscheck.noise import judge as judge_errors
 from crosscheck.observers import Key
@@ -77,11 +78,11 @@ def _adds_up(e: Evidence, judge: Judge, item: Item, forward: Sequence[Item]) -> 
     return judge_errors(*errors(value, reference, truth), floor).ratio <= AGREE
 
 
-def _local_errors(e: Evidence, judge: Judge, items: Sequence[Item]) -> dict[Key, np.ndarray]:
+def _local_errors(e: Evidence, judge: Judge, items: Sequence[Item]) -> Mapping[Key, np.ndarray]:
     """What the candidate, forced, was off by at each site."""
-    found: dict[Key, np.ndarray] = {}
+    found = new_values()
     for item in items:
-        truth = None if judge.oracle is None else value_of(item, judge.oracle, side="reference")
+        truth = None if e.whole_oracle is None else value_of(item, e.whole_oracle, side="reference")
         raw = value_of(item, e.forced, side="candidate")
         value = None if truth is None else in_reference_layout(item, raw, truth)
         if truth is None or value is None or not (is_float(truth) and is_float(value)):

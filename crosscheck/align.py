@@ -39,6 +39,10 @@ from crosscheck.trace import Trace
 
 __all__ = ["Aligner", "Alignment", "Edge", "SitePair", "pair_outputs"]
 
+MOST_ALIKE = 48
+"""Candidate sites that are compared to one reference site, of those with its fingerprint. A deep
+residual stream hardly changes from one layer to the next: there any number of sites look alike."""
+
 
 class Aligner:
     """Pairs found so far between a reference's free trace and runs of a candidate.
@@ -95,8 +99,8 @@ class Aligner:
             group = size_and_kind(value)
             if value.size == 0 or group not in tables:
                 continue
-            for i in tables[group].like(p.reference.print_of(r)):
-                c = groups[group][i]
+            alike = [groups[group][i] for i in tables[group].like(p.reference.print_of(r))]
+            for c in p.nearest(r, alike)[:MOST_ALIKE]:
                 layout = p.layout(r, c)
                 if layout is None or (p.reference.is_constant(r) and not p.akin(r, c)):
                     continue
@@ -191,13 +195,15 @@ class Aligner:
             if len(shape) < 3 or group not in tables:
                 continue
             value = ours.value(r)
-            for i in tables[group].like(ours.print_of(r)):
-                other = theirs.value(groups[group][i])
+            alike = [groups[group][i] for i in tables[group].like(ours.print_of(r))]
+            for c in self._pairing.nearest(r, alike)[:MOST_ALIKE]:
+                other = theirs.value(c)
                 known = fitting(shape, other.shape)
                 if any(difference(k.to_reference(other), value) <= SAME_VALUE for k in known):
-                    proposals.append((value, other))
+                    proposals.append((r, c))
                     break
-        self._pairing.book.learn(proposals, tolerance=SAME_VALUE)
+        pairs = ((ours.value(r), theirs.value(c)) for r, c in proposals)
+        self._pairing.book.learn(pairs, tolerance=SAME_VALUE)
 
     def _named_inputs(self) -> list[tuple[str, str]]:
         """Inputs with the same content under the same name, or in the same place."""

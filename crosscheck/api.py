@@ -9,12 +9,13 @@ import numpy as np
 
 from crosscheck.adapters import adapt
 from crosscheck.adapters.base import Adapter
-from crosscheck.errors import InvalidArgument
+from crosscheck.errors import InvalidArgument, TraceFormatError
+from crosscheck.memory import limited
 from crosscheck.noise import Tolerance
 from crosscheck.probes.stage import Probes, check_all
 from crosscheck.request import Request
 from crosscheck.results import Report
-from crosscheck.sketches.compare import check_sketch
+from crosscheck.sketches.compare import check_sketch, compare_sketches
 from crosscheck.sketches.file import sketched
 from crosscheck.weights import WeightMap
 
@@ -45,16 +46,19 @@ def check(
     seeds: int = 1,
     randomise: bool = False,
     blind_spots: bool = True,
+    effort: str = "thorough",
+    max_memory: int | str | None = None,
     name: str = "",
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Does ``candidate`` compute the same function as ``reference``, and if not, from where?
 
     Args:
-        reference, candidate: a model, an Adapter, a recorded trace or the path of one (see
-            `crosscheck.adapt`). A recorded reference still forces the candidate; a recorded
-            candidate can only be compared as it ran (`crosscheck.traces.offline`). A reference may
-            be a sketch, or the path of one: it forces nothing (`crosscheck.sketches`).
+        reference: a model, an Adapter, a recorded trace or the path of one (see
+            `crosscheck.adapt`). A recorded reference still forces the candidate; a sketch, or the
+            path of one, forces nothing (`crosscheck.sketches`).
+        candidate: the same; a sketch only where the reference is one, too. A recorded candidate
+            can only be compared as it ran (`crosscheck.traces.offline`).
         inputs: {name: array or spec}, or one array or spec; see `crosscheck.inputs.parse_spec`.
             A function seed -> inputs makes other ones for ``seeds``. May be left out where a trace
             holds them; seed and mode are then the trace's, too.
@@ -89,13 +93,21 @@ def check(
         randomise: check with every parameter moved (norms' statistics, zero biases, ...); both
             sides get theirs back, the candidate what a copy would have left in it.
         blind_spots: where all agrees, say what could not have differed (`crosscheck.probes.blind`).
+        effort: ``"quick"`` makes one free run of each side and judges by a-priori floors; whatever
+            that does not clear is checked thoroughly. docs/effort.md says what it can miss.
+        max_memory: bytes, or ``"2GiB"``: what the runs of the check may hold in memory; the rest
+            lies in a scratch file in TMPDIR. docs/memory.md says what is counted.
         name: of the check, for the report.
         progress: called with a line before each stage.
 
     Both models are left as they were found, except for the parameters copied into the candidate.
 
     Raises:
-        InvalidArgument, CannotCompare, DeviceUnavailable, MissingFramework, SideFailed.
+        InvalidArgument: an argument cannot be used as given.
+        CannotCompare: both sides work, but cannot be put side by side.
+        DeviceUnavailable: a side cannot run on ``device``.
+        MissingFramework: what a side needs is not installed.
+        SideFailed: a side raised; the original exception is chained.
     """
     request = Request(
         candidate_inputs=candidate_inputs,
@@ -113,17 +125,34 @@ def check(
         tolerance=tolerance,
         explain=explain,
         zoom=zoom,
+        effort=effort,
+        max_memory=max_memory,
         name=name,
         say=progress or (lambda line: None),
     )
     further = Probes.of(probes, seeds=seeds, randomise=randomise, blind_spots=blind_spots)
-    sketch = sketched(reference)
+    with limited(max_memory):
+        return _checked(reference, candidate, inputs, request, further)
+
+
+def _checked(
+    reference: Any, candidate: Any, inputs: Any, request: Request, further: Probes
+) -> Report:
+    """By what the two sides are: models, recorded runs or sketches."""
+    sketch, other = sketched(reference), sketched(candidate)
     if sketch is not None:
         if further.several or further.randomise:
             raise InvalidArgument(
                 "probes=, seeds= and randomise=: a sketch is of one run; leave them out"
             )
+        if other is not None:
+            return compare_sketches(sketch, other, request)
         return check_sketch(sketch, _adapted(candidate, "candidate"), inputs, request)
+    if other is not None:
+        raise TraceFormatError(
+            "the candidate is a sketch, which holds no values of its run.\n"
+            "  Fix: give it as the reference, and the model or trace as the candidate"
+        )
     sides = _adapted(reference, "reference"), _adapted(candidate, "candidate")
     return check_all(sides, inputs, request, further)
 

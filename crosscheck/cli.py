@@ -107,6 +107,14 @@ main.add_command(weights)
     metavar="[DIR]",
     help="Where it diverges: make it small, and write DIR/reproduce.py.",
 )
+@click.option(
+    "--effort",
+    type=click.Choice(["quick", "thorough"]),
+    help="quick: one free run of each side; thorough where that does not clear it (default).",
+)
+@click.option(
+    "--max-memory", metavar="SIZE", help='Of the runs, for example "2GiB"; the rest goes to TMPDIR.'
+)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--json", "json_path", metavar="F", help="Write report.json; `-`: print it alone.")
 @click.option("--html", "html_path", metavar="F", help="Write a self-contained HTML report.")
@@ -136,7 +144,7 @@ def run(
       crosscheck run --reference net.py:Net --candidate port.py:build --input x=float32[2,3,33,47]
       crosscheck run models/gpt --seed 7 --json report.json --html report.html
     """
-    with failures(), progress(quiet) as say:
+    with failures(html_path), progress(quiet) as say:
         arguments = _arguments(options)
         chosen, name = _pair(pair, reference, candidate, inputs, say)
         report = chosen.check(name, progress=say, **arguments)
@@ -193,7 +201,7 @@ def _arguments(options: dict[str, Any]) -> dict[str, Any]:
         "gradients": not options["forward_only"],
     }
     given = ["weights", "train", "zoom", "seeds", "randomise", "loss", "targets"]
-    given += ["optimizer", "steps"]
+    given += ["optimizer", "steps", "effort", "max_memory"]
     arguments |= {name: options[name] for name in given if options[name]}
     if options["probes"]:
         arguments["probes"] = [name.strip() for name in options["probes"].split(",")]

@@ -1,17 +1,25 @@
-"""Stage 6, compare: two arrays in one layout -> how they differ. One pass over memory."""
+"""Stage 6, compare: arrays in one layout -> how they differ. One pass over memory."""
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from crosscheck.kernels.blocked import pair_sums
+from crosscheck.errors import DeviceUnavailable
+from crosscheck.kernels.blocked import PairSums
+from crosscheck.kernels.pairs import group_sums, pair_sums
 from crosscheck.results import Metrics
 
-__all__ = ["Difference", "compare", "describe"]
+__all__ = ["Difference", "Tally", "Three", "compare", "compare_three", "describe", "tally"]
+
+SAMPLE = 4096
+QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 
 @dataclass(frozen=True)
@@ -39,11 +47,61 @@ class Difference:
         return self.truth_l2 / math.sqrt(self.size) if self.size else 0.0
 
 
-def compare(value: np.ndarray, truth: np.ndarray) -> Difference:
-    """The error of ``value`` against ``truth`` (same shape, any dtypes; computed in float64)."""
-    s = pair_sums(value, truth)
+@dataclass(frozen=True)
+class Three:
+    """A candidate's value, the reference's and the truth, seen in one pass.
+
+    Attributes:
+        candidate, own: the errors of value and reference against the truth.
+        between: value against reference.
+        metrics: the same for the report, as `describe` has it.
+    """
+
+    candidate: Difference
+    own: Difference
+    between: Difference
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many elements differ, and by how much.
+
+    Attributes:
+        over: how many of ``size`` elements differ by more than the given floor.
+        ulps: the quantiles 0.5, 0.9, 0.99 and 1 of |candidate − reference| in a sample, in units in
+            the last place: of the reference's value, in the coarser of the two dtypes. NaN where no
+            sampled element is finite on both sides.
+    """
+
+    size: int
+    over: int
+    ulps: tuple[float, ...]
+
+
+def compare(value: Any, truth: Any) -> Difference:
+    """The error of ``value`` against ``truth`` (same shape, any dtypes; computed in float64).
+
+    Two tensors on one CUDA device (PyTorch's, or CuPy and JAX arrays through DLPack) are compared
+    there; that takes Triton.
+    """
+    s = _sums(value, truth)
+    return _difference(s, s.count + s.nonfinite)
+
+
+def compare_three(groups: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[Three]:
+    """Compare (value, reference, truth), each of one shape, for many sites in one call."""
+    found = []
+    for sums, (value, reference, _) in zip(group_sums(groups), groups, strict=True):
+        candidate, own, between = (_difference(s, value.size) for s in sums)
+        metrics = _metrics(sums[2], value, reference)
+        found.append(Three(candidate, own, between, metrics))
+    return found
+
+
+def _difference(s: PairSums, size: int) -> Difference:
     return Difference(
-        size=value.size,
+        size=size,
         l2=_norm(math.sqrt(s.diff2), s.unit),
         maximum=_norm(s.max_diff, s.unit),
         truth_l2=_norm(math.sqrt(s.b2), s.unit),
@@ -56,9 +114,26 @@ def _norm(value: float, unit: float) -> float:
     return min(value * unit, sys.float_info.max)
 
 
-def describe(candidate: np.ndarray, reference: np.ndarray) -> Metrics:
-    """The metrics of the report: candidate against reference, as both ran."""
-    s = pair_sums(candidate, reference)
+def describe(candidate: Any, reference: Any) -> Metrics:
+    """The metrics of the report: candidate against reference, as both ran; where they lie, as with
+    `compare`."""
+    return _metrics(_sums(candidate, reference), candidate, reference)
+
+
+def _sums(a: Any, b: Any) -> PairSums:
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return pair_sums(a, b)
+    try:
+        from crosscheck.kernels.triton_pair import pair_sums as on_device
+    except ImportError as error:
+        raise DeviceUnavailable(
+            f"{type(a).__name__} against {type(b).__name__}: tensors are compared on their device "
+            "by Triton, which is not installed here. Fix: pip install triton, or give NumPy arrays"
+        ) from error
+    return on_device(a, b)
+
+
+def _metrics(s: PairSums, candidate: Any, reference: Any) -> Metrics:
     flat = s.first_mismatch if s.mismatch else s.argmax
     index = None
     if flat >= 0:
@@ -75,3 +150,26 @@ def describe(candidate: np.ndarray, reference: np.ndarray) -> Metrics:
         worst_reference=None if index is None else float(reference[index]),
         worst_candidate=None if index is None else float(candidate[index]),
     )
+
+
+def tally(candidate: np.ndarray, reference: np.ndarray, floor: float, *, seed: int = 0) -> Tally:
+    """How many elements are off by more than ``floor`` (absolute), and by how many units in the
+    last place those of a sample are: one from each of 4,096 equal stretches, drawn by ``seed``.
+
+    Args:
+        candidate, reference: floating point, of one shape.
+    """
+    over = group_sums([(candidate, reference)], [floor])[0][0].over
+    places: Any = ...
+    if reference.size > SAMPLE:
+        drawn = np.arange(SAMPLE) + np.random.Generator(np.random.Philox(seed)).random(SAMPLE)
+        flat = (drawn * (reference.size / SAMPLE)).astype(np.int64)
+        places = np.unravel_index(flat, reference.shape)
+    a, b = (v[places].astype(np.float64).ravel() for v in (candidate, reference))
+    finite = np.isfinite(a) & np.isfinite(b)
+    a, b = a[finite], b[finite]
+    info = max((ml_dtypes.finfo(v.dtype) for v in (candidate, reference)), key=lambda i: i.eps)
+    unit = np.ldexp(float(info.eps), np.frexp(b)[1] - 1)
+    off = np.abs(a - b) / np.maximum(unit, float(info.smallest_subnormal))
+    ulps = np.quantile(off, QUANTILES) if off.size else np.full(len(QUANTILES), np.nan)
+    return Tally(reference.size, over, tuple(ulps.tolist()))

@@ -45,6 +45,7 @@ ADAPTERS = {
     "jax": Capabilities(cuda=True),
     "cupy": Capabilities(cuda=True),
 }
+_CHEAPER = {"transparent", "lends", "leaves_out"}  # how a run is made cheap, nothing to a user
 _MARK = "@crosscheck-doctor "
 _CHILD = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
@@ -192,5 +193,5 @@ def to_json(found: dict[str, Any]) -> str:
 
 def capabilities_of(capabilities: Capabilities) -> dict[str, bool]:
     """Every adapter runs forward; the rest is declared."""
-    declared = asdict(capabilities)
+    declared = {k: v for k, v in asdict(capabilities).items() if k not in _CHEAPER}
     return {"forward": True, "force": declared.pop("forcing"), **declared}

@@ -6,12 +6,14 @@ values may be the same quantity in another layout; only a comparison of all elem
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from crosscheck.arrays import is_float
+from crosscheck.kernels.pairs import moments
 from crosscheck.layout import relative_error
 from crosscheck.names import Tokens, canonical
 from crosscheck.observers import Key
@@ -31,6 +33,8 @@ __all__ = [
 SAME_VALUE = 1e-3
 """Relative 2-norm below which two values are taken for the same quantity. Far above rounding, so
 that a small defect does not break alignment; far below what unrelated values show."""
+HUGE = 1e100
+"""Numbers above are squared in units of the largest."""
 SAMPLE = 4096
 """Elements that are looked at before all of two values are compared."""
 
@@ -46,14 +50,23 @@ def fingerprint(value: np.ndarray) -> np.ndarray:
         below minus the rms, and of what exceeds twice the rms in size (over finite elements); the
         count of non-finite elements.
     """
-    flat = value.reshape(-1).astype(np.float64)
+    sums = moments(value)
+    if sums is not None and sums[0][4] <= HUGE:
+        (total, squares, sizes, bad, _), tails = sums
+        n = max(value.size - bad, 1.0)
+        return np.array([total / n, math.sqrt(squares / n), sizes / n, *(tails / n), bad])
+    return _fingerprint(value.reshape(-1).astype(np.float64))
+
+
+def _fingerprint(flat: np.ndarray) -> np.ndarray:
+    """`fingerprint` of any float64 numbers, in NumPy."""
     finite = np.isfinite(flat)
     bad = flat.size - int(np.count_nonzero(finite))
     flat = flat[finite] if bad else flat
     if flat.size == 0:
         return np.array([0, 0, 0, 0, 0, 0, bad], np.float64)
     largest = float(np.abs(flat).max())
-    unit = largest if largest > 1e100 else 1.0  # an attention mask may hold the lowest float64
+    unit = largest if largest > HUGE else 1.0  # an attention mask may hold the lowest float64
     flat = flat / unit
     rms, size = float(np.sqrt(np.mean(flat * flat))), np.abs(flat)
     tails = flat - rms, -flat - rms, size - 2.0 * rms
@@ -120,12 +133,12 @@ class PreparedTrace:
 
     @classmethod
     def of(cls, trace: Trace) -> PreparedTrace:
-        values = trace.activations()
+        shapes = trace.shapes()
         return cls(
             trace=trace,
-            names=canonical(values),
-            order={site: i for i, site in enumerate(values)},
-            shapes={site: value.shape for site, value in values.items()},
+            names=canonical(shapes),
+            order={site: i for i, site in enumerate(shapes)},
+            shapes=shapes,
             place={key: i for i, key in enumerate(trace.values)},
         )
 

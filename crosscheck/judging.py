@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from crosscheck.arrays import is_float
-from crosscheck.compare import Difference, compare, describe
+from crosscheck.compare import Difference, Three, compare, compare_three, describe
 from crosscheck.comparisons import Item, value_of
+from crosscheck.memory import within_limit
 from crosscheck.noise import (
     Floor,
     Judgement,
@@ -23,7 +24,7 @@ from crosscheck.noise import (
 )
 from crosscheck.quantised import SHARE, Steps
 from crosscheck.reductions import Reductions
-from crosscheck.results import SiteResult
+from crosscheck.results import Metrics, SiteResult
 from crosscheck.trace import Trace
 from crosscheck.weights import Transform
 
@@ -38,6 +39,11 @@ __all__ = [
     "without_fill",
 ]
 
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""A candidate's value, the reference's and the truth, in one layout."""
+AT_ONCE = 1 << 24
+"""Elements that are compared in one call, and so held at once where a layout takes a copy."""
+BYTES = 32  # for each of them: two sides in float32 and the oracle in float64, forced and free
 FILL, FILL_SHARE = 1e4, 1e-3
 """Masks are at least so large, and all that is not masked is a smaller share of them."""
 DOUBTED = (
@@ -85,15 +91,77 @@ class Judge:
 
     def judge(self, item: Item, candidate: Trace) -> SiteResult:
         """Judge one item of a forced run."""
+        return self.judge_many([item], candidate)[item]
+
+    def judge_many(self, items: Iterable[Item], candidate: Trace) -> dict[Item, SiteResult]:
+        """Judge items of a forced run; thousands of small values are compared in one call."""
+        looks: list[_Look] = []
+        results: dict[Item, SiteResult] = {}
+        elements = 0
+        for item in items:
+            looks.append(self._look(item, value_of(item, candidate, side="candidate")))
+            elements += looks[-1].reference.size
+            if elements > within_limit(AT_ONCE, BYTES):
+                results |= self._results(looks)
+                looks, elements = [], 0
+        return results | self._results(looks)
+
+    def _look(self, item: Item, raw: np.ndarray | None) -> _Look:
         reference = value_of(item, self.reference, side="reference")
         assert reference is not None, item
-        return self.judge_value(item, reference, value_of(item, candidate, side="candidate"))
-
-    def judge_value(self, item: Item, reference: np.ndarray, raw: np.ndarray | None) -> SiteResult:
-        """Judge the candidate's value ``raw`` (own layout; None: it never arrived, so zero)."""
         value = in_reference_layout(item, raw, reference)
-        judgement = None if value is None else self._judgement(item, value, reference)
-        result = site_result(item, reference, raw, value, judgement)
+        forced = None
+        if value is not None:
+            forced = value, reference, self.truth(item, reference)
+            if item in self.ties:
+                kept = ~self.ties[item]
+                forced = value[kept], reference[kept], forced[2][kept]
+        return _Look(item, reference, raw, value, forced, *self._free(item, reference))
+
+    def _results(self, looks: Sequence[_Look]) -> dict[Item, SiteResult]:
+        """The results of what is looked at, from one pass over all of it."""
+        wanted = {
+            (look.item, run): arrays
+            for look in looks
+            for run, arrays in (("forced", look.forced), ("free", look.free))
+            if arrays is not None and (run == "free" or self._by_floor(look))
+        }
+        seen = dict(zip(wanted, compare_three(list(wanted.values())), strict=True))
+        return {
+            look.item: self._result(
+                look, seen.get((look.item, "forced")), seen.get((look.item, "free"))
+            )
+            for look in looks
+        }
+
+    def _by_floor(self, look: _Look) -> bool:
+        """Whether it is judged by its error and not by equality or a tolerance."""
+        return look.is_float and (self.tolerance is None or look.item.phase == "weights")
+
+    def _result(self, look: _Look, forced: Three | None, free: Three | None) -> SiteResult:
+        item = look.item
+        judgement = None
+        if look.forced is not None:
+            judgement = self._judgement(item, look.forced, forced, is_float=look.is_float)
+        metrics = None if forced is None or item in self.ties else forced.metrics
+        result = site_result(item, look.reference, look.raw, look.value, judgement, metrics)
+        ratio = look.free_ratio
+        if free is not None and look.free is not None:
+            floor = self._free_floor(item, look.free[0])
+            ratio = judge(*_errors(free, *look.free), floor).ratio
+        return replace(result, free_ratio=ratio, notes=self._notes(item, look.reference))
+
+    def _judgement(
+        self, item: Item, arrays: Arrays, seen: Three | None, *, is_float: bool
+    ) -> Judgement:
+        if not is_float:
+            return exact(*arrays[:2])
+        if seen is None:
+            assert self.tolerance is not None
+            return within(self.tolerance, *arrays[:2])
+        return judge(*_errors(seen, *arrays), self.floor(item, arrays[0]))
+
+    def _notes(self, item: Item, reference: np.ndarray) -> tuple[str, ...]:
         notes: tuple[str, ...] = ()
         if self.oracle is None and self.tolerance is None:
             notes = (NO_ORACLE,)
@@ -103,18 +171,7 @@ class Judge:
             notes += (DOUBTED,)
         if item in self.ties:
             notes += (TIES.format(np.count_nonzero(self.ties[item]), reference.size),)
-        return replace(result, free_ratio=self._free_ratio(item), notes=notes)
-
-    def _judgement(self, item: Item, value: np.ndarray, reference: np.ndarray) -> Judgement:
-        truth = self.truth(item, reference)
-        if item in self.ties:
-            kept = ~self.ties[item]
-            value, reference, truth = value[kept], reference[kept], truth[kept]
-        if not (is_float(value) and is_float(reference)):
-            return exact(value, reference)
-        if self.tolerance is not None and item.phase != "weights":
-            return within(self.tolerance, value, reference)
-        return judge(*errors(value, reference, truth), self.floor(item, value))
+        return notes
 
     def plain_eta_max(self, item: Item, value: np.ndarray) -> float:
         """η in the maximum norm, from the unit roundoff alone: nobody's own error counts."""
@@ -146,19 +203,44 @@ class Judge:
     def _step(self, item: Item) -> float:
         return self.steps.held.get(item.candidate_key, 0.0)
 
-    def _free_ratio(self, item: Item) -> float | None:
-        """The free run's error over the reference's own, accumulated from the input on."""
+    def _free(self, item: Item, reference: np.ndarray) -> tuple[Arrays | None, float | None]:
+        """The free runs' values with the reference's float64, whose error is that of all roundings
+        from the input on. Or (None, the free ratio) where that needs no comparison."""
         if self.free_oracle is None or item.phase == "weights":
-            return None
-        reference = value_of(item, self.reference, side="reference")
+            return None, None
         truth = value_of(item, self.free_oracle, side="reference")
         raw = value_of(item, self.free_candidate, side="candidate")
-        if reference is None or truth is None or raw is None or not is_float(raw):
-            return None
+        if truth is None or raw is None or not is_float(raw):
+            return None, None
         value = in_reference_layout(item, raw, reference)
-        if value is None:
-            return math.inf
-        return judge(*errors(value, reference, truth), self.floor(item, value)).ratio
+        return (None, math.inf) if value is None else ((value, reference, truth), None)
+
+    def _free_floor(self, item: Item, value: np.ndarray) -> Floor:
+        return self.floor(item, value)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One item's values, before they are compared.
+
+    Attributes:
+        reference, raw: of the two sides, in their own layouts.
+        value: ``raw`` in the reference's layout; None if there is none.
+        forced: what is judged, without ties; None like ``value``.
+        free: of the free runs; None where ``free_ratio`` is known without a comparison.
+    """
+
+    item: Item
+    reference: np.ndarray
+    raw: np.ndarray | None
+    value: np.ndarray | None
+    forced: Arrays | None
+    free: Arrays | None
+    free_ratio: float | None
+
+    @property
+    def is_float(self) -> bool:
+        return self.value is not None and is_float(self.value) and is_float(self.reference)
 
 
 def errors(
@@ -169,11 +251,19 @@ def errors(
     NaN and Inf must be where the reference has them. Usually the oracle has them there too, but
     what overflows in float32 (two attention masks, added up) may well be finite in float64.
     """
-    value, reference, truth = without_fill(value, reference, truth)
-    candidate, own = compare(value, truth), compare(reference, truth)
-    if own.mismatch:
-        candidate = replace(candidate, mismatch=compare(value, reference).mismatch)
-    return candidate, own
+    return _errors(compare_three([(value, reference, truth)])[0], value, reference, truth)
+
+
+def _errors(
+    seen: Three, value: np.ndarray, reference: np.ndarray, truth: np.ndarray
+) -> tuple[Difference, Difference]:
+    if seen.between.truth_max >= FILL:
+        kept = without_fill(value, reference, truth)
+        if kept[0] is not value:
+            seen = compare_three([kept])[0]
+    if seen.own.mismatch:
+        return replace(seen.candidate, mismatch=seen.between.mismatch), seen.own
+    return seen.candidate, seen.own
 
 
 def without_fill(
@@ -225,6 +315,8 @@ def judge_weights(
     if value is None:
         return site_result(item, reference, candidate, None, None)
     unit = unit_roundoff(value.dtype, reference.dtype)
+    if not step and _equal(value, reference):
+        return site_result(item, reference, candidate, value, Judgement(unit, 0.0, "agree"))
     floor = Floor(unit=unit, tiny=max(SHARE * step, Floor.tiny))
     same = compare(reference, reference)
     judgement = judge(compare(value, reference), same, floor)
@@ -238,8 +330,15 @@ def site_result(
     raw: np.ndarray | None,
     value: np.ndarray | None,
     judgement: Judgement | None,
+    metrics: Metrics | None = None,
 ) -> SiteResult:
-    """Put a judgement on record; without one (no common layout) the site diverges."""
+    """Put a judgement on record; without one (no common layout) the site diverges.
+
+    Args:
+        metrics: `describe` of value and reference, if that is known already.
+    """
+    if metrics is None and value is not None:
+        metrics = _metrics(value, reference)
     seen = reference if raw is None else raw
     return SiteResult(
         phase=item.phase,
@@ -252,11 +351,23 @@ def site_result(
         noise_floor=0.0 if judgement is None else judgement.noise_floor,
         ratio=math.inf if judgement is None else judgement.ratio,
         free_ratio=None,
-        metrics=None if value is None else describe(value, reference),
+        metrics=metrics,
         candidate_shape=tuple(seen.shape),
         candidate_dtype=seen.dtype.name,
         aligned_by=item.by,
     )
+
+
+def _metrics(value: np.ndarray, reference: np.ndarray) -> Metrics:
+    if not _equal(value, reference) or not value.size or not np.isfinite(value).all():
+        return describe(value, reference)
+    first = (0,) * value.ndim
+    return Metrics(0.0, 0.0, first, 1.0, 0, 0, float(reference[first]), float(value[first]))
+
+
+def _equal(value: np.ndarray, reference: np.ndarray) -> bool:
+    """Bit for bit, zeros of either sign and without NaN: what a copy or the same kernel gives."""
+    return value.dtype == reference.dtype and np.array_equal(value, reference)
 
 
 def shrinks(wide: Difference, narrow: Difference, *, factor: float = 1e-3) -> bool | None:

@@ -21,6 +21,8 @@ from crosscheck.compare import compare
 
 __all__ = ["SAME", "Layout", "LayoutBook", "fitting", "merging"]
 
+Shape = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -108,6 +110,7 @@ class LayoutBook:
 
     def __init__(self) -> None:
         self._votes: defaultdict[int, Counter[Layout]] = defaultdict(Counter)
+        self._chosen: dict[tuple[Shape, Shape, bool], Layout | None] = {}
 
     def learn(self, pairs: Iterable[tuple[np.ndarray, np.ndarray]], *, tolerance: float) -> None:
         """Let pairs of equal content (reference, candidate) vote; ambiguous ones abstain."""
@@ -119,6 +122,7 @@ class LayoutBook:
             ]
             if len(options) == 1:
                 self._votes[reference.ndim][options[0]] += 1
+                self._chosen.clear()
 
     def choose(
         self, reference: tuple[int, ...], candidate: tuple[int, ...], *, merged: bool = False
@@ -128,6 +132,12 @@ class LayoutBook:
         Args:
             merged: whether one side may hold several axes of the other as one.
         """
+        key = reference, candidate, merged
+        if key not in self._chosen:
+            self._chosen[key] = self._choose(*key)
+        return self._chosen[key]
+
+    def _choose(self, reference: Shape, candidate: Shape, merged: bool) -> Layout | None:
         if merged and len(reference) != len(candidate):
             return merging(reference, candidate)
         options = fitting(reference, candidate)

@@ -16,6 +16,9 @@ Behind a cut in the backward pass nothing can be forced; `crosscheck.severed` se
 
 from __future__ import annotations
 
+import bisect
+import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +27,10 @@ import numpy as np
 
 from crosscheck.alignment import Alignment, SitePair
 from crosscheck.arrays import is_float
+from crosscheck.observers import Key
 from crosscheck.results import Divergence, SiteResult
 from crosscheck.severed import ancestors, is_cut_before, released
+from crosscheck.taps import FORWARD
 from crosscheck.trace import RunInfo, Trace, owner
 
 __all__ = ["Locator"]
@@ -39,6 +44,19 @@ class _Blame:
     candidate: str | None
     statement: str
     between: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The forward values of a run in order."""
+
+    keys: list[Key]
+    place: dict[Key, int]
+
+    @classmethod
+    def of(cls, trace: Trace) -> _Order:
+        keys = [key for key in trace.values if key[0] in FORWARD]
+        return cls(keys, {key: i for i, key in enumerate(keys)})
 
 
 @dataclass(frozen=True)
@@ -105,7 +123,7 @@ class Locator:
         return _Blame(reference, candidate, words.get(result.phase, ""))
 
     def _output(self, result: SiteResult) -> _Blame:
-        between = self._loose(self.candidate, result.candidate, "candidate")
+        between = self._loose(result.candidate, "candidate")
         text = "everything that it was given is the reference's"
         if between:
             sites = "site" if len(between) == 1 else "sites"
@@ -118,7 +136,7 @@ class Locator:
         """What layer ``L`` is given differs, though every aligned site before it is right."""
         reference = self._loose_producer(self.reference, result.reference, "reference")
         candidate = self._loose_producer(self.candidate, result.candidate, "candidate")
-        between = self._loose(self.candidate, result.candidate, "candidate", "input")
+        between = self._loose(result.candidate, "candidate", "input")
         text = "the layer that makes it has no partner on the other side"
         entered = self._entered(result)
         if entered is not None:
@@ -184,16 +202,28 @@ class Locator:
     def _behind(self, site: str) -> list[str]:
         """The candidate's layers without partner between ``site`` and the next aligned one, in the
         same container: a wrong cotangent may come from any of them."""
-        aligned, trace = self._aligned("candidate"), self.candidate
-        order = list(trace.activations())
-        home = _parent(trace.info, site)
-        found = []
-        for after in order[order.index(site) + 1 :]:
-            if after in aligned and _parent(trace.info, after) == home:
-                break
-            if after in self.alignment.unmatched_candidate:
-                found.append(after)
-        return found
+        here = self._orders["candidate"].place["activation", site]
+        siblings = self._aligned_in.get(_parent(self.candidate.info, site), [])
+        end = next(iter(siblings[bisect.bisect_right(siblings, here) :]), sys.maxsize)
+        first, last = (bisect.bisect_right(self._loose_places, i) for i in (here, end))
+        keys = self._orders["candidate"].keys
+        return [keys[i][1] for i in self._loose_places[first:last]]
+
+    @cached_property
+    def _aligned_in(self) -> dict[str | None, list[int]]:
+        """Of each container of the candidate, the places of what is aligned in it."""
+        found: defaultdict[str | None, list[int]] = defaultdict(list)
+        for i, (kind, site) in enumerate(self._orders["candidate"].keys):
+            if kind == "activation" and site in self._aligned("candidate"):
+                found[_parent(self.candidate.info, site)].append(i)
+        return dict(found)
+
+    @cached_property
+    def _loose_places(self) -> list[int]:
+        """The places of the candidate's sites without partner."""
+        loose = frozenset(self.alignment.unmatched_candidate)
+        keys = enumerate(self._orders["candidate"].keys)
+        return [i for i, (kind, site) in keys if kind == "activation" and site in loose]
 
     def _cut(self, result: SiteResult) -> _Blame:
         """What layer ``L`` is given is right forward, but no part of the candidate's graph."""
@@ -215,7 +245,7 @@ class Locator:
         within = {c: ancestors(info, owner(c)) for c in self._released}
         exact = [c for c in within if made is not None and (c == made or owner(made) in within[c])]
         if not exact and result.kind != "cotangent":
-            place = {key: i for i, key in enumerate(self.candidate.values)}
+            place = self._orders["candidate"].place
             here, scope = place.get(("input", site), 0), info.parents.get(owner(site))
             exact = [c for c in within if scope in within[c] and place["activation", c] < here]
         if not exact:
@@ -228,24 +258,42 @@ class Locator:
             "through it to what it is given",
         )
 
-    def _aligned(self, side: str) -> set[str]:
-        return {getattr(p, side) for p in self.alignment.pairs}
+    def _aligned(self, side: str) -> frozenset[str]:
+        return self._aligned_sites[side]
+
+    @cached_property
+    def _aligned_sites(self) -> dict[str, frozenset[str]]:
+        return {
+            side: frozenset(getattr(p, side) for p in self.alignment.pairs)
+            for side in ("reference", "candidate")
+        }
+
+    @cached_property
+    def _with_edges(self) -> dict[str, dict[str, SitePair]]:
+        """Reference site -> candidate site -> their pair, where inputs are compared."""
+        found: defaultdict[str, dict[str, SitePair]] = defaultdict(dict)
+        for edge in self.alignment.edges:
+            found[edge.pair.reference][edge.pair.candidate] = edge.pair
+        return dict(found)
+
+    @cached_property
+    def _orders(self) -> dict[str, _Order]:
+        return {"reference": _Order.of(self.reference), "candidate": _Order.of(self.candidate)}
 
     def _loose(
         self,
-        trace: Trace,
         site: str,
         side: str,
         kind: str = "activation",
         most: int | None = MOST_NAMED,
     ) -> tuple[str, ...]:
         """Sites without partner that ran after the last aligned one before ``site``."""
-        aligned = self._aligned(side)
-        order = [key for key in trace.values if key[0] in ("activation", "input")]
+        aligned, order = self._aligned(side), self._orders[side]
         found: list[str] = []
-        if (kind, site) not in order:
+        if (kind, site) not in order.place:
             return ()
-        for before_kind, before in reversed(order[: order.index((kind, site))]):  # type: ignore[arg-type]
+        for i in range(order.place[kind, site] - 1, -1, -1):  # type: ignore[index]
+            before_kind, before = order.keys[i]
             if before_kind != "activation":
                 continue
             if before in aligned:
@@ -256,11 +304,10 @@ class Locator:
     def _entered(self, result: SiteResult) -> SitePair | None:
         """The last layer before an input that is compared at its own inputs only, if none between
         is aligned: the wrong value was computed from there on."""
-        before_r = self._loose(self.reference, result.reference, "reference", "input", most=None)
-        before_c = self._loose(self.candidate, result.candidate, "candidate", "input", most=None)
-        pairs = {edge.pair for edge in self.alignment.edges}
-        found = [p for p in pairs if p.reference in before_r and p.candidate in before_c]
-        return max(found, key=lambda p: before_r.index(p.reference), default=None)
+        before_r = self._loose(result.reference, "reference", "input", most=None)
+        before_c = self._loose(result.candidate, "candidate", "input", most=None)
+        pairs = (p for r in reversed(before_r) for p in self._with_edges.get(r, {}).values())
+        return next((p for p in pairs if p.candidate in before_c), None)
 
     def _loose_producer(self, trace: Trace, site: str, side: str) -> str | None:
         """The layer without partner whose output is given to ``site``, if there is one."""
@@ -269,7 +316,7 @@ class Locator:
             return self._before_rearranging(trace, owner(source), side)
         if source is not None:
             return None
-        loose = self._loose(trace, site, side, "input")
+        loose = self._loose(site, side, "input")
         siblings = [s for s in loose if _parent(trace.info, s) == _parent(trace.info, site)]
         return owner(siblings[-1]) if siblings else None
 
@@ -291,18 +338,23 @@ class Locator:
 
     def _loose_consumer(self, trace: Trace, site: str, side: str) -> str | None:
         """A layer that consumes ``site`` and whose own VJP was not compared; the innermost one."""
-        aligned = self._aligned(side)
-        index = 0 if side == "reference" else 1
-        compared = {slots[index] for e in self.alignment.edges for slots in e.slots()}
+        aligned, compared = self._aligned(side), self._compared[side]
         found: list[str] = []
-        for consumer, source in trace.info.sources.items():
-            if source != site:
-                continue
+        for consumer in trace.consumers.get(site, ()):
             hidden = ("input_cotangent", consumer) in trace.info.unobservable
             if owner(consumer) not in aligned or consumer not in compared or hidden:
                 found.append(owner(consumer))
         parents = {trace.info.parents.get(layer) for layer in found}
         return next((layer for layer in found if layer not in parents), None)
+
+    @cached_property
+    def _compared(self) -> dict[str, frozenset[str]]:
+        """The input slots of either side that are compared."""
+        slots = [slot for edge in self.alignment.edges for slot in edge.slots()]
+        return {
+            "reference": frozenset(r for r, _ in slots),
+            "candidate": frozenset(c for _, c in slots),
+        }
 
     def _scope_of(self, consumer: str, several: Sequence[str], site: str) -> str | None:
         """The container of all of several sites behind ``site``."""

@@ -99,11 +99,18 @@ def _is_number(word: str) -> bool:
     return word.isdigit() or word == _UNNUMBERED
 
 
-@lru_cache(maxsize=1 << 16)
 def similarity(a: Tokens, b: Tokens) -> float:
     """0 (nothing in common) to 1 (the same words in the same order)."""
     if a == b:
         return 1.0
     if not a or not b:
         return 0.0
+    places: dict[str, int] = {}
+    return _ratio(*(tuple([places.setdefault(word, len(places)) for word in w]) for w in (a, b)))
+
+
+@lru_cache(maxsize=1 << 16)
+def _ratio(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+    """Of two paths, each word replaced by a number: all that counts is which words are equal, so
+    that the layers of a deep model, which differ in their numbers, are few cases."""
     return SequenceMatcher(None, a, b, autojunk=False).ratio()

@@ -9,10 +9,11 @@ whatever the value is. Adapters that cannot stop between two layers (ONNX) ask i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
 import numpy as np
 
+from crosscheck.memory import new_values
 from crosscheck.taps import Kind, Observer
 
 __all__ = ["Comparer", "Forcer", "Key", "Recorder", "chain"]
@@ -21,14 +22,25 @@ Key = tuple[Kind, str]
 
 
 class Recorder:
-    """Keeps a private, contiguous copy of every value, in the order of arrival."""
+    """Keeps every value, contiguous, in the order of arrival.
 
-    def __init__(self) -> None:
-        self.values: dict[Key, np.ndarray] = {}
+    Args:
+        kinds: of the values to keep; None: all.
+        borrows: keep them as they are shown, if the adapter lends them (`Capabilities.lends`). Else
+            each is copied: models overwrite their tensors (operations in place, reused buffers),
+            and a view would change later.
+    """
+
+    def __init__(self, kinds: frozenset[Kind] | None = None, *, borrows: bool = False) -> None:
+        self.values: MutableMapping[Key, np.ndarray] = new_values()
+        self.borrows = borrows and isinstance(self.values, dict)
+        self._kinds = kinds
 
     def __call__(self, site: str, kind: Kind, value: np.ndarray) -> None:
-        # Models overwrite their tensors (in-place ops, reused buffers): a view would change later.
-        self.values[kind, site] = np.array(value, order="C", copy=True)
+        if self._kinds is not None and kind not in self._kinds:
+            return
+        copy = None if self.borrows else True
+        self.values[kind, site] = np.array(value, order="C", copy=copy)
 
     def planned(self, site: str, kind: Kind) -> np.ndarray | None:
         """It replaces nothing."""
@@ -56,10 +68,17 @@ class Forcer:
     """Replaces the value at every key that it holds; all other values go through.
 
     ``values`` may compute on demand: only ``get`` is called.
+
+    Args:
+        needless: layer calls that an adapter may leave out (`Capabilities.leaves_out`): what goes
+            out of them is replaced, and nobody looks inside.
     """
 
-    def __init__(self, values: Mapping[Key, np.ndarray]) -> None:
+    def __init__(
+        self, values: Mapping[Key, np.ndarray], *, needless: frozenset[str] = frozenset()
+    ) -> None:
         self._values = values
+        self.needless = needless
 
     def __call__(self, site: str, kind: Kind, value: np.ndarray) -> np.ndarray | None:
         return self._values.get((kind, site))
@@ -80,6 +99,10 @@ def chain(*observers: Observer) -> Observer:
 class _Chain:
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
+        self.borrows = any(getattr(observer, "borrows", False) for observer in observers)
+        self.needless = frozenset[str]().union(
+            *(getattr(observer, "needless", ()) for observer in observers)
+        )
 
     def __call__(self, site: str, kind: Kind, value: np.ndarray) -> np.ndarray | None:
         replacement = None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pair", "load_model", "load_pair"]
 
-NOT_SHRUNK = ("probes", "seeds", "randomise", "blind_spots", "explain", "zoom")
+NOT_SHRUNK = ("probes", "seeds", "randomise", "blind_spots", "explain", "zoom", "max_memory")
 """Options of `crosscheck.check` that `crosscheck.shrink` has no use for."""
 
 

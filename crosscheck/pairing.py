@@ -94,17 +94,25 @@ class Pairing:
         """Which of several equal values belong together: names, layer types, place in the run,
         shape, and how equal they are (a residual stream may hardly change from one layer to the
         next)."""
-        place = abs(
-            self.reference.order[r] / len(self.reference.order)
-            - self.candidate.order[c] / len(self.candidate.order)
-        )
         types = self.reference.kind(r), self.candidate.kind(c)
         return (
             similarity(self.reference.names[r], self.candidate.names[c])
             + 0.5 * (types[0] == types[1] != "")
-            - place
+            - self._apart(r, c)
             - 0.5 * (layout.shapes is not None)
             - 0.2 * math.log10(max(error / ROUNDING, 1.0))
+        )
+
+    def nearest(self, r: str, sites: Sequence[str]) -> list[str]:
+        """Candidate sites by how near to ``r`` they come in their run, those of its name first."""
+        name = self.reference.names[r]
+        return sorted(sites, key=lambda c: (self.candidate.names[c] != name, self._apart(r, c)))
+
+    def _apart(self, r: str, c: str) -> float:
+        """How far from each other two sites come in their runs, as a part of the whole."""
+        return abs(
+            self.reference.order[r] / len(self.reference.order)
+            - self.candidate.order[c] / len(self.candidate.order)
         )
 
     def _check_names(self, explicit: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -15,12 +16,15 @@ from crosscheck.cotangents import CandidateCotangents
 from crosscheck.errors import CannotCompare, SideFailed
 from crosscheck.judging import Judge, judge_weights
 from crosscheck.losses.judging import LossJudge
+from crosscheck.memory import Overlaid
 from crosscheck.noise import Tolerance
-from crosscheck.observers import Forcer, Key, Recorder
+from crosscheck.observers import Forcer, Recorder
+from crosscheck.oracle import oracle
 from crosscheck.reductions import Reductions
 from crosscheck.results import SiteResult
 from crosscheck.run import Runner
 from crosscheck.settle import settle
+from crosscheck.sparing import judged
 from crosscheck.trace import RunInfo, Trace
 from crosscheck.weights import (
     Fit,
@@ -32,11 +36,14 @@ from crosscheck.weights import (
 from crosscheck.weights import settle as settle_match
 
 __all__ = [
+    "Undecided",
     "align",
     "calls_of",
     "judge_all",
+    "load",
     "match_in_order",
     "oracle",
+    "settled",
     "transfer",
     "verify_weights",
     "with_vjps",
@@ -74,9 +81,57 @@ def transfer(
         return settle_by_values(match, {p.name: p.value for p in candidate.parameters()})
     match.require_complete()
     match = settle_match(match, trial)
-    candidate.load(match.values())
-    _verify_loaded(match, candidate)
+    load(match, candidate)
     return match
+
+
+def load(match: Match, candidate: Adapter) -> None:
+    """Give the candidate the values of a match.
+
+    Raises:
+        CannotCompare: what was loaded does not read back.
+    """
+    values = match.values()
+    candidate.load(values)
+    now = {p.name: p.value for p in candidate.parameters()}
+    for name, value in values.items():
+        if not np.array_equal(now[name], value.astype(now[name].dtype, copy=False), equal_nan=True):
+            raise CannotCompare(
+                f"candidate parameter `{name}` does not hold what was loaded into it; is it "
+                "computed from something else, or shared with another parameter?"
+            )
+
+
+def settled(
+    reference: Adapter,
+    candidate: Adapter,
+    weights: str | WeightMap,
+    calls: tuple[Iterable[str], Iterable[str]],
+    trial: Callable[[Match], Fit],
+) -> Match | None:
+    """What `transfer` finds, nothing loaded; None where it finds no match, or ``trial`` gives up.
+
+    Args:
+        trial: as for `transfer`; may raise `Undecided`.
+
+    Raises:
+        CannotCompare: parameters that must be equal are not.
+    """
+    given = weights if isinstance(weights, Mapping) else {}
+    match = match_in_order(reference, candidate, calls, given=given, held=weights == "keep")
+    if weights == "keep":
+        return settle_by_values(match, {p.name: p.value for p in candidate.parameters()})
+    if not match.complete:
+        return None
+    match.require_equal_ties()
+    try:
+        return settle_match(match, trial)
+    except Undecided:
+        return None
+
+
+class Undecided(Exception):
+    """One run of the candidate does not say whether its weights are the right ones."""
 
 
 def match_in_order(
@@ -119,16 +174,6 @@ def calls_of(runner: Runner) -> tuple[str, ...]:
         return tuple(runner.run(lambda site, kind, value: None, passive=True).layers)
     except SideFailed:
         return ()
-
-
-def _verify_loaded(match: Match, candidate: Adapter) -> None:
-    now = {p.name: p.value for p in candidate.parameters()}
-    for name, value in match.values().items():
-        if not np.array_equal(now[name], value.astype(now[name].dtype), equal_nan=True):
-            raise CannotCompare(
-                f"candidate parameter `{name}` does not hold what was loaded into it; is it "
-                "computed from something else, or shared with another parameter?"
-            )
 
 
 def verify_weights(match: Match, candidate: Adapter) -> list[SiteResult]:
@@ -183,22 +228,13 @@ def with_vjps(reference: Runner, free: Trace) -> Trace:
     """
     if reference.cotangents is None or not reference.adapter.capabilities.forcing:
         return free
-    again = reference.record(Forcer(free.values))
-    vjps = {key: value for key, value in again.values.items() if key[0] == "input_cotangent"}
+    if any(kind == "input_cotangent" for kind, _ in free.values):
+        return free  # looking at them takes nothing away from this adapter's free runs
+    vjps = Recorder(frozenset({"input_cotangent"}))
+    again = reference.record(Forcer(free.values), recorder=vjps)
     hidden = free.info.unobservable | again.info.unobservable
     info = replace(free.info, unobservable=hidden)
-    return replace(free, values={**free.values, **vjps}, info=info)
-
-
-def oracle(reference: Runner, forced: Mapping[Key, np.ndarray] | None = None) -> Trace | None:
-    """The reference in float64, free or forced; None if it does not run in float64."""
-    if not reference.adapter.capabilities.float64:
-        return None
-    observers = () if forced is None else (Forcer(forced),)
-    try:
-        return reference.record(*observers, float64=True, passive=forced is None)
-    except SideFailed:
-        return None  # it ran in its own precision: what fails is float64 (fused kernels, casts)
+    return replace(free, values=Overlaid(free.values, vjps.values), info=info)
 
 
 # -- stages 6 and 7 --------------------------------------------------------------------------------
@@ -233,6 +269,12 @@ class Evidence:
     make_judge: Callable[..., Judge] = Judge
     loss: LossJudge | None = None
 
+    @cached_property
+    def whole_oracle(self) -> Trace | None:
+        """The reference in float64, forced at every aligned site, nothing left out; made when it
+        is first asked for."""
+        return oracle(self.reference, self.alignment.forced_on_reference(self.free_reference))
+
 
 def judge_all(evidence: Evidence, free_oracle: Trace | None, *, backward: bool) -> Judged:
     """Judge every comparison; look again (`settle`) where something looks wrong."""
@@ -243,10 +285,9 @@ def judge_all(evidence: Evidence, free_oracle: Trace | None, *, backward: bool) 
         items += gradients
         missing += more
     items += buffer_items(e.match, e.free_reference, e.forced)
-    on_reference = e.alignment.forced_on_reference(e.free_reference)
     judge = e.make_judge(
         reference=e.free_reference,
-        oracle=oracle(e.reference, on_reference),
+        oracle=None,
         free_oracle=free_oracle,
         free_candidate=e.free_candidate,
         reductions=Reductions(
@@ -257,9 +298,24 @@ def judge_all(evidence: Evidence, free_oracle: Trace | None, *, backward: bool) 
         tolerance=e.tolerance,
         steps=e.candidate.adapter.steps,
     )
-    results = {item: judge.judge(item, e.forced) for item in items}
+    results = judged(e, judge, items)
     settle(e, judge, results)
+    _complete_free_ratios(e, judge, results)
     return Judged(results, missing, judge)
+
+
+def _complete_free_ratios(e: Evidence, judge: Judge, results: dict[Item, SiteResult]) -> None:
+    """Where something is wrong backward, the reader wants to know what has only inherited it; else
+    the free runs need no backward pass."""
+    back = {i: r for i, r in results.items() if i.phase in ("backward", "parameter_gradient")}
+    if all(r.verdict == "agree" for r in back.values()):
+        return
+    if judge.free_oracle is not None:
+        judge.free_oracle = oracle(e.reference)
+    if not any(kind == "cotangent" for kind, _ in e.free_candidate.values):
+        e.free_candidate = judge.free_candidate = e.candidate.record(passive=True)
+    for item, judged_again in judge.judge_many(back, e.forced).items():
+        results[item] = replace(results[item], free_ratio=judged_again.free_ratio)
 
 
 # -- a candidate that fails ------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -36,8 +37,10 @@ class Reductions:
     trace: Trace
     aligned: frozenset[str]
     _owned: dict[str, list[Parameter]] = field(default_factory=dict)
+    _named: dict[str, Parameter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._named = {p.name: p for p in self.parameters}
         layers = set(self.trace.info.layers)
         owned: defaultdict[str, list[Parameter]] = defaultdict(list)
         for parameter in self.parameters:
@@ -74,7 +77,7 @@ class Reductions:
         """
         if item.phase != "parameter_gradient":
             return 0.0
-        parameter = next(p for p in self.parameters if p.name == item.reference)
+        parameter = self._named[item.reference]
         dy = self.trace.values.get(("cotangent", parameter.layer))
         if dy is None or parameter.kind == "embedding":
             return 0.0
@@ -84,17 +87,21 @@ class Reductions:
         n = self._gradient_length(item.reference)
         return math.sqrt(parameter.value.size * n) * _rms(dy) * rms_x
 
+    @cached_property
+    def _largest(self) -> int:
+        """Elements of the largest activation."""
+        return max((math.prod(shape) for shape in self.trace.shapes().values()), default=1)
+
     def _shrinkage(self, site: str) -> float:
         value = self.trace.values["activation", site]
         inputs = [self.trace.values["input", s].size for s in self.trace.inputs_of(owner(site))]
         return max([1.0, *(float(size / max(value.size, 1)) for size in inputs)])
 
     def _gradient_length(self, name: str) -> float:
-        parameter = next(p for p in self.parameters if p.name == name)
+        parameter = self._named[name]
         value = self.trace.values.get(("activation", parameter.layer))
         if value is None:
-            sizes = [v.size for (kind, _), v in self.trace.values.items() if kind == "activation"]
-            return max(1.0, max(sizes, default=1) / max(parameter.value.size, 1))
+            return max(1.0, self._largest / max(parameter.value.size, 1))
         kept = _kept(parameter, value.shape)
         return max(1.0, float(value.size / max(kept, 1)))
 

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from crosscheck.errors import InvalidArgument
+from crosscheck.memory import parse_bytes
 from crosscheck.noise import Tolerance
 from crosscheck.optimizers.sides import both
 from crosscheck.weights import WeightMap
 
-__all__ = ["Request"]
+__all__ = ["EFFORTS", "Request"]
+
+EFFORTS = ("quick", "thorough")
 
 
 def _silent(line: str) -> None:
@@ -43,6 +46,8 @@ class Request:
     tolerance: Tolerance | None = None
     explain: bool = True
     zoom: bool = False
+    effort: str = "thorough"
+    max_memory: int | str | None = None
     name: str = ""
     say: Callable[[str], None] = _silent
 
@@ -52,6 +57,12 @@ class Request:
                 f'weights={self.weights!r}: must be "copy", "keep" or a map '
                 "{candidate parameter: reference parameter}"
             )
+        if self.effort not in EFFORTS:
+            raise InvalidArgument(
+                f'effort={self.effort!r}: must be "quick" or "thorough" (docs/effort.md)'
+            )
+        if self.max_memory is not None:
+            parse_bytes(self.max_memory)
         seed = self.seed
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise InvalidArgument(f"seed={seed!r}: must be an integer ≥ 0")
@@ -83,6 +94,10 @@ class Request:
                     "own"
                 )
             return
+        if self.effort == "quick":
+            raise InvalidArgument(
+                'optimizer= needs effort="thorough": a step is judged on forced gradients'
+            )
         both(self.optimizer)
         if not self.gradients:
             raise InvalidArgument(

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 __all__ = [
     "Cause",
     "Coverage",
+    "Details",
     "Divergence",
+    "Element",
+    "HeatMap",
+    "Histogram",
     "Metrics",
     "Phase",
     "ProbeResult",
+    "Profile",
     "Report",
     "Side",
+    "SiteDetail",
+    "SiteKey",
     "SiteResult",
     "Verdict",
+    "WeightPair",
     "worst",
 ]
 
 Verdict = Literal["agree", "suspect", "diverge"]
+SiteKey = tuple[str, str, str, str, int]
 Phase = Literal["weights", "forward", "loss", "backward", "parameter_gradient", "update", "buffer"]
 PHASES: tuple[Phase, ...] = (
     "weights",
@@ -104,6 +113,11 @@ class SiteResult:
     aligned_by: str = ""
     notes: tuple[str, ...] = ()
     step: int = 1
+
+    @property
+    def key(self) -> SiteKey:
+        """What tells it from the other comparisons of one check."""
+        return self.phase, self.kind, self.reference, self.candidate, self.step
 
 
 @dataclass(frozen=True)
@@ -198,6 +212,125 @@ class Side:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """How the squared difference is spread along one axis.
+
+    Attributes:
+        axis: of the reference's layout.
+        length: of the axis.
+        shares: of the sum of squares; one for each index, or for each of as many nearly equal runs
+            of indices as there are shares.
+    """
+
+    axis: int
+    length: int
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """The same over two axes: RMS difference of each cell over the largest such.
+
+    Attributes:
+        rows, columns: axes of the reference's layout.
+        row_length, column_length: theirs; a cell may stand for several indices.
+        cells: from 0 to 1, row by row.
+    """
+
+    rows: int
+    columns: int
+    row_length: int
+    column_length: int
+    cells: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of finite numbers of both sides, in equal bins from ``low`` to ``high``.
+
+    Attributes:
+        unit: ``"value"``, or ``"log10"`` of what is counted (then zeros are in ``zeros``).
+        sampled: how many elements were looked at; 0: all.
+        zeros: of the reference and the candidate, where ``unit`` has no place for them.
+    """
+
+    low: float
+    high: float
+    reference: tuple[int, ...]
+    candidate: tuple[int, ...]
+    unit: Literal["value", "log10"] = "value"
+    sampled: int = 0
+    zeros: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Element:
+    """One element of a tensor; ``oracle`` is None where the reference has no float64 run."""
+
+    index: tuple[int, ...]
+    reference: float
+    candidate: float
+    oracle: float | None = None
+
+
+@dataclass(frozen=True)
+class SiteDetail:
+    """Where in a tensor the sides differ, and by how much (`crosscheck.details`).
+
+    Attributes:
+        phase, kind, reference, candidate, step: of its `SiteResult`.
+        where: sentences on what stands out.
+        profiles: of every axis that is longer than 1.
+        heat: over the two axes along which the difference is least even; None below two axes.
+        values: of both sides.
+        errors: |value - oracle| of both sides; None where they are all zero, or without an oracle.
+        worst: the elements that differ most, worst first.
+    """
+
+    phase: Phase
+    kind: str
+    reference: str
+    candidate: str
+    step: int = 1
+    where: tuple[str, ...] = ()
+    profiles: tuple[Profile, ...] = ()
+    heat: HeatMap | None = None
+    values: Histogram | None = None
+    errors: Histogram | None = None
+    worst: tuple[Element, ...] = ()
+
+    @property
+    def key(self) -> SiteKey:
+        """`SiteResult.key` of its site."""
+        return self.phase, self.kind, self.reference, self.candidate, self.step
+
+
+@dataclass(frozen=True)
+class WeightPair:
+    """Which parameters of the reference one of the candidate's is made of, and by which steps."""
+
+    candidate: str
+    reference: str
+    steps: str
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Details:
+    """What only a page has room for.
+
+    Attributes:
+        sites: those that do not agree, and the largest ratios; not all of them.
+        weights: the map that was found, in the candidate's order.
+        command: for a shell, makes the check again; empty where it was called from Python.
+    """
+
+    sites: tuple[SiteDetail, ...] = ()
+    weights: tuple[WeightPair, ...] = ()
+    command: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """The result of one check. ``print(report)`` shows it; see also `save_json`, `save_html`."""
 
@@ -212,6 +345,7 @@ class Report:
     notes: tuple[str, ...] = ()
     name: str = field(default="")
     probes: tuple[ProbeResult, ...] = ()
+    details: Details = field(default=Details(), repr=False)
 
     @property
     def first_divergence(self) -> Divergence | None:
@@ -232,6 +366,10 @@ class Report:
         from crosscheck.report.write import write_atomically
 
         write_atomically(path, render(self))
+
+    def with_command(self, command: str) -> Report:
+        """The same report, with the ``command`` that makes the check again."""
+        return replace(self, details=replace(self.details, command=command))
 
     def raise_if_diverged(self) -> None:
         """Raise `Diverged` (an AssertionError) unless the verdict is ``agree``."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from crosscheck.adapters.base import Adapter, CotangentSource, ModelRaised, Parameter
 from crosscheck.errors import SideFailed
+from crosscheck.memory import spilled
 from crosscheck.observers import Recorder, chain
 from crosscheck.taps import Observer
 from crosscheck.trace import RunInfo, Trace
@@ -92,8 +93,10 @@ class Runner:
             recorder: pass one in to have what was recorded even if the run fails.
             passive: a free run, bit for bit what the model does without taps.
         """
-        recorder = recorder or Recorder()
+        recorder = recorder or Recorder(borrows=self.adapter.capabilities.lends)
         info = self.run(
             chain(recorder, *observers), float64=float64, overrides=overrides, passive=passive
         )
-        return Trace(values=recorder.values, info=info, framework=self.adapter.framework)
+        if info.overwritten:  # the adapter knows it from now on, and gives copies of that
+            return self.record(*observers, float64=float64, overrides=overrides, passive=passive)
+        return Trace(values=recorder.values, info=spilled(info), framework=self.adapter.framework)

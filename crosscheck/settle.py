@@ -28,6 +28,7 @@ from crosscheck.explain.fresh import fresh_inputs
 from crosscheck.judging import Judge, in_reference_layout, relative, shrinks, without_fill
 from crosscheck.noise import AGREE, DIVERGE
 from crosscheck.observers import Forcer, Key
+from crosscheck.oracle import oracle
 from crosscheck.perturb import Moved, measure
 from crosscheck.precision import Grains, coarser_unit, grains_of
 from crosscheck.reductions import Reductions
@@ -39,7 +40,7 @@ from crosscheck.trace import Trace
 if TYPE_CHECKING:
     from crosscheck.pipeline import Evidence
 
-__all__ = ["fresh_runs", "settle"]
+__all__ = ["fresh_runs", "settle", "stands_out"]
 
 SETTLED = 4.0 * DIVERGE
 """Ratio up to which float64 decides by itself, if the error is too small for a lower precision."""
@@ -65,7 +66,7 @@ Results = dict[Item, SiteResult]
 
 def settle(e: Evidence, judge: Judge, results: Results) -> None:
     """Look again at whatever does not agree; changes ``results`` and ``judge``."""
-    if e.tolerance is None and any(_stands_out(i, r, judge) for i, r in results.items()):
+    if e.tolerance is None and any(stands_out(i, r, judge) for i, r in results.items()):
         grains = _grains(e)
         _leave_out_ties(e, judge, results, grains)
         _doubt_the_oracle(e, judge, results, grains)
@@ -92,7 +93,7 @@ def _grains(e: Evidence) -> Grains:
 def _leave_out_ties(e: Evidence, judge: Judge, results: Results, grains: Grains) -> None:
     """Where something stands out, or where the reference itself is far from the oracle: one flip
     of its own is a floor under which much would hide."""
-    wanted = [i for i, r in results.items() if _stands_out(i, r, judge)]
+    wanted = [i for i, r in results.items() if stands_out(i, r, judge)]
     if not wanted or not e.reference.adapter.capabilities.forcing:
         return
     judge.ties = find_ties(
@@ -130,7 +131,8 @@ def _doubt_the_oracle(e: Evidence, judge: Judge, results: Results, grains: Grain
         results[item] = judge.judge(item, e.forced)
 
 
-def _stands_out(item: Item, result: SiteResult, judge: Judge) -> bool:
+def stands_out(item: Item, result: SiteResult, judge: Judge) -> bool:
+    """Whether to look again: it does not agree, or its floor is suspiciously high."""
     if result.metrics is None:
         return False
     return result.verdict != "agree" or _is_far(item, result, judge, DIVERGE)
@@ -327,8 +329,6 @@ def fresh_runs(
     Raises:
         CrosscheckError: a model cannot take the new inputs, or gives nothing to compare.
     """
-    from crosscheck.pipeline import oracle
-
     inputs = fresh_inputs(e.reference.inputs, seed=seed)
     if inputs is None or not e.reference.adapter.capabilities.forcing:
         return None

@@ -7,8 +7,10 @@ there is wrong. The cut itself stays a result; what follows from it is set aside
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from crosscheck.alignment import Alignment
 from crosscheck.errors import capped
@@ -88,7 +90,8 @@ class Severed:
             if r.kind in ("cotangent", "input_cotangent") and self._is_silent(r.kind, r.candidate)  # type: ignore[arg-type]
             for name in (("reference", r.reference), ("candidate", r.candidate))
         }
-        self._silent_sites = [site for _, (side, site) in self._silent if side == "candidate"]
+        silent_sites = [site for _, (side, site) in self._silent if side == "candidate"]
+        self._around_silence = set().union(*(self._ancestors(owner(s)) for s in silent_sites))
         self._cut_before = {owner(r.candidate) for r in flagged if is_cut_before(r, self.candidate)}
         unfed = [r.candidate for r in self.results if self._is_unfed(r)]
         aside = [r for r in self.results if r.verdict != "agree" and (unfed or self._follows(r))]
@@ -130,19 +133,16 @@ class Severed:
             if call in self._cut_before:  # and so is what the layer is called in, perhaps
                 return not around.isdisjoint(self._cut_before)
             # The cotangent that a container sends back lacks what is cut off inside it.
-            return any(call in self._ancestors(owner(site)) for site in self._silent_sites)
+            return call in self._around_silence
         return any(self._is_starved(container) for container in around) or any(
-            source == getattr(result, side)
-            and ("input_cotangent", (side, consumer)) in self._silent
+            ("input_cotangent", (side, consumer)) in self._silent
             for side, trace in (("reference", self.reference), ("candidate", self.candidate))
-            for consumer, source in trace.info.sources.items()
+            for consumer in trace.consumers.get(getattr(result, side), ())
         )
 
     def _is_starved(self, call: str) -> bool:
         """Nothing arrives at the layer's outputs, though the reference sends something."""
-        outputs = [
-            s for kind, s in self.candidate.values if kind == "activation" and owner(s) == call
-        ]
+        outputs = self.candidate.outputs_of.get(call, ())
         expected = any(("cotangent", ("candidate", s)) in self._silent for s in outputs)
         return expected and all(self._is_silent("cotangent", s) for s in outputs)
 
@@ -150,8 +150,14 @@ class Severed:
         return ancestors(self.candidate.info, call)
 
     def _calls(self, parameter: str) -> list[str]:
-        """The calls of the layer that owns a parameter."""
-        paths = {site: site.partition("#")[0] for site in self.candidate.info.layers}
-        owners = [p for p in paths.values() if parameter.startswith((f"{p}.", f"{p}/"))]
-        path = max(owners, key=len, default=None)
-        return [site for site, p in paths.items() if p == path]
+        """The calls of the layer that owns a parameter: of the longest path that it begins with."""
+        ends = [i for i, letter in enumerate(parameter) if letter in "./"]
+        paths = (parameter[:end] for end in reversed(ends))
+        return next((self._by_path[path] for path in paths if path in self._by_path), [])
+
+    @cached_property
+    def _by_path(self) -> dict[str, list[str]]:
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for site in self.candidate.info.layers:
+            found[site.partition("#")[0]].append(site)
+        return dict(found)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from crosscheck.observers import Key
-from crosscheck.taps import Session
+from crosscheck.taps import Kind, Session
 
 __all__ = ["RunInfo", "Trace"]
 
@@ -26,6 +26,7 @@ class RunInfo:
         sources: input site -> the site whose activation it is (the very same object).
         parents: site -> the site during whose call it was called.
         unobservable: (kind, site) that the framework could not show.
+        overwritten: (kind, site) whose value the observer was lent, and which has changed since.
         parameter_gradients: name -> gradient, in the parameter's own shape; a parameter that got
             none has zeros. Empty when the run had no backward pass.
         buffers: name -> value after the run (train mode), before it was put back.
@@ -39,6 +40,7 @@ class RunInfo:
     unobservable: frozenset[Key] = frozenset()
     parameter_gradients: Mapping[str, np.ndarray] = field(default_factory=dict)
     buffers: Mapping[str, np.ndarray] = field(default_factory=dict)
+    overwritten: frozenset[Key] = frozenset()
 
     @classmethod
     def of(
@@ -49,6 +51,7 @@ class RunInfo:
         outputs: tuple[str, ...],
         parameter_gradients: Mapping[str, np.ndarray] | None = None,
         buffers: Mapping[str, np.ndarray] | None = None,
+        overwritten: frozenset[Key] = frozenset(),
     ) -> RunInfo:
         """Collect what ``session`` saw."""
         return cls(
@@ -60,6 +63,7 @@ class RunInfo:
             unobservable=frozenset(session.unobservable),
             parameter_gradients=parameter_gradients or {},
             buffers=buffers or {},
+            overwritten=overwritten,
         )
 
 
@@ -77,9 +81,19 @@ class Trace:
     info: RunInfo
     framework: str
 
-    def activations(self) -> dict[str, np.ndarray]:
-        """site -> activation, in forward order."""
-        return {site: v for (kind, site), v in self.values.items() if kind == "activation"}
+    def activations(self) -> Mapping[str, np.ndarray]:
+        """site -> activation, in forward order; each is fetched when it is asked for."""
+        return _OfKind(self.values, "activation", self._sites("activation"))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """site -> shape of the activation, in forward order; no value is touched."""
+        shape_of = getattr(self.values, "shape_of", None)
+        if shape_of is None:
+            return {site: value.shape for site, value in self.activations().items()}
+        return {site: shape_of(("activation", site)) for site in self._sites("activation")}
+
+    def _sites(self, kind: Kind) -> dict[str, None]:
+        return dict.fromkeys(site for of, site in self.values if of == kind)
 
     def outputs(self) -> dict[str, np.ndarray]:
         """site -> activation of the model's own outputs."""
@@ -90,12 +104,49 @@ class Trace:
         return self._inputs.get(site, [])
 
     @cached_property
+    def consumers(self) -> dict[str, list[str]]:
+        """site -> the input sites that are given its very value."""
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for slot, source in self.info.sources.items():
+            found[source].append(slot)
+        return dict(found)
+
+    @cached_property
+    def outputs_of(self) -> dict[str, list[str]]:
+        """layer call -> the sites of what it returned: ``rnn``, ``rnn:1``, ..."""
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for site in self._sites("activation"):
+            found[owner(site)].append(site)
+        return dict(found)
+
+    @cached_property
     def _inputs(self) -> dict[str, list[str]]:
         found: defaultdict[str, list[str]] = defaultdict(list)
         for kind, site in self.values:
             if kind == "input":
                 found[owner(site)].append(site)
         return dict(found)
+
+
+class _OfKind(Mapping[str, np.ndarray]):
+    """The values of one kind, by site."""
+
+    def __init__(
+        self, values: Mapping[Key, np.ndarray], kind: Kind, sites: Mapping[str, None]
+    ) -> None:
+        self._values, self._kind, self._sites = values, kind, sites
+
+    def __getitem__(self, site: str) -> np.ndarray:
+        return self._values[self._kind, site]
+
+    def __contains__(self, site: object) -> bool:
+        return site in self._sites
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
 
 
 def owner(site: str) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 from crosscheck.adapters.base import Adapter
 from crosscheck.adapters.trace import TraceAdapter
 from crosscheck.cotangents import CandidateCotangents, ReferenceCotangents
+from crosscheck.details import DIFFERENT, of_updates
 from crosscheck.errors import CannotCompare, CrosscheckError, InvalidArgument, SideFailed
 from crosscheck.explain.fresh import fresh_inputs
 from crosscheck.explain.updates import UpdateEvidence
@@ -34,7 +35,7 @@ from crosscheck.optimizers.rules import Rule
 from crosscheck.optimizers.sides import SideOptimizer, both, side_optimizer
 from crosscheck.pipeline import Evidence, judge_all, oracle, with_vjps
 from crosscheck.request import Request
-from crosscheck.results import PHASES, Cause, Divergence, SiteResult
+from crosscheck.results import PHASES, Cause, Divergence, SiteDetail, SiteResult
 from crosscheck.run import Runner
 from crosscheck.severed import Severed
 from crosscheck.stepping import Made, Steppers
@@ -56,6 +57,7 @@ class Trained:
     divergences: list[Divergence] = field(default_factory=list)
     not_compared: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    details: list[SiteDetail] = field(default_factory=list)
 
 
 def in_order(results: Sequence[Any]) -> list[Any]:
@@ -142,6 +144,8 @@ class _Training:
             made = pair.step(past, now.forced.info.parameter_gradients)
             results = self._judged(pair, made, past, step)
             self._take(results, now)
+            room = DIFFERENT - len(self._out.details)
+            self._out.details += of_updates(results, made.changes, room)
             if self._request.explain:
                 self._explain(results, made, past)
             values = {**values, **made.after, **now.free_reference.info.buffers}

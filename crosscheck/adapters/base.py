@@ -49,6 +49,15 @@ class Capabilities:
     train: bool = True
     cuda: bool = False
     forcing: bool = True  # False: a recorded run, which can be looked at and not be run again
+    # Where nothing is replaced, a run that is not passive is bit for bit a passive one, but for the
+    # order in which cotangents of several consumers are added up; and there is no other program
+    # (a compiled function) that only passive runs look at.
+    transparent: bool = False
+    # An observer with ``borrows`` is shown the model's own memory, and `RunInfo.overwritten` says
+    # what of it was written to.
+    lends: bool = False
+    # Leaves out the calls in an observer's ``needless``, and gives what it plans for them instead.
+    leaves_out: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -99,7 +100,7 @@ class KerasStepper:
         if rule is None or own is None:
             return
         if isinstance(rule, Adam) and not rule.eps_hat:
-            own.epsilon = rule.eps * (1.0 - rule.betas[1] ** self._t) ** 0.5
+            own.epsilon = rule.eps * self._correction(rule.betas[1])
             self.notes = (_NOTES["eps"],)
         if rule.lr.is_constant:
             return
@@ -110,6 +111,13 @@ class KerasStepper:
             self.notes = (_NOTES["lr"],)
             for velocity in kept:
                 velocity.assign(keras.ops.convert_to_tensor(velocity) * (now / before))
+
+    def _correction(self, beta: float) -> float:
+        """√(1 − β₂ᵗ) as Keras has it: TensorFlow makes a float32 of β₂ even in float64, and only
+        with the same number on both sides does eps come out right where it outweighs √v̂."""
+        dtype = next(iter(self._variables.values())).dtype
+        power = keras.ops.power(keras.ops.cast(beta, dtype), keras.ops.cast(self._t, dtype))
+        return math.sqrt(float(keras.ops.convert_to_numpy(1 - power)))
 
 
 def _to_host(variable: Any) -> np.ndarray:

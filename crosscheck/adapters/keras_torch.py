@@ -99,7 +99,13 @@ class KerasAdapter(TorchAdapter):
         if float64:
             stack.enter_context(in_float64(layers))
 
-    def _replaced(self, overrides: Mapping[str, np.ndarray], *, float64: bool) -> Tensors:
+    def _replaced(
+        self,
+        overrides: Mapping[str, np.ndarray],
+        *,
+        float64: bool,
+        but: frozenset[str] = frozenset(),
+    ) -> Tensors:
         """Values to run with instead of the variables' own, by name (`_named`)."""
         named = _named(built_layers(self.model))
         replaced = {}

@@ -196,7 +196,7 @@ class NumpyAdapter(Adapter):
         self._layers = discover(model)
         self._slots = find_slots(self._layers)
         has_backward = callable(getattr(model, "backward", None))
-        self.capabilities = Capabilities(cotangents=has_backward)
+        self.capabilities = Capabilities(cotangents=has_backward, transparent=True)
         self._root = "output" if "output" not in self._layers else "model_output"
 
     def use(self, device: str) -> None:

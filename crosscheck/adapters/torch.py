@@ -6,9 +6,11 @@ exported programs, which have no hooks, in `torch_programs`.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +20,16 @@ from crosscheck.adapters.base import (
     Adapter,
     Capabilities,
     CotangentSource,
+    ModelRaised,
     Parameter,
     call_arguments,
     guarded,
     input_site,
 )
+from crosscheck.adapters.torch_left_out import leave_out
+from crosscheck.adapters.torch_lending import Loans, copies_everything
 from crosscheck.adapters.torch_parameters import describe
+from crosscheck.adapters.torch_saved import saved_within_limit
 from crosscheck.adapters.torch_state import default_float64, deterministic, flags, left_as_found
 from crosscheck.adapters.torch_taps import (
     Boundaries,
@@ -32,7 +38,10 @@ from crosscheck.adapters.torch_taps import (
     from_host,
     to_host,
 )
+from crosscheck.adapters.torch_widened import widened
 from crosscheck.errors import DeviceUnavailable, InvalidArgument
+from crosscheck.memory import is_limited
+from crosscheck.observers import Key
 from crosscheck.taps import Observer
 from crosscheck.trace import RunInfo
 
@@ -48,7 +57,7 @@ class TorchAdapter(Adapter):
     """An ``nn.Module``, on the CPU or on a CUDA device."""
 
     framework = "torch"
-    capabilities = Capabilities(cuda=True)
+    capabilities = Capabilities(cuda=True, transparent=True, lends=True, leaves_out=True)
 
     def __init__(self, model: torch.nn.Module) -> None:
         _require_values(model)
@@ -57,6 +66,9 @@ class TorchAdapter(Adapter):
         children = {name for name, _ in model.named_children()}
         self._root = "output" if "output" not in children else "model_output"
         self._flags: dict[str, Any] = {}
+        self._copied: frozenset[Key] = frozenset()  # what models write to after it was shown
+        if copies_everything(model):
+            self.capabilities = replace(self.capabilities, lends=False)
 
     def use(self, device: str) -> None:
         if device == "cuda":
@@ -98,43 +110,87 @@ class TorchAdapter(Adapter):
         seed: int = 0,
         passive: bool = False,
     ) -> RunInfo:
+        again = functools.partial(
+            self._run,
+            inputs,
+            observer,
+            cotangents=cotangents,
+            float64=float64,
+            overrides=overrides,
+            train=train,
+            seed=seed,
+            passive=passive,
+        )
+        if float64 and not overrides and is_limited() and type(self) is TorchAdapter:
+            # A model that keeps its parameters where no module asks for them by name does not run.
+            with suppress(ModelRaised):
+                return again(widen=True)
+        return again()
+
+    def _run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        observer: Observer,
+        *,
+        cotangents: CotangentSource | None,
+        float64: bool,
+        overrides: Mapping[str, np.ndarray] | None,
+        train: bool,
+        seed: int,
+        passive: bool,
+        widen: bool = False,
+    ) -> RunInfo:
+        """Args as for `run`; ``widen``: cast parameters where they are used (`torch_widened`)."""
+        loans = Loans(self._copied) if getattr(observer, "borrows", False) else None
         session = TorchSession(
             observer,
             separator=self.separator,
             root=self._root,
             passive=passive,
             device=self.device,
+            loans=loans,
         )
         with ExitStack() as stack:
             self._prepare(stack, train=train, seed=seed, float64=float64)
-            replaced = self._replaced(overrides or {}, float64=float64)
+            left = stack.enter_context(leave_out(session, self.model))
+            casts = stack.enter_context(widened(self.model)) if widen else None
+            here = left | casts.names if casts is not None else left
+            replaced = self._replaced(overrides or {}, float64=float64, but=here)
             seen = self._boundaries(session, replaced, float64=float64)
             replaced = self._in_place_of(stack, replaced)
             stack.enter_context(seen.installed())
             stack.enter_context(session.active())
             stack.enter_context(torch.set_grad_enabled(cotangents is not None))
+            live = replaced.values() or self.model.parameters()
+            stack.enter_context(saved_within_limit(live, casts))
             fed = {name: self._feed(a, float64=float64) for name, a in inputs.items()}
             tapped = {n: self._tap_input(session, n, t) for n, t in fed.items()}
             with guarded(session, "forward"):
                 self._forward(seen, tapped, replaced)
-            gradients: dict[str, np.ndarray] = {}
+            gradients: Mapping[str, np.ndarray] = {}
             if cotangents is not None:
                 session.forget_overwritten()
                 wanted = cotangents({site: to_host(t) for site, t in seen.outputs})
                 session.replaying = True
                 with guarded(session, "backward"):
                     gradients = self._backward(seen.outputs, wanted, fed, replaced)
+                gradients = {n: g for n, g in gradients.items() if n not in left}
+                if casts is not None:
+                    gradients = casts.gradients(gradients)
                 session.flush()
-            live = replaced or dict(self.model.named_buffers())
+            held = dict(self.model.named_buffers()) | replaced
             buffers = {
-                p.name: np.array(to_host(live[p.name])) for p in self.parameters() if p.buffer
+                p.name: np.array(to_host(held[p.name])) for p in self.parameters() if p.buffer
             }
+            overwritten = frozenset() if loans is None else loans.overwritten(self.model)
+        self._copied |= overwritten
         return RunInfo.of(
             session,
             inputs=tuple(input_site(name) for name in inputs),
             outputs=tuple(site for site, _ in seen.outputs),
             parameter_gradients=gradients,
             buffers=buffers if train else None,
+            overwritten=overwritten,
         )
 
     def operations(
@@ -222,24 +278,38 @@ class TorchAdapter(Adapter):
             allow_unused=True,
         )
         return {
-            name: np.array(to_host(torch.zeros_like(p) if g is None else g))
+            name: np.zeros_like(to_host(p)) if g is None else to_host(g)
             for (name, p), g in zip(leaves_.items(), gradients[: len(leaves_)], strict=True)
         }
 
-    def _replaced(self, overrides: Mapping[str, np.ndarray], *, float64: bool) -> Tensors:
-        """Parameters and buffers to run with instead of the model's own; empty for its own."""
+    def _replaced(
+        self,
+        overrides: Mapping[str, np.ndarray],
+        *,
+        float64: bool,
+        but: frozenset[str] = frozenset(),
+    ) -> Tensors:
+        """Parameters and buffers to run with instead of the model's own; empty for its own.
+
+        Args:
+            but: names of those that the run does not need.
+        """
         own = [*self.model.named_parameters(), *self.model.named_buffers()]
         elsewhere = any(tensor.device.type != self.device for _, tensor in own)
         if not float64 and not overrides and not elsewhere:
             return {}
         replaced = {}
         for name, tensor in own:
+            if name in but:
+                continue
             value = tensor.detach().to(self.device)
             if float64 and value.is_floating_point():
                 value = value.double()
             if name in overrides:
                 value = from_host(overrides[name], value)
-            replaced[name] = value.clone().requires_grad_(tensor.requires_grad)
+            shared = value.data_ptr() == tensor.data_ptr()
+            value = value.clone() if shared else value
+            replaced[name] = value.requires_grad_(tensor.requires_grad)
         return replaced
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from crosscheck.adapters.torch_lending import Loans
 from crosscheck.errors import CannotCompare, DeviceUnavailable
 from crosscheck.structure import replace_leaves
 from crosscheck.taps import COTANGENT_OF, Kind, Observer, Session
@@ -87,7 +88,8 @@ class Replace(torch.autograd.Function):
 class TorchSession(Session):
     """Taps on tensors. Hooks hold site names and this session, never a tensor.
 
-    ``device`` is where every value must lie; None: nobody asked.
+    ``device`` is where every value must lie; None: nobody asked. ``loans``: what is shown may be
+    kept; else only copies may.
 
     Attributes:
         replaying: the backward pass has begun. A layer that is called now is computed once more,
@@ -102,22 +104,26 @@ class TorchSession(Session):
         root: str,
         passive: bool = False,
         device: str | None = None,
+        loans: Loans | None = None,
     ) -> None:
         super().__init__(observer, separator=separator, root=root, passive=passive)
         self._device = device
+        self._loans = loans
         self.replaying = False
         self._scopes: list[str] = []  # the layers being replayed, outermost first
-        self._forced: dict[tuple[Kind, str], np.ndarray] = {}
+        # Kept for a replay only; an observer that knows its plan is asked once more instead.
+        self._planned = getattr(observer, "planned", None)
+        self._forced: dict[tuple[Kind, str], np.ndarray | None] = {}
         self._watched: dict[int, weakref.ref[torch.Tensor]] = {}
         self._views: list[tuple[str, torch.Tensor, int]] = []
 
     def tap_value(self, site: str, kind: Kind, value: torch.Tensor) -> torch.Tensor:
         self._require_device(site, value)
-        host = self._host(site, value)
+        host = self._lent(site, kind, value, self._host(site, value))
         replacement = self.observe(site, kind, host)
         if replacement is not None and not (kind == "input" and np.array_equal(replacement, host)):
             value = Replace.apply(value, [from_host(replacement, value)])  # type: ignore[no-untyped-call]
-            self._forced[kind, site] = replacement
+            self._forced[kind, site] = replacement if self._planned is None else None
         elif kind == "input" and self.passive:
             return value
         elif value.requires_grad and (kind == "input" or self._is_shared(value)):
@@ -154,11 +160,23 @@ class TorchSession(Session):
                 "backward pass (torch.utils.checkpoint), where its calls cannot be told apart.\n"
                 "  Fix: switch checkpointing off for the check; it changes no value"
             )
-        replacement = self._forced.get((kind, path + suffix))
-        if replacement is None:
+        if (kind, path + suffix) not in self._forced:
             return value
+        replacement = self._forced[kind, path + suffix]
+        if replacement is None:
+            assert self._planned is not None
+            replacement = self._planned(path + suffix, kind)
         again: torch.Tensor = Replace.apply(value, [from_host(replacement, value)])  # type: ignore[no-untyped-call]
         return again
+
+    def _lent(self, site: str, kind: Kind, value: torch.Tensor, host: np.ndarray) -> np.ndarray:
+        """What the observer may keep."""
+        if self._loans is None:
+            return host
+        if (kind, site) in self._loans.copied:
+            return np.array(host)
+        self._loans.note((kind, site), value)
+        return host
 
     def _require_device(self, site: str, value: torch.Tensor) -> None:
         # A number without axes may lie on the host: PyTorch passes it to the kernel by itself.
@@ -194,7 +212,9 @@ class TorchSession(Session):
         def on_cotangent(gradient: torch.Tensor) -> torch.Tensor | None:
             if (COTANGENT_OF[kind], site) in self.unobservable:
                 return None
-            replacement = self.observe(site, COTANGENT_OF[kind], to_host(gradient))
+            back = COTANGENT_OF[kind]
+            host = self._lent(site, back, gradient, to_host(gradient))
+            replacement = self.observe(site, back, host)
             return None if replacement is None else from_host(replacement, gradient)
 
         value.register_hook(on_cotangent)  # type: ignore[no-untyped-call]

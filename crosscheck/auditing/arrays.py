@@ -6,7 +6,9 @@ import numpy as np
 
 from crosscheck.arrays import is_float
 
-__all__ = ["apart", "is_mask", "others", "relative", "same"]
+__all__ = ["ROUNDING", "alike", "apart", "is_mask", "others", "relative", "same"]
+
+ROUNDING = 1e-5  # of the largest element, in float32
 
 
 def same(value: np.ndarray, other: np.ndarray | None) -> bool:
@@ -28,6 +30,13 @@ def relative(value: np.ndarray, other: np.ndarray) -> float:
     """The largest difference over the largest value."""
     finite = np.abs(value.astype(np.float64))
     return apart(value, other) / float(np.max(finite[np.isfinite(finite)], initial=1e-30))
+
+
+def alike(value: np.ndarray, other: np.ndarray | None) -> bool:
+    """The same up to the order in which threads add up."""
+    if other is None or value.shape != other.shape or not is_float(value):
+        return same(value, other)
+    return same(value, other) or relative(value, other) <= ROUNDING
 
 
 def is_mask(value: np.ndarray) -> bool:

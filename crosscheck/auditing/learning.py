@@ -11,27 +11,30 @@ import numpy as np
 from crosscheck.arrays import is_float
 from crosscheck.auditing.arrays import is_mask
 from crosscheck.auditing.registry import Failure, Looked, Outcome, Skip, check
-from crosscheck.auditing.stepping import Learnt, floor_of, learn
-from crosscheck.auditing.subject import Arrays, Subject
+from crosscheck.auditing.stepping import Learnt, floor_of, learn, learning
+from crosscheck.auditing.subject import EXAMPLES, Arrays, Subject
 from crosscheck.losses.targets import Targets
 
 __all__: list[str] = []
 
 FALLEN = 0.2  # of the loss that learning a handful of examples must leave at most
 NOTHING = 0.95  # so much left is nothing learnt
-EXAMPLES, BATCH, STEPS = 4, 16, 150
+BATCH, STEPS = 16, 150
 RATES = (0.01, 0.001, 0.1)
 MICRO = 1e-3
 GAIN = 1e-3  # of the first loss, that the inputs must be good for
+MOST = 32  # parts of a batch
+SURE = 2.0  # times a guess: logits of deviation one, alike for all of few examples, reach 1.6
+CLEAR = 0.1  # so much needs no further steps
 
 
 @check("wrong", needs_loss=True)
 def loss_depends_on_the_model(subject: Subject) -> Outcome:
     """The loss is not the same whatever the model computes (a softmax over a single logit)."""
-    values = [subject.run(train=True).loss]
+    values = [subject.run().loss]
     for seed in (1, 2, 3):
-        moved = subject.run(train=True, overrides=subject.noise(seed), backward=False)
-        values.append(float(subject.loss_of(moved.outputs).value))
+        outputs = subject.outputs_at(subject.noise(seed))
+        values.append(float(subject.loss_of(outputs).value))
     known = [v for v in values if v is not None and math.isfinite(v)]
     if len(known) == len(values) and max(known) - min(known) <= 1e-12 * max(abs(known[0]), 1.0):
         always = "zero" if known[0] == 0 else f"{known[0]:.6g}"
@@ -56,10 +59,10 @@ def initial_loss(subject: Subject) -> Outcome:
     if subject.loss.own is not None or not {t.name for t in subject.loss.terms} & logits:
         return Skip("only classification losses have a guess to compare with")
     step = subject.run()
-    guess = float(subject.loss_of({k: np.zeros_like(v) for k, v in step.outputs.items()}).value)
+    guess = float(subject.loss_of(_undecided(subject, step.outputs)).value)
     assert step.loss is not None
     text = f"the loss starts at {step.loss:.4g}; a random guess has {guess:.4g}"
-    if step.loss > 1.5 * guess:
+    if step.loss > SURE * guess:
         return Failure(f"{text}: the first outputs are too sure of themselves", "loss", step.loss)
     if step.loss < 0.5 * guess:
         return Failure(
@@ -69,6 +72,16 @@ def initial_loss(subject: Subject) -> Outcome:
             severity="note",
         )
     return Looked(text, step.loss)
+
+
+def _undecided(subject: Subject, outputs: Arrays) -> dict[str, np.ndarray]:
+    """Outputs that know nothing: zeros, and where log-probabilities are meant those of a guess."""
+    made = {site: np.zeros_like(value) for site, value in outputs.items()}
+    for term in subject.terms(outputs):
+        if term.name == "nll":
+            site = term.outputs[0]
+            made[site] -= made[site].dtype.type(math.log(made[site].shape[term.options["axis"]]))
+    return made
 
 
 @check("wrong", needs_loss=True)
@@ -165,10 +178,16 @@ def inputs_matter(subject: Subject) -> Outcome:
     inputs, targets = _some(subject, BATCH)
     blank = {k: np.zeros_like(v) if k in floats else v for k, v in inputs.items()}
     steps = _steps(subject) // 2
-    real, blind = (
-        learn(subject, given, targets, steps=steps, lr=_rates(subject)[0])
-        for given in (inputs, blank)
-    )
+    real, blind = Learnt(), Learnt()
+    for real, blind in zip(
+        *(
+            learning(subject, given, targets, steps=steps, lr=_rates(subject)[0])
+            for given in (inputs, blank)
+        ),
+        strict=False,  # the one that has learnt everything stops
+    ):
+        if real.lowest < blind.lowest - CLEAR * abs(blind.losses[0]):
+            break
     text = f"after {len(real.losses) - 1} steps the loss is {real.lowest:.4g} with the inputs"
     text += f", {blind.lowest:.4g} with zeros"
     if _constant(targets) or blind.losses[0] == 0:
@@ -188,31 +207,32 @@ def accumulation_equals_the_large_batch(subject: Subject) -> Outcome:
     """Gradients of parts of the batch add up to the gradient of the whole."""
     if why := subject.separable():
         return Skip(why)
-    n, whole = subject.batch, subject.run()
-    parts, weights = [], []
-    for rows in (slice(0, n // 2), slice(n // 2, n)):
+    whole = subject.run()
+    windows, overlap = _windows(subject.batch)
+    parts = []
+    for rows in windows:
         inputs, targets = subject.part(rows)
-        parts.append(subject.run(inputs=inputs, targets=targets).gradients)
-        weights.append((rows.stop - rows.start) / n)
+        parts.append(subject.evaluate({}, inputs=inputs, targets=targets).gradients)
     names = [k for k in whole.gradients if all(k in p for p in parts)]
     scale = max((float(np.linalg.norm(whole.gradients[k].astype(float))) for k in names), default=0)
     if scale == 0:
         return Skip("all gradients are zero, and zeros add up to anything")
+    shares = [len(rows) / sum(map(len, windows)) for rows in windows]
     off = {}
-    for rule, factors in (("mean", weights), ("sum", [1.0, 1.0])):
+    for rule, factors in (("mean", shares), ("sum", [1 / overlap] * len(parts))):
         off[rule] = max(
             (_distance(whole.gradients[k], parts, factors, k) / scale, k) for k in names
         )
     rule, (error, name) = min(off.items(), key=lambda item: item[1][0])
     if error > MICRO:
         return Failure(
-            f"the gradient of `{name}` is neither the mean nor the sum over the halves of the "
-            f"batch (off by {error:.2g}): {_divisor(subject)}",
+            f"the gradient of `{name}` is neither the mean nor the sum over parts of the batch "
+            f"(off by {error:.2g}): {_divisor(subject)}",
             name,
             error,
             "note" if _weighted(subject) else "suspicious",
         )
-    return Looked(f"the {rule} over two halves is the gradient of the whole", error)
+    return Looked(f"the {rule} over parts of the batch is the gradient of the whole", error)
 
 
 def _weighted(subject: Subject) -> bool:
@@ -239,6 +259,17 @@ def _divisor(subject: Subject) -> str:
         "the loss divides by something else than the batch (padding?), or examples depend on each "
         "other"
     )
+
+
+def _windows(n: int) -> tuple[list[list[int]], int]:
+    """(rows of every part, in how many parts each row is). All parts are of the size that is
+    learnt by heart, for which the model is compiled anyway."""
+    size = min(EXAMPLES, n - 1)
+    stride = math.gcd(n, size)
+    windows = [[(start + i) % n for i in range(size)] for start in range(0, n, stride)]
+    if len(windows) > MOST:  # a large batch that the size does not divide
+        return [list(range(size)), list(range(size, n))], 1
+    return windows, size // stride
 
 
 def _distance(

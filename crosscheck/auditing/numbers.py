@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 from crosscheck.adapters.base import Parameter
 from crosscheck.arrays import is_float
 from crosscheck.auditing.registry import Failure, Looked, Outcome, Skip, check
+from crosscheck.auditing.results import Severity
 from crosscheck.auditing.subject import Subject
 
 __all__: list[str] = []
 
 BINS = 24
 DEAD, SATURATED = 0.6, 0.5
+UNLIKELY = 0.01
 
 
 @check("suspicious")
@@ -104,8 +107,14 @@ def units_are_alive(subject: Subject) -> Outcome:
         kind = _activation(wide, y.astype(np.float64))
         if not kind or not x.size:
             continue
-        share = _dead(subject, y) if kind == "relu" else _saturated(y, kind)
-        seen[site] = {"kind": kind, "share": share, "input": histogram(wide)}
+        found: dict[str, Any] = {"kind": kind, "input": histogram(wide)}
+        if kind == "relu":
+            given = _by_unit(subject, wide)
+            off = np.all(given <= 0, axis=0)
+            found |= {"share": float(off.mean()), "chance": _by_chance(given, off)}
+        else:
+            found["share"] = _saturated(y, kind)
+        seen[site] = found
     return _lively(subject, seen)
 
 
@@ -114,8 +123,10 @@ def _lively(subject: Subject, seen: dict[str, dict[str, Any]]) -> Outcome:
         kind, share, given = found["kind"], found["share"], found["input"]
         spread = f"(its input: mean {given['mean']:.3g}, deviation {given['std']:.3g})"
         if kind == "relu" and share > DEAD:
-            text = f"{share:.0%} of the units of `{site}` are zero for all {subject.batch} examples"
-            return Failure(f"{text} {spread}", site, share, details={"inputs": seen})
+            text = f"{share:.0%} of the units of `{site}` are zero for all "
+            text += f"{subject.batch} examples {spread}"
+            severity: Severity | None = "note" if found["chance"] else None
+            return Failure(text, site, share, severity, {"inputs": seen})
         if kind != "relu" and share > SATURATED:
             text = f"`{site}` saturates: {share:.0%} of it within 1% of its limits {spread}"
             return Failure(text, site, share, details={"inputs": seen})
@@ -124,11 +135,23 @@ def _lively(subject: Subject, seen: dict[str, dict[str, Any]]) -> Outcome:
     return Looked(f"{len(seen)} activations are alive", len(seen), {"inputs": seen})
 
 
-def _dead(subject: Subject, y: np.ndarray) -> float:
-    """The share of units (channels) that are zero for every example."""
-    axis = 1 if y.ndim == 4 and subject.adapter.framework in ("torch", "numpy") else y.ndim - 1
-    over = tuple(a for a in range(y.ndim) if a != axis)
-    return float(np.mean(np.all(y == 0, axis=over)))
+def _by_unit(subject: Subject, x: np.ndarray) -> np.ndarray:
+    """(examples and places, units): channels are units."""
+    axis = 1 if x.ndim == 4 and subject.adapter.framework in ("torch", "numpy") else x.ndim - 1
+    return np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
+
+
+def _by_chance(x: np.ndarray, off: Any) -> bool:
+    """Whether so many units may be off because of a few draws: where a layer is given nearly the
+    same for every example (squeezed images, say), each unit is on or off for all of them."""
+    if off.all() or not off.any():
+        return False
+    size = np.abs(x).mean(axis=0)
+    alike = float(x.std(axis=0).mean()) < float(size.mean())
+    far = float(size[off].mean()) > 3 * float(size[~off].mean())
+    n, k = len(off), int(off.sum())
+    tail = sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n
+    return alike and not far and tail > UNLIKELY
 
 
 def _saturated(y: np.ndarray, kind: str) -> float:
@@ -155,7 +178,8 @@ def weights_are_initialised(subject: Subject) -> Outcome:
         if not np.isfinite(value).all():
             return Failure(f"`{p.name}` holds NaN or Inf", p.name)
         pictures[p.name] = histogram(value)
-        if p.buffer or p.kind == "norm" or sum(n > 1 for n in value.shape) < 2:
+        of_units = p.role not in ("bias", "mean", "variance") and p.kind != "norm"
+        if p.buffer or not of_units or sum(n > 1 for n in value.shape) < 2:
             continue  # a token, a gain: one unit has nobody to be the same as
         if np.ptp(value) == 0 and (failure := _constant(subject, p, float(value.flat[0]))):
             return failure

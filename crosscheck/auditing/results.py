@@ -120,9 +120,10 @@ class AuditReport:
     def save_html(self, path: str | os.PathLike[str]) -> None:
         """Write a self-contained page with the histograms, atomically."""
         from crosscheck.auditing.html import render
+        from crosscheck.report.html.pages import restyled
         from crosscheck.report.write import write_atomically
 
-        write_atomically(path, render(self))
+        write_atomically(path, restyled(render(self)))
 
     def __str__(self) -> str:
         from crosscheck.auditing.text import to_text

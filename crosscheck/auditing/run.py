@@ -74,7 +74,8 @@ def audit(
         optimizer: spec of the optimizer that you use, for the size of an update.
         frozen: patterns of the parameters that shall not train (``"encoder.*"``).
         trains: patterns of the only ones that shall (``"generator.*"``).
-        skip, only: names of checks to leave out, or of the only ones to make.
+        skip: names of checks to leave out.
+        only: names of the only checks to make.
         seed: of inputs drawn from specs, and of everything random.
         options: ``causal=True`` (position t sees up to t only), ``output_range=(0, 1)``,
             ``parameters=1234`` (how many there should be), ``trained=True`` (not at its
@@ -86,7 +87,9 @@ def audit(
     is a finding of status ``error``, and does not keep the others from being made.
 
     Raises:
-        InvalidArgument, MissingFramework; SideFailed if the model raises in its plain run.
+        InvalidArgument: the model, the inputs or an option cannot be used.
+        MissingFramework: what the model needs is not installed.
+        SideFailed: the model raises in its plain run.
     """
     subject = subject_of(
         model,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,10 @@ from crosscheck.losses.targets import Targets
 from crosscheck.optimizers.definition import Definition
 from crosscheck.optimizers.parse import parse
 
-__all__ = ["Learnt", "learn", "model_of", "snapshot"]
+__all__ = ["Learnt", "floor_of", "learn", "learning", "model_of", "snapshot"]
 
 WATCHED = 5
-LEARNT = 1e-3  # of the first loss: there is nothing more to see
+LEARNT = 0.02  # of the first loss: there is nothing more to see
 
 
 def snapshot(subject: Subject) -> Stepped:
@@ -107,37 +107,44 @@ class Learnt:
 def learn(
     subject: Subject, inputs: Arrays, targets: Targets, *, steps: int, lr: float = 0.01
 ) -> Learnt:
+    """Train so many steps, fewer where there is nothing more to learn; see `learning`."""
+    *_, last = learning(subject, inputs, targets, steps=steps, lr=lr)
+    return last
+
+
+def learning(
+    subject: Subject, inputs: Arrays, targets: Targets, *, steps: int, lr: float = 0.01
+) -> Iterator[Learnt]:
     """Train with Adam (Kingma, Ba, 2015) on overrides, in eval mode: without dropout, and with
-    norms that do not depend on the batch."""
+    norms that do not depend on the batch. Gives the same `Learnt`, longer by every step."""
     trainable = [p for p in subject.trainable() if is_float(p.value)]
     values: dict[str, np.ndarray] = {p.name: np.array(p.value) for p in trainable}
     rule = Definition(parse(f"adam(lr={lr})"))
     found = Learnt(lr=lr)
     for i in range(steps + 1):
-        step = subject.run(inputs=inputs, targets=targets, overrides=values)
+        step = subject.evaluate(values, inputs=inputs, targets=targets)
         assert step.loss is not None
         found.losses.append(step.loss)
         done = not np.isfinite(step.loss) or step.loss <= LEARNT * found.losses[0]
         if done or i % max(1, steps // WATCHED) == 0:
             found.watched.append(_first_values(step.outputs))
-        if done:
-            break
-        if i < steps:
-            gradients = {n: step.gradients.get(n, np.zeros_like(v)) for n, v in values.items()}
-            made = rule.step(values, [gradients])
-            values = {n: made[n].astype(v.dtype) for n, v in values.items()}
-    return found
+        yield found
+        if done or i == steps:
+            return
+        gradients = {n: step.gradients.get(n, np.zeros_like(v)) for n, v in values.items()}
+        made = rule.step(values, [gradients])
+        values = {n: made[n].astype(v.dtype) for n, v in values.items()}
 
 
 def floor_of(subject: Subject, inputs: Arrays, targets: Targets, *, steps: int = 300) -> float:
     """About the lowest value that the loss has for any outputs: of smoothed or soft labels it is
     not zero. The outputs themselves are trained, without the model."""
-    outputs = subject.run(inputs=inputs, targets=targets).outputs
+    outputs = subject.outputs_at({}, inputs=inputs)
     free = {k: v.astype(np.float64) for k, v in outputs.items() if is_float(v)}
     rule = Definition(parse("adam(lr=0.1)"))
     lowest = np.inf
     for _ in range(steps):
-        found = subject.loss_of({**outputs, **free}, targets)
+        found = subject.loss_of({**outputs, **free}, targets, defined=True)
         lowest = min(lowest, float(found.value))
         zeros = {k: np.zeros_like(v) for k, v in free.items()}
         free = dict(rule.step(free, [{**zeros, **found.gradients}]))

@@ -9,26 +9,31 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from crosscheck.adapters.base import Adapter, Parameter
 from crosscheck.arrays import is_float
+from crosscheck.auditing.arrays import alike
+from crosscheck.auditing.evaluating import ByRuns, Evaluator, Gradients, agree, compiled
+from crosscheck.auditing.random_states import random_states_kept
 from crosscheck.cotangents import ReferenceCotangents
 from crosscheck.errors import CrosscheckError, InvalidArgument
 from crosscheck.losses.evaluate import LossValue, evaluate
 from crosscheck.losses.sides import SideLoss
 from crosscheck.losses.spec import Loss
-from crosscheck.losses.targets import Targets, resolve
+from crosscheck.losses.targets import Resolved, Targets, resolve
 from crosscheck.run import Runner
 from crosscheck.trace import Trace
 
-__all__ = ["Arrays", "Step", "Stepped", "Subject", "matches"]
+__all__ = ["EXAMPLES", "Arrays", "Evaluated", "Step", "Stepped", "Subject", "matches"]
 
+T = TypeVar("T")
 Arrays = Mapping[str, np.ndarray]
 Stepped = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]  # before, after
 CLASSES_AT = {"torch": 1}
+EXAMPLES = 4  # that are learnt by heart
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,22 @@ class Step:
     @property
     def outputs(self) -> dict[str, np.ndarray]:
         return self.trace.outputs()
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The loss somewhere, with what it is made of.
+
+    Attributes:
+        loss: None without one; then the cotangents are seeded numbers.
+        gradients: by parameter.
+        inputs: gradients by floating-point input.
+    """
+
+    loss: float | None
+    outputs: Arrays
+    gradients: Arrays
+    inputs: Arrays
 
 
 @dataclass
@@ -79,6 +100,8 @@ class Subject:
     stepped: Stepped | None = None
     apart: bool | None = None
     _kept: dict[tuple[Any, ...], Step] = field(default_factory=dict)
+    _evaluators: dict[tuple[Any, ...], Evaluator] = field(default_factory=dict)
+    _compiles: bool | None = None
 
     # -- runs --------------------------------------------------------------------------------------
 
@@ -125,23 +148,129 @@ class Subject:
             self._kept[train,] = made
         return made
 
+    # -- many evaluations --------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        values: Arrays,
+        *,
+        inputs: Arrays | None = None,
+        targets: Targets = None,
+        float64: bool = False,
+        eager: bool = False,
+    ) -> Evaluated:
+        """Loss and gradients in eval mode, at other values of some parameters.
+
+        Args:
+            eager: by a run of the adapter in any case.
+        """
+        given = self.inputs if inputs is None else inputs
+        found: LossValue | None = None
+
+        def cotangents(outputs: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+            nonlocal found
+            if self.loss is None:
+                return ReferenceCotangents(self.seed)(outputs)
+            found = self.loss_of(outputs, targets, defined=True, float64=float64)
+            return found.gradients
+
+        def made(evaluator: Evaluator) -> Gradients:
+            return evaluator.gradients(values, given, cotangents)
+
+        at = self._by(given, float64, made, eager)
+        loss = None if found is None else float(found.value)
+        return Evaluated(loss, at.outputs, at.parameters, at.inputs)
+
+    def outputs_at(
+        self,
+        values: Arrays,
+        *,
+        inputs: Arrays | None = None,
+        float64: bool = False,
+        eager: bool = False,
+    ) -> Arrays:
+        """Outputs by site in eval mode, at other values of some parameters."""
+        given = self.inputs if inputs is None else inputs
+        return self._by(given, float64, lambda evaluator: evaluator.outputs(values, given), eager)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether evaluations have come from a compiled function."""
+        return bool(self._compiles)
+
+    def _by(self, inputs: Arrays, float64: bool, ask: Callable[[Evaluator], T], eager: bool) -> T:
+        """What an evaluator answers: a compiled one, or by runs where that cannot."""
+        shapes = tuple((k, v.shape, _kind(v, float64)) for k, v in inputs.items())
+        known = self._evaluators.get((float64, shapes))
+        by_runs = ByRuns(self.adapter, self.seed, float64)
+        if eager:
+            return ask(by_runs)
+        if known is None:
+            known = self._evaluator(inputs, float64) or by_runs
+            self._evaluators[float64, shapes] = known
+        if isinstance(known, ByRuns):
+            return ask(known)
+        try:
+            return ask(known)
+        except CrosscheckError:
+            raise
+        except Exception:  # noqa: BLE001  (a shape that only a run can refuse properly)
+            self._evaluators[float64, shapes] = by_runs
+            return ask(by_runs)
+
+    def _evaluator(self, inputs: Arrays, float64: bool) -> Evaluator | None:
+        """A compiled one that gives what the eager model does."""
+        if self._compiles is False or not self.adapter.capabilities.cotangents:
+            return None
+        sites = self.run().trace.info.outputs
+        try:
+            with random_states_kept():
+                made = compiled(self.adapter, inputs, sites, float64=float64, seed=self.seed)
+                if self._compiles is None:
+                    self._compiles = made is not None and self._faithful(made, inputs)
+        except Exception:  # noqa: BLE001  (what a compiler cannot do; a run will say what is wrong)
+            return None
+        return made if self._compiles else None
+
+    def _faithful(self, evaluator: Evaluator, inputs: Arrays) -> bool:
+        """Whether it gives the eager model's outputs, and the same each time."""
+        first, second = (evaluator.outputs({}, inputs) for _ in range(2))
+        eager = self.run() if inputs is self.inputs else self.run(inputs=inputs, backward=False)
+        return all(alike(v, second[k]) for k, v in first.items()) and agree(first, eager.outputs)
+
+    # -- the loss ----------------------------------------------------------------------------------
+
     def loss_of(
-        self, outputs: Arrays, targets: Targets = None, *, float64: bool = False
+        self,
+        outputs: Arrays,
+        targets: Targets = None,
+        *,
+        defined: bool = False,
+        float64: bool = False,
     ) -> LossValue:
         """The loss and its gradients at given outputs.
 
         Args:
-            float64: a named loss by its definition, where a framework's own may round to float32.
+            defined: a named loss by its definition, in the outputs' precision.
+            float64: what the caller's own loss computes in.
         """
         assert self.loss is not None
+        own = None if self.loss.own is None else self.loss.own.reference
+        terms = self.terms(outputs, targets)
+        if defined and own is None:
+            return evaluate(terms, outputs)
+        wanted = self.targets if targets is None else targets
+        side = SideLoss("reference", self.adapter, own)
+        return side.value(terms, outputs, wanted, float64=float64)
+
+    def terms(self, outputs: Arrays, targets: Targets = None) -> Sequence[Resolved]:
+        """The named losses that the loss is the sum of; none of the caller's own."""
+        assert self.loss is not None
+        if self.loss.own is not None:
+            return ()
         wanted = self.targets if targets is None else targets
         at = CLASSES_AT.get(self.adapter.framework, -1)
-        own = None if self.loss.own is None else self.loss.own.reference
-        terms = () if own is not None else resolve(self.loss, outputs, wanted, classes_at=at)
-        if float64 and own is None:
-            return evaluate(terms, outputs)
-        side = SideLoss("reference", self.adapter, own)
-        return side.value(terms, outputs, wanted)
+        return resolve(self.loss, outputs, wanted, classes_at=at)
 
     def separable(self) -> str:
         """Why the batch cannot be taken apart into examples; empty where it can."""
@@ -152,9 +281,9 @@ class Subject:
             return "the batch holds a single example"
         graph = next((k for k, v in self.inputs.items() if v.shape[:2] == (n, n)), None)
         if self.apart is None:
-            inputs, targets = self.part(slice(0, n - 1))
+            inputs, targets = self.part(slice(0, min(EXAMPLES, n - 1)))
             try:
-                self.run(inputs=inputs, targets=targets)
+                self.evaluate({}, inputs=inputs, targets=targets)
             except CrosscheckError:
                 self.apart = False
             else:
@@ -233,9 +362,15 @@ class _LossCotangents:
         self._float64 = float64
 
     def __call__(self, outputs: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        found = self._subject.loss_of(outputs, self._targets, float64=self._float64)
+        wide = self._float64
+        found = self._subject.loss_of(outputs, self._targets, defined=wide, float64=wide)
         self.value = float(found.value)
         return found.gradients
+
+
+def _kind(value: np.ndarray, float64: bool) -> str:
+    """What an input is to a compiled function, which casts floats to float64 if asked to."""
+    return "float64" if float64 and is_float(value) else value.dtype.str
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

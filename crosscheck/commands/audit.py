@@ -116,6 +116,7 @@ def _audited(model: str, options: dict[str, Any]) -> Any:
 
 def _subject(model: str, options: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
     """(model, inputs, loss, targets), from a pair or from a file."""
+    from crosscheck.auditing.pairs import of_pair
     from crosscheck.pair import load_model, load_pair, make
 
     if ".py:" in model:
@@ -126,21 +127,8 @@ def _subject(model: str, options: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
         return make(load_model(model)), parse_inputs(options["inputs"]), None, None
     if options["inputs"]:
         raise InvalidArgument("a PAIR has its inputs: leave --input out")
-    pair = load_pair(Path(model))
-    seed = options["seed"]
-    inputs = pair.inputs(seed) if callable(pair.inputs) else pair.inputs
-    loss, targets = pair.options.get("loss"), pair.options.get("targets")
-    if callable(targets):
-        targets = targets(seed)
-    name = options["candidate"]
-    if name is None:
-        return make(pair.reference), inputs, loss, targets
-    if name not in pair.candidates():
-        raise InvalidArgument(f"{model} has no candidate {name!r}; it has {pair.candidates()}")
-    chosen = pair.candidate[name] if isinstance(pair.candidate, dict) else pair.candidate
-    given = pair.candidate_inputs
-    given = given.get(name) if isinstance(given, dict) else given
-    return make(chosen), given(inputs) if callable(given) else inputs, loss, targets
+    chosen = of_pair(load_pair(Path(model)), options["candidate"], seed=options["seed"])
+    return chosen.model, chosen.inputs, chosen.loss, chosen.targets
 
 
 def _step(model: str, name: str, built: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from crosscheck.commands.again import command_line
 from crosscheck.errors import CrosscheckError, InvalidArgument
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ def deliver(
     Args:
         shown: of a saved report: the command did what it should, whatever the verdict.
     """
+    if not shown:
+        report = report.with_command(command_line())
     with failures():
         write(
             report,
@@ -121,24 +124,42 @@ def deliver(
 
 
 @contextmanager
-def failures() -> Iterator[None]:
-    """Whatever goes wrong is one line on stderr and exit status 2, never a verdict's."""
+def failures(html_path: str | None = None) -> Iterator[None]:
+    """Whatever goes wrong is one line on stderr and exit status 2, never a verdict's.
+
+    Args:
+        html_path: where the report would have been written; a page that says why it was not.
+    """
     try:
         yield
     except CrosscheckError as error:
-        fail(error)
+        fail(error, html_path)
     except SystemExit as error:  # of the user's file; its status 0 would read as an agreement
-        fail(InvalidArgument(f"a file or model called sys.exit({error.code!r}) before the result"))
+        stopped = f"a file or model called sys.exit({error.code!r}) before the result"
+        fail(InvalidArgument(stopped), html_path)
     except Exception as error:  # exit status 1 would read as a divergence
         traceback.print_exc()
-        fail(error)
+        fail(error, html_path)
 
 
-def fail(error: BaseException) -> NoReturn:
-    """One line on stderr and exit status 2."""
+def fail(error: BaseException, html_path: str | None = None) -> NoReturn:
+    """One line on stderr, the page that was asked for, and exit status 2."""
     text = " ".join(str(error).split())
+    text += "" if html_path is None else _paged(error, html_path)
     click.echo(f"crosscheck: {type(error).__name__}: {text}", err=True)
     raise SystemExit(NOT_COMPARED)
+
+
+def _paged(error: BaseException, html_path: str) -> str:
+    """Write the page of an error; what keeps that from being written is said and hides nothing."""
+    from crosscheck.report.html import render_failure
+    from crosscheck.report.write import write_atomically
+
+    try:
+        write_atomically(html_path, render_failure(error, command=command_line()))
+    except (CrosscheckError, OSError) as refused:
+        return f" (and {' '.join(str(refused).split())})"
+    return ""
 
 
 class progress:  # noqa: N801  (a context manager that reads as a statement)

@@ -55,16 +55,18 @@ def compare(
     departure is blamed, and what differs behind it may be inherited. One side may be a model,
     FILE.py:NAME or an .onnx file; a candidate that is one is run on the trace's inputs, with the
     trace's weights if it holds them, and forced onto its values. A reference may be a sketch
-    (`crosscheck record --sketch`): it has no weights to give and forces nothing.
+    (`crosscheck record --sketch`): it has no weights to give and forces nothing. Two sketches can
+    be compared if they have as many projections.
 
     \b
     Examples:
       crosscheck compare ref.safetensors port.safetensors --json report.json
       crosscheck compare ref.safetensors port.py:build
+      crosscheck compare golden.safetensors net.py:Net --input x=float32[300,6]
     """
     import crosscheck
 
-    with failures():
+    with failures(html_path):
         sides = side(reference), side(candidate)
         if not any(isinstance(one, str) and is_trace(one) for one in sides):
             raise InvalidArgument(

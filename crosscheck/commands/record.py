@@ -71,6 +71,7 @@ def record(
     with failures(), progress(quiet) as say:
         most = None if sketch is None else size_of(sketch)
         options["parameters"] |= most is not None
+        options["local_rounding"] = most is None  # nothing can be forced onto a sketch
         trace = _record(model, inputs, inputs_path, options, say)
         say(f"write {output}")
         trace.save(output, sketch=most)
@@ -123,6 +124,7 @@ def _record(
         parameters=options["parameters"],
         seed=options["seed"],
         device=options["device"],
+        local_rounding=options["local_rounding"],
         progress=say,
     )
 

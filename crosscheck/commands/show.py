@@ -1,4 +1,4 @@
-"""``crosscheck show``: what a trace or a saved report holds, in the terminal."""
+"""``crosscheck show``: what a trace, a sketch or a saved report holds, in the terminal."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from crosscheck.errors import InvalidArgument
 if TYPE_CHECKING:
     import numpy as np
 
+    from crosscheck.sketches.make import Sketch
     from crosscheck.traces.recorded import RecordedTrace
 
 __all__ = ["show"]
@@ -26,9 +27,10 @@ CHUNK = 1 << 18  # elements: a norm in float64 takes 2 MiB, whatever the tensor'
 @renderings
 @click.option("--html", "html_path", metavar="F", help="Of a report: write the HTML page.")
 def show(file: str, html_path: str | None, **shown: Any) -> None:
-    """Show a trace (.safetensors) or a saved report (.json).
+    """Show a trace or sketch (.safetensors) or a saved report (.json).
 
     Of a trace: inputs, sites in order with shapes, dtypes and norms, parameters, seed, versions.
+    Of a sketch the same, and what it can see with which probability.
     Of a report: what the check printed; --markdown, --junit and --html render it again.
 
     \b
@@ -58,27 +60,45 @@ def show(file: str, html_path: str | None, **shown: Any) -> None:
 
 
 def trace_lines(file: str) -> list[str]:
-    """A trace as text.
+    """A trace or a sketch as text.
 
     Raises:
-        TraceFormatError: not a trace; says why.
+        TraceFormatError: neither; says why.
     """
-    from crosscheck.traces.file import TensorFile, shown
+    from crosscheck.sketches.file import sketched
+    from crosscheck.sketches.text import promise, tables
     from crosscheck.traces.load import load_trace
 
+    sketch = sketched(file)
+    if sketch is not None:
+        found = [_section(title, rows) for title, rows in tables(sketch)]
+        return [
+            *_heading(file, sketch),
+            *promise(sketch),
+            *(line for part in found for line in part),
+        ]
     trace = load_trace(file)
-    writer = shown(TensorFile(file).metadata.get("crosscheck.version", "")) or "another program"
-    mode = "train" if trace.train else "eval"
-    who = shown(f"{trace.framework} {trace.version}".strip())
     floor = "measured in float64" if trace.rounding else "not measured"
     return [
-        f"{file}: {who} on {shown(trace.device)}, {mode} mode",
-        f"  seed {'unknown' if trace.seed is None else trace.seed}; written by crosscheck {writer}",
-        f"  inputs_sha256: {trace.inputs_sha256}",
+        *_heading(file, trace),
         f"  rounding: {floor}",
         *_section("inputs", [_cells(n, v, trace, "") for n, v in trace.inputs.items()]),
         *_section("sites, in execution order", list(_sites(trace))),
         *_section("parameters", list(_parameters(trace))),
+    ]
+
+
+def _heading(file: str, run: RecordedTrace | Sketch) -> list[str]:
+    """Which run it is."""
+    from crosscheck.traces.file import TensorFile, shown
+
+    writer = shown(TensorFile(file).metadata.get("crosscheck.version", "")) or "another program"
+    mode = "train" if run.train else "eval"
+    who = shown(f"{run.framework} {run.version}".strip())
+    return [
+        f"{file}: {who} on {shown(run.device)}, {mode} mode",
+        f"  seed {'unknown' if run.seed is None else run.seed}; written by crosscheck {writer}",
+        f"  inputs_sha256: {run.inputs_sha256}",
     ]
 
 

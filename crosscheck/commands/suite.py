@@ -16,7 +16,7 @@ from crosscheck.commands.common import failures
 from crosscheck.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from crosscheck.suite.engine import Watcher
+    from crosscheck.suite.engine import Engine, Watcher
     from crosscheck.suite.jobs import SuiteResult
     from crosscheck.suite.run import Wanted
 
@@ -58,7 +58,8 @@ def size(context: click.Context, option: click.Parameter, value: str) -> int | N
     "-j",
     type=click.IntRange(min=1),
     metavar="N",
-    help="How many at a time. [default: the cores, at most 8, as memory allows; 1 on cuda]",
+    help="How many at a time. [default: the cores, at most 8, as memory allows; 1 on cuda; with "
+    "ray: what the machines have room for]",
 )
 @click.option(
     "--timeout",
@@ -78,12 +79,41 @@ def size(context: click.Context, option: click.Parameter, value: str) -> int | N
 )
 @click.option("--fail-fast", "-x", is_flag=True, help="End at the first job that does not agree.")
 @click.option("--require-all", is_flag=True, help="A missing framework is a failure, not a skip.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option(
+    "--address",
+    metavar="HOST:PORT",
+    help="Of the Ray cluster, or `auto`. [default: $RAY_ADDRESS, or this machine alone]",
+)
+@click.option(
+    "--retries",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="ray: how often a job is started again when its machine is lost. [default: 3]",
+)
+@click.option(
+    "--cpus-per-job",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="ray: cores, and threads, of a job. [default: 1]",
+)
+@click.option(
+    "--gpus-per-job",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="X",
+    help="ray: of a job on cuda; less than 1 where several share a GPU. [default: 1]",
+)
+@click.option(
+    "--no-ship",
+    is_flag=True,
+    help="ray: the machines see this folder under the same path; send no copy of it.",
+)
 @click.option(
     "--resume",
     metavar="F",
-    help="Keep every verdict in F as it comes; compute only what F does not hold.",
+    help="Keep every verdict in F (or a URL) as it comes; compute only what F does not hold.",
 )
-@click.option("--json", "json_path", metavar="F", help="Write the result; `-`: print it alone.")
+@click.option("--json", "json_path", metavar="F", help="Write the result; `-`: print it.")
 @click.option("--junit", "junit_path", metavar="F", help="Write JUnit XML.")
 @click.option("--html", "html_path", metavar="DIR", help="Write a report page for each job.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
@@ -115,16 +145,15 @@ def suite(
       crosscheck suite
       crosscheck suite models -k "gpt or mlp" --seeds 3 --jobs 4
       crosscheck suite models --resume out/suite.jsonl --junit out/junit.xml --html out/reports
+      crosscheck suite models --engine ray --address head:6379 --json s3://bucket/suite.json
     """
-    from crosscheck.suite.local import LocalEngine
     from crosscheck.suite.run import run_suite
 
     with _interruptible(), failures():
         written = [path for path in (json_path, junit_path) if path is not None and path != "-"]
-        _require_places(written, html_path)
+        _require_places(written, html_path, options["resume"])
         wanted = _wanted(paths, _seeds(given, seeds), html_path, options)
-        engine = LocalEngine(options["jobs"]) if options["jobs"] else None
-        with _watcher(quiet) as watcher:
+        with _engine(options) as engine, _watcher(quiet) as watcher:
             result = run_suite(
                 wanted,
                 engine=engine,
@@ -140,8 +169,35 @@ def suite(
     raise SystemExit(result.exit_status)
 
 
-def _require_places(files: list[str], folder: str | None) -> None:
+@contextmanager
+def _engine(options: dict[str, Any]) -> Iterator[Engine | None]:
+    """What runs the jobs; None: `run_suite`'s own choice."""
+    names = {"cpus_per_job": "cpus", "gpus_per_job": "gpus", "address": "address"}
+    names["retries"] = "retries"
+    given = {name: options[option] for option, name in names.items() if options[option] is not None}
+    if options["engine"] == "local":
+        if given or options["no_ship"]:
+            raise InvalidArgument(
+                "--address, --retries, --cpus-per-job, --gpus-per-job and --no-ship are for "
+                "--engine ray"
+            )
+        from crosscheck.suite.local import LocalEngine
+
+        yield LocalEngine(options["jobs"]) if options["jobs"] else None
+        return
+    from crosscheck.suite.ray_engine import RayEngine
+
+    with RayEngine(jobs=options["jobs"], ship=not options["no_ship"], **given) as engine:
+        yield engine
+
+
+def _require_places(files: list[str], folder: str | None, log: str | None) -> None:
     """Mistakes that need not wait until all jobs have run."""
+    from crosscheck.suite.storage import filesystem, is_url
+
+    for place in [*files, folder, log]:
+        if place is not None and is_url(place):
+            filesystem(place)
     for file in files:
         if os.path.isdir(file):
             raise InvalidArgument(f"{file}: is a folder; give a file")
@@ -203,13 +259,13 @@ def _watcher(quiet: bool) -> Iterator[Watcher]:
 
 
 def _write(result: SuiteResult, json_path: str | None, junit_path: str | None) -> None:
-    from crosscheck.report.write import write_atomically
     from crosscheck.suite import junit, summary
+    from crosscheck.suite.storage import write
 
-    if json_path not in (None, "-"):
-        write_atomically(json_path, summary.dumps(result) + "\n")
+    if json_path is not None and json_path != "-":
+        write(json_path, summary.dumps(result) + "\n")
     if junit_path is not None:
-        write_atomically(junit_path, junit.dumps(result))
+        write(junit_path, junit.dumps(result))
 
 
 def _show(result: SuiteResult, json_path: str | None) -> None:

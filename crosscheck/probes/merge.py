@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from crosscheck.results import (
     PHASES,
+    Details,
     Divergence,
     ProbeResult,
     Report,
@@ -50,6 +51,7 @@ def merged(base: Report, probes: Sequence[tuple[ProbeResult, Report | None]]) ->
         verdict=worst(verdicts),
         sites=tuple(sorted(sites.values(), key=lambda s: PHASES.index(s.phase))),
         divergences=tuple(divergences),
+        details=_details(base, probes, sites),
         notes=(*base.notes, *_notes(base, probes)),
         probes=tuple(result for result, _ in probes),
     )
@@ -68,6 +70,23 @@ def _take(sites: dict[Site, SiteResult], site: SiteResult, probe: str) -> None:
     before = sites.get(_key(site))
     if before is None or before.verdict != worst([before.verdict, site.verdict]):
         sites[_key(site)] = replace(site, notes=(*site.notes, f"with probe `{probe}`"))
+
+
+def _details(
+    base: Report,
+    probes: Sequence[tuple[ProbeResult, Report | None]],
+    sites: dict[Site, SiteResult],
+) -> Details:
+    """Those of the sites as they are shown: of the run in which they were worst."""
+    ratios = {s.key: s.ratio for s in sites.values()}
+    found = {}
+    for report in (base, *(r for _, r in probes if r is not None)):
+        theirs = {s.key: s.ratio for s in report.sites}
+        for detail in report.details.sites:
+            if detail.key not in found and theirs[detail.key] == ratios[detail.key]:
+                found[detail.key] = detail
+    order = [s.key for s in sites.values() if s.key in found]
+    return replace(base.details, sites=tuple(found[key] for key in order))
 
 
 def _notes(base: Report, probes: Sequence[tuple[ProbeResult, Report | None]]) -> list[str]:

@@ -214,7 +214,8 @@ class _Run:
         assert base.evidence is not None
         self._sides, self._request = sides, request
         self._match, self._base = base.evidence.match, base.report
-        self._look = probes.blind_spots and base.report.verdict == "agree"
+        thorough = base.report.environment.get("effort") != "quick"  # else it has not been forced
+        self._look = probes.blind_spots and thorough and base.report.verdict == "agree"
         self.blind: dict[str, str] = self._blind_in(base) if self._look else {}
 
     def probe(
@@ -247,7 +248,7 @@ class _Run:
     def _blind_in(self, outcome: Outcome) -> dict[str, str]:
         assert outcome.evidence is not None
         self._request.say("blind spots: alter the reference where nothing vouches for it")
-        return blind_spots(outcome.evidence, outcome.oracle)
+        return blind_spots(outcome.evidence)
 
 
 # -- other weights ---------------------------------------------------------------------------------

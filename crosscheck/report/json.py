@@ -3,10 +3,14 @@
 Strict JSON has no infinity and no NaN. An infinite number (the ratio where shapes or non-finite
 values differ) is written as 1.7976931348623157e308, the largest double, with its sign; NaN is
 written as null. Tuples are lists. Keys may be added within a schema, never renamed or removed.
+
+``details`` is there where something was looked into: what a page shows of single sites, the weight
+map, the command (`crosscheck.results.Details`, key by key; docs/report.md).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import numbers
@@ -17,6 +21,7 @@ from typing import Any
 from crosscheck.results import (
     Cause,
     Coverage,
+    Details,
     Divergence,
     Metrics,
     ProbeResult,
@@ -47,19 +52,30 @@ def to_dict(report: Report) -> dict[str, Any]:
         "sites": [_site(s) for s in report.sites],
         "notes": plain(report.notes),
         "probes": [_probe(p) for p in report.probes],
+        **({"details": _plainly(report.details)} if report.details != Details() else {}),
     }
 
 
 def dumps(report: Report) -> str:
     """``report.json`` as text: one line for each key, site and divergence (to grep, to diff)."""
+    document = to_dict(report)
+    details = document.pop("details", None)
+    lines = _lines(document, " ")
+    if details is not None:
+        inner = ",\n  ".join(_lines(details, "  "))
+        lines.append(f'"details": {{\n  {inner}\n }}')
+    return "{\n " + ",\n ".join(lines) + "\n}"
+
+
+def _lines(document: Mapping[str, Any], indent: str) -> list[str]:
     lines = []
-    for key, value in to_dict(report).items():
+    for key, value in document.items():
         if isinstance(value, list) and value:
-            items = ",\n".join("  " + _line(item) for item in value)
-            lines.append(f"{_line(key)}: [\n{items}\n ]")
+            items = ",\n".join(f"{indent} {_line(item)}" for item in value)
+            lines.append(f"{_line(key)}: [\n{items}\n{indent}]")
         else:
             lines.append(f"{_line(key)}: {_line(value)}")
-    return "{\n " + ",\n ".join(lines) + "\n}"
+    return lines
 
 
 def plain(value: Any) -> Any:
@@ -91,6 +107,16 @@ def _finite(value: float) -> float | None:
     if math.isnan(value):
         return None
     return math.copysign(sys.float_info.max, value) if math.isinf(value) else value
+
+
+def _plainly(record: Any) -> Any:
+    """A dataclass of plain data, and what is in it."""
+    if dataclasses.is_dataclass(record):
+        fields = dataclasses.fields(record)
+        return {f.name: _plainly(getattr(record, f.name)) for f in fields}
+    if isinstance(record, tuple):
+        return [_plainly(item) for item in record]
+    return plain(record)
 
 
 def _side(side: Side) -> dict[str, Any]:

@@ -9,6 +9,7 @@ to be (see `crosscheck.report.json`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -19,11 +20,12 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 from crosscheck.errors import InvalidArgument
 from crosscheck.report.json import SCHEMA
-from crosscheck.results import Metrics, Report
+from crosscheck.results import Details, Histogram, Metrics, Report, SiteDetail
 
 __all__ = ["load_report", "loads"]
 
-LARGEST = 1 << 28  # bytes; a report of 5000 sites takes 4 MB
+LARGEST = 1 << 26  # bytes; a report of 5000 sites takes 4 MB, and JSON thirty times that in memory
+MOST_DETAILS, MOST_BINS = 256, 256
 
 
 def load_report(path: str | os.PathLike[str]) -> Report:
@@ -68,7 +70,9 @@ def loads(text: str) -> Report:
             f"schema {str(data['schema'])[:40]}; this version reads schema {SCHEMA}.\n"
             "  Fix: read it with the version of crosscheck that wrote it"
         )
-    return _relinked(_read(data, Report, "report"))
+    report: Report = _read(data, Report, "report")
+    _check_details(report.details)
+    return _relinked(report)
 
 
 def _refused(constant: str) -> NoReturn:
@@ -83,6 +87,42 @@ def _relinked(report: Report) -> Report:
         for p in report.probes
     )
     return dataclasses.replace(report, probes=probes)
+
+
+def _check_details(details: Details) -> None:
+    """What is drawn has the proportions that it must have; a page of it stays bounded."""
+    _sound(len(details.sites) <= MOST_DETAILS, "details.sites: too many")
+    for i, site in enumerate(details.sites):
+        _sound(_is_drawable(site), f"details.sites[{i}]: numbers that no picture can be made of")
+
+
+def _is_drawable(site: SiteDetail) -> bool:
+    heat, shares = site.heat, [s for p in site.profiles for s in p.shares]
+    fits = all(0 < len(p.shares) <= min(p.length, MOST_BINS) for p in site.profiles)
+    if heat is not None:
+        widths = {len(row) for row in heat.cells}
+        fits = fits and 0 < len(heat.cells) <= min(heat.row_length, MOST_BINS)
+        fits = fits and len(widths) == 1 and 0 < min(widths) <= min(heat.column_length, MOST_BINS)
+        shares += [cell for row in heat.cells for cell in row]
+    few = max(len(site.profiles), len(site.worst), len(site.where)) <= MOST_BINS
+    histograms = [h for h in (site.values, site.errors) if h is not None]
+    return fits and few and all(0 <= s <= 1 for s in shares) and all(map(_is_histogram, histograms))
+
+
+def _is_histogram(h: Histogram) -> bool:
+    counts = [*h.reference, *h.candidate]
+    return (
+        math.isfinite(h.high - h.low)
+        and h.low < h.high
+        and 0 < len(h.reference) == len(h.candidate) <= MOST_BINS
+        and all(0 <= n < 1 << 53 for n in counts)
+        and len(h.zeros) in (0, 2)
+    )
+
+
+def _sound(right: bool, text: str) -> None:
+    if not right:
+        raise InvalidArgument(f"damaged: {text}")
 
 
 def _read(value: Any, kind: Any, place: str) -> Any:
@@ -111,9 +151,14 @@ def _read(value: Any, kind: Any, place: str) -> Any:
     return value
 
 
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
 def _record(value: Any, kind: Any, place: str) -> Any:
     _require(isinstance(value, dict), value, "an object", place)
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     found = {}
     for field in dataclasses.fields(kind):
         if field.name in value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable
 from typing import TextIO
@@ -122,13 +123,18 @@ def _paragraph(line: Line, page: Page) -> Text:
     return _styled(text, line.tone)
 
 
+_WORD = re.compile(r"\s*\w+")
+_HEADS = {"agree": _WORD, "suspect": _WORD, "diverge": _WORD, "cause": re.compile("[^:]*:")}
+
+
 def _styled(text: str, tone: str) -> Text:
-    """Names in backquotes stand out; a verdict's tone is for the word before its colon."""
+    """Names in backquotes stand out; a verdict's tone is for its word, a cause's for what stands
+    before its colon."""
     result = Text(no_wrap=True)
-    start, colon, rest = text.partition(":")
-    if tone in ("agree", "suspect", "diverge", "cause") and colon:
-        result.append(start + colon, style=STYLES[tone])
-        text, tone = rest, ""
+    head = _HEADS[tone].match(text) if tone in _HEADS else None
+    if head is not None:
+        result.append(head[0], style=STYLES[tone])
+        text, tone = text[head.end() :], ""
     for number, piece in enumerate(text.split("`")):
         if number:
             result.append("`", style="dim")

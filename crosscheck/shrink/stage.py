@@ -82,8 +82,10 @@ def shrink(
     """Make a divergence as small as it gets, and write a script that shows it.
 
     Args:
-        reference, candidate, inputs: as for `crosscheck.check`. Both models are left as found,
+        reference: as for `crosscheck.check`, as are the next two. Both models are left as found,
             except for the parameters copied into the candidate.
+        candidate: the other side.
+        inputs: what both are fed.
         directory: where ``reproduce.py`` (and ``reproduce.npz``, if the arrays are many) go.
         probe: start from the inputs of this built-in probe instead (``"small"``, ``"odd"``, ...).
         options: those of `crosscheck.check` that say how the two are compared.

@@ -5,7 +5,9 @@
     file      a sketch as a safetensors file, read safely
     align     which of the candidate's values belongs to which sketched one
     judge     how far a value is from a sketched one, against the recorded floor
-    compare   a sketch and a run of a candidate -> a report
+    bench     judges what was aligned: values of a run, or the records of a second sketch
+    compare   a sketch and a run of a candidate, or its sketch -> a report
+    probability, text   what a sketch promises, in numbers and in words
 
 What a sketch can and cannot see is derived in ``docs/traces.md``.
 """

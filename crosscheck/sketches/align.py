@@ -22,10 +22,10 @@ from crosscheck.observers import Key
 from crosscheck.sketches.make import Sketch
 from crosscheck.sketches.project import Numbers, measure
 from crosscheck.trace import Trace
-from crosscheck.traces.file import DTYPES
+from crosscheck.traces.file import DTYPES, named_dtype
 from crosscheck.traces.recorded import RecordedTrace
 
-__all__ = ["Layouts", "Shadows", "shadows"]
+__all__ = ["Layouts", "Shadows", "shadows", "shadows_of_two"]
 
 _FLOATS = {d.name for d in DTYPES.values() if is_float(np.empty(0, d))}
 
@@ -68,26 +68,31 @@ def shadows(sketch: Sketch, candidate: RecordedTrace) -> Shadows:
     """Project the candidate's values as the sketch's were, in the sketch's layout."""
     layouts = Layouts(_votes(sketch, candidate))
     known = {sketch.record(key).shape for key in sketch.order}
-    kinds: dict[tuple[int, str], int] = {}
-    ours = {}
-    for key in sketch.order:
-        record = sketch.record(key)
-        kind = "f" if record.dtype in _FLOATS else record.dtype[0].replace("u", "i")
-        place = kinds.setdefault((record.size, kind), len(kinds))
-        ours[key] = _vector(record.numbers, sketch.plan.rows + place, kind)
+    lengths = _Lengths(sketch.plan.rows)
+    reference = _shadow(sketch, lengths)
     theirs = {}
     for key, value in candidate.values.items():
-        kind = "f" if is_float(value) else value.dtype.kind.replace("u", "i")
-        place = kinds.setdefault((value.size, kind), len(kinds))
         layout = _own_layout(value.shape, layouts, known)
         numbers = measure(layout.to_reference(value), sketch.plan)
-        theirs[key] = _vector(numbers, sketch.plan.rows + place, kind)
+        theirs[key] = lengths.vector(numbers, value.size, value.dtype)
+    return Shadows(reference, replace(candidate, values=theirs), layouts)
+
+
+def shadows_of_two(reference: Sketch, candidate: Sketch) -> Shadows:
+    """The same of two sketches of one plan, whose layouts are taken to be the same."""
+    lengths = _Lengths(reference.plan.rows)
+    return Shadows(_shadow(reference, lengths), _shadow(candidate, lengths), Layouts())
+
+
+def _shadow(sketch: Sketch, lengths: _Lengths) -> RecordedTrace:
+    """A sketch as a run of short vectors."""
+    records = [(key, sketch.record(key)) for key in sketch.order]
+    values = {key: lengths.vector(r.numbers, r.size, named_dtype(r.dtype)) for key, r in records}
     gradients = {name: np.zeros(1) for kind, name in sketch.records if kind == "gradient"}
     buffers = {name: np.zeros(1) for kind, name in sketch.records if kind == "buffer"}
-    info = replace(sketch.info, parameter_gradients=gradients, buffers=buffers)
-    reference = RecordedTrace(
-        values=ours,  # type: ignore[arg-type]
-        info=info,
+    return RecordedTrace(
+        values=values,  # type: ignore[arg-type]
+        info=replace(sketch.info, parameter_gradients=gradients, buffers=buffers),
         framework=sketch.framework,
         inputs_sha256=sketch.inputs_sha256,
         parameters=sketch.parameters,
@@ -97,7 +102,19 @@ def shadows(sketch: Sketch, candidate: RecordedTrace) -> Shadows:
         device=sketch.device,
         origin=sketch.origin,
     )
-    return Shadows(reference, replace(candidate, values=theirs), layouts)
+
+
+@dataclass
+class _Lengths:
+    """Gives the vectors of values of one size and kind one length, others another."""
+
+    rows: int
+    _places: dict[tuple[int, str], int] = field(default_factory=dict, init=False)
+
+    def vector(self, numbers: Numbers, size: int, dtype: np.dtype) -> np.ndarray:
+        kind = "f" if is_float(np.empty(0, dtype)) else dtype.kind.replace("u", "i")
+        place = self._places.setdefault((size, kind), len(self._places))
+        return _vector(numbers, self.rows + place, kind)
 
 
 def _vector(numbers: Numbers, length: int, kind: str) -> np.ndarray:

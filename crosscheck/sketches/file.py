@@ -29,15 +29,21 @@ from crosscheck.sketches.make import (
 )
 from crosscheck.sketches.project import FACTS, GROUPS, Numbers, Plan
 from crosscheck.trace import RunInfo
-from crosscheck.traces.file import DTYPES, MOST_AXES, TensorFile, shown, write_tensors
-from crosscheck.traces.records import KINDS, OBSERVED, metadata_of, record_name, split_name
+from crosscheck.traces.file import DTYPES, MOST_AXES, TensorFile, named_dtype, shown, write_tensors
+from crosscheck.traces.records import (
+    KINDS,
+    OBSERVED,
+    SKETCH_MARK,
+    metadata_of,
+    record_name,
+    split_name,
+)
 
 __all__ = ["KIND", "load_sketch", "read_sketch", "sketched", "write_sketch"]
 
 KIND = "sketch"
 INDEX, NUMBERS = "sketch/index", "sketch/numbers"
 VERSION = "1"
-_MARK = "crosscheck.sketch"
 _DTYPE_NAMES = {dtype.name for dtype in DTYPES.values()}
 _FIX = "make it again with `crosscheck record --sketch`"
 
@@ -62,7 +68,7 @@ def write_sketch(sketch: Sketch, path: str | os.PathLike[str]) -> None:
     tensors = {INDEX: np.frombuffer(index, np.uint8), NUMBERS: numbers}
     tensors |= {record_name("model_input", name): v for name, v in sketch.inputs.items()}
     extra = {
-        _MARK: VERSION,
+        SKETCH_MARK: VERSION,
         "framework": sketch.framework,
         "framework_version": sketch.version,
         "device": sketch.device,
@@ -91,7 +97,7 @@ def sketched(model: Any) -> Sketch | None:
     if not os.fspath(model).lower().endswith(".safetensors"):
         return None
     file = TensorFile(model)
-    return read_sketch(file) if _MARK in file.metadata else None
+    return read_sketch(file) if SKETCH_MARK in file.metadata else None
 
 
 def load_sketch(path: str | os.PathLike[str]) -> Sketch:
@@ -109,7 +115,7 @@ def read_sketch(file: TensorFile) -> Sketch:
     Raises:
         TraceFormatError: it holds none, or contradicts itself.
     """
-    version = file.metadata.get(_MARK)
+    version = file.metadata.get(SKETCH_MARK)
     if version != VERSION:
         said = "no sketch" if version is None else f"a sketch of version {shown(version)}"
         raise file.wrong(f"{said}; this version reads {VERSION}", _FIX)
@@ -262,10 +268,9 @@ def _parameter(spec: Any) -> Parameter:
     _require(dtype in _DTYPE_NAMES, f"the dtype {shown(dtype)}")
     axes = None if spec["axes"] is None else tuple(map(_text, _list(spec["axes"])))
     _require(axes is None or len(axes) == len(shape), "the axes of a parameter")
-    stored = next(d for d in DTYPES.values() if d.name == dtype)
     return Parameter(
         name=_text(spec["name"]),
-        value=np.broadcast_to(np.zeros((), stored), shape),
+        value=np.broadcast_to(np.zeros((), named_dtype(dtype)), shape),
         layer=_text(spec["layer"]),
         role=_text(spec["role"]),
         kind=_text(spec["layer_kind"]),

@@ -19,9 +19,9 @@ from crosscheck.noise import unit_roundoff, verdict_of
 from crosscheck.results import Metrics, SiteResult
 from crosscheck.sketches.make import Record
 from crosscheck.sketches.project import Numbers, Plan, measure
-from crosscheck.traces.file import DTYPES
+from crosscheck.traces.file import named_dtype
 
-__all__ = ["Reading", "judged", "read", "unlike"]
+__all__ = ["Reading", "difference", "judged", "read", "unlike"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,12 @@ class Reading:
 
 def read(value: np.ndarray, record: Record, plan: Plan) -> Reading:
     """Sketch a value of the record's shape and compare."""
-    ours, theirs = record.numbers, measure(value, plan)
+    return difference(measure(value, plan), record, plan)
+
+
+def difference(theirs: Numbers, record: Record, plan: Plan) -> Reading:
+    """Compare a value of the record's shape that has been sketched."""
+    ours = record.numbers
     apart = float(np.linalg.norm(theirs.projected - ours.projected))
     mean = math.sqrt(record.size) * abs(theirs.mean - ours.mean)
     places = np.abs(theirs.sampled - ours.sampled)
@@ -52,25 +57,28 @@ def read(value: np.ndarray, record: Record, plan: Plan) -> Reading:
     top = float(places.max(initial=0.0))
     return Reading(
         numbers=theirs,
-        l2=apart if whole else max(apart, abs(theirs.l2 - ours.l2), mean),
-        maximum=max(top, abs(theirs.maximum - ours.maximum)),
+        l2=apart if whole else max(apart, _apart(theirs.l2, ours.l2), mean),
+        maximum=max(top, _apart(theirs.maximum, ours.maximum)),
         mismatch=int(np.abs(theirs.counts - ours.counts).sum()),
     )
 
 
+def _apart(one: float, other: float) -> float:
+    """|one - other|; nothing where one is not known."""
+    return 0.0 if math.isnan(one - other) else abs(one - other)
+
+
 def judged(
-    item: Item, value: np.ndarray, raw: np.ndarray, record: Record, plan: Plan
+    item: Item, reading: Reading, record: Record, shape: tuple[int, ...], dtype: np.dtype
 ) -> SiteResult:
     """Judge one value.
 
     Args:
-        value: the candidate's, as a view in the reference's layout and shape.
-        raw: the same in its own.
+        shape, dtype: of the candidate's value, in its own layout.
     """
-    reading = read(value, record, plan)
-    ratio = _ratio(reading, value, record)
+    ratio = _ratio(reading, dtype, record)
     moved = verdict_of(ratio) != "agree"
-    scale = record.numbers.l2
+    scale = record.numbers.scale
     return SiteResult(
         phase=item.phase,
         kind=item.kind,
@@ -83,21 +91,21 @@ def judged(
         ratio=ratio,
         free_ratio=None,
         metrics=_metrics(reading, record),
-        candidate_shape=tuple(raw.shape),
-        candidate_dtype=raw.dtype.name,
+        candidate_shape=shape,
+        candidate_dtype=dtype.name,
         aligned_by=item.by,
         notes=(_moved(record.numbers, reading.numbers),) if moved else (),
     )
 
 
-def _ratio(reading: Reading, value: np.ndarray, record: Record) -> float:
-    stored = next(d for d in DTYPES.values() if d.name == record.dtype)
-    both_float = is_float(value), is_float(np.empty(0, stored))
+def _ratio(reading: Reading, dtype: np.dtype, record: Record) -> float:
+    stored = named_dtype(record.dtype)
+    both_float = is_float(np.empty(0, dtype)), is_float(np.empty(0, stored))
     if both_float[0] != both_float[1] or reading.mismatch:
         return math.inf
     if not both_float[0]:
         return math.inf if reading.l2 or reading.maximum else 0.0
-    unit = max(1.0, unit_roundoff(value.dtype) / max(unit_roundoff(stored), 1e-300))
+    unit = max(1.0, unit_roundoff(dtype) / max(unit_roundoff(stored), 1e-300))
     pairs = (reading.l2, record.floor[0]), (reading.maximum, record.floor[1])
     return max(
         found / (unit * floor) if floor > 0 else (math.inf if found else 0.0)
@@ -108,7 +116,7 @@ def _ratio(reading: Reading, value: np.ndarray, record: Record) -> float:
 def _metrics(reading: Reading, record: Record) -> Metrics:
     a, b = reading.numbers.projected, record.numbers.projected
     norms = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
-    scale = record.numbers.l2
+    scale = record.numbers.scale
     return Metrics(
         rel_l2=reading.l2 / scale if scale > 0 else reading.l2,
         max_abs=reading.maximum,
@@ -121,12 +129,12 @@ def _metrics(reading: Reading, record: Record) -> Metrics:
 
 def _moved(ours: Numbers, theirs: Numbers) -> str:
     return (
-        f"norm {ours.l2:.6g} -> {theirs.l2:.6g}, mean {ours.mean:.6g} -> {theirs.mean:.6g}, "
+        f"norm {ours.scale:.6g} -> {theirs.scale:.6g}, mean {ours.mean:.6g} -> {theirs.mean:.6g}, "
         f"largest {ours.maximum:.6g} -> {theirs.maximum:.6g}"
     )
 
 
-def unlike(item: Item, raw: np.ndarray, record: Record) -> SiteResult:
+def unlike(item: Item, record: Record, shape: tuple[int, ...], dtype: np.dtype) -> SiteResult:
     """The result of two values whose shapes no layout maps onto each other."""
     return SiteResult(
         phase=item.phase,
@@ -140,7 +148,7 @@ def unlike(item: Item, raw: np.ndarray, record: Record) -> SiteResult:
         ratio=math.inf,
         free_ratio=None,
         metrics=None,
-        candidate_shape=tuple(raw.shape),
-        candidate_dtype=raw.dtype.name,
+        candidate_shape=shape,
+        candidate_dtype=dtype.name,
         aligned_by=item.by,
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ __all__ = ["FACTS", "Numbers", "Plan", "measure"]
 
 GROUPS = 4
 BLOCK = 1 << 16
+COMPILED = 1 << 20  # elements; an array so large is rarely alone, and compiling takes a second
 FILL, FILL_SHARE = 1e8, 1e-3
 FACTS = ("l2", "maximum", "mean", "nan", "positive", "negative", "fill")
 """What is stored of an array beside its sample and projections."""
@@ -77,12 +79,17 @@ class Numbers:
 
     @property
     def l2(self) -> float:
-        """2-norm of the finite elements."""
+        """2-norm of the finite elements; NaN where it is not known, as that of a sum of values."""
         return float(self.facts[0])
 
     @property
+    def scale(self) -> float:
+        """2-norm, estimated where it is not known."""
+        return float(np.linalg.norm(self.projected)) if math.isnan(self.l2) else self.l2
+
+    @property
     def maximum(self) -> float:
-        """The largest size of a finite element."""
+        """The largest size of a finite element; NaN where it is not known."""
         return float(self.facts[1])
 
     @property
@@ -106,6 +113,7 @@ def measure(value: np.ndarray, plan: Plan) -> Numbers:
     projected = np.zeros(plan.rows if flat.size > plan.rows else flat.size)
     squares = total = largest = 0.0
     stream = _stream(plan.seed, "rows")
+    add = _kernel(flat.size)
     for start in range(0, flat.size, BLOCK):
         block = _finite(flat[start : start + BLOCK], huge)
         size = np.abs(block)
@@ -117,7 +125,7 @@ def measure(value: np.ndarray, plan: Plan) -> Numbers:
         if flat.size <= plan.rows:
             projected[:] = block
         else:
-            _project(block, np.asarray(stream.random_raw(block.size), np.uint64), projected)
+            add(block, np.asarray(stream.random_raw(block.size), np.uint64), projected)
     if flat.size > plan.rows:
         projected *= 1.0 / math.sqrt(GROUPS)
         sampled = _finite(flat[plan.places(flat.size)], huge)
@@ -127,8 +135,17 @@ def measure(value: np.ndarray, plan: Plan) -> Numbers:
     return Numbers(*(_kept(np.asarray(part), plan) for part in (facts, projected, sampled)))
 
 
-def _project(block: np.ndarray, words: np.ndarray, rows: np.ndarray) -> None:
-    """Add S x of one block to ``rows`` (without the factor)."""
+def _kernel(size: int) -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
+    """What adds S x of a block of an array of ``size`` to the rows."""
+    if size < COMPILED:
+        return _add_signed
+    from crosscheck.kernels.projection import add_signed
+
+    return add_signed
+
+
+def _add_signed(block: np.ndarray, words: np.ndarray, rows: np.ndarray) -> None:
+    """Add S x of one block to ``rows`` (without the factor): `crosscheck.kernels.projection`."""
     per_group = rows.size // GROUPS
     for group in range(GROUPS):
         bits = ((words >> np.uint64(16 * group)) & np.uint64(0xFFFF)).astype(np.int64)

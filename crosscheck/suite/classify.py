@@ -122,6 +122,7 @@ def _result(outcome: Outcome, status: Status, *, message: str, **facts: Any) -> 
         status=status,
         seconds=round(outcome.seconds, 3),
         peak_memory_bytes=outcome.peak_memory,
+        host=outcome.host,
         message=_CONTROL.sub("", message),
         files=None if files is None else tuple(files),
         **facts,

@@ -3,21 +3,31 @@
 Workers run in sessions of their own, so that a Ctrl-C reaches the parent alone. But a parent that
 is killed outright cannot end them. So it tells a guardian of each: when the pipe between them
 breaks, the guardian ends what is left and removes the folder of temporary files.
+
+The guardian is nobody's child: a Ray worker that is told to go kills its children first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
 
 __all__ = ["Guardian"]
 
+LONGEST = 30.0  # seconds to end what is left
+
 _SCRIPT = """
 import os, shutil, signal, sys
+if os.fork():
+    os._exit(0)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
+print(os.getpid(), flush=True)
 groups = set()
 for line in sys.stdin:
     (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
@@ -38,11 +48,14 @@ class Guardian:
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _SCRIPT, folder],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             text=True,
         )
+        assert self._process.stdout is not None
+        self._number = int(self._process.stdout.readline() or 0)  # 0: it could not fork
+        self._process.wait()
 
     def watch(self, groups: Iterable[int]) -> None:
         """Watch over these from now on."""
@@ -64,11 +77,11 @@ class Guardian:
 
     def close(self) -> None:
         """End what is left, remove the folder, and wait for both."""
-        assert self._process.stdin is not None
+        assert self._process.stdin is not None and self._process.stdout is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
-        try:
-            self._process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        ended, _, _ = select.select([self._process.stdout], [], [], LONGEST)  # it closes its end
+        if not ended and self._number:
+            with contextlib.suppress(OSError):
+                os.kill(self._number, signal.SIGKILL)
+        self._process.stdout.close()

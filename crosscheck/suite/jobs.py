@@ -105,7 +105,8 @@ class Task:
     Attributes:
         action: ``"list"``: load the pair and name its candidates. ``"check"``: check the job's.
         options: further arguments of `crosscheck.Pair.check`.
-        html: where the worker writes the report's page; None: nowhere.
+        html: where the report's page goes (a file or a URL); the worker gives it with its answer,
+            as ``page``. None: no page is made.
     """
 
     action: Literal["list", "check"]
@@ -127,6 +128,9 @@ class Outcome:
         seconds, peak_memory: used; memory in bytes, 0 where it was too quick to be seen.
         stage: what it said last that it does.
         output: the end of what it wrote to stdout and stderr.
+        host: the machine, where it is another than the suite's own may be; else empty.
+        began: when what it read was as it is now, at the latest, in seconds since the epoch; None:
+            ``seconds`` ago.
     """
 
     task: Task
@@ -138,6 +142,8 @@ class Outcome:
     peak_memory: int
     stage: str
     output: str
+    host: str = ""
+    began: float | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,7 @@ class JobResult:
         html: the report's page, if one was written.
         files: what the result was made from (paths), as far as the worker could tell; None:
             more than it keeps count of.
+        host: as in `Outcome`.
         resumed: taken from a log of an earlier run.
     """
 
@@ -179,6 +186,7 @@ class JobResult:
     coverage: Mapping[str, Any] | None = None
     html: str | None = None
     files: tuple[str, ...] | None = ()
+    host: str = ""
     resumed: bool = False
 
 

@@ -14,17 +14,19 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from crosscheck.errors import InvalidArgument
+from crosscheck.suite.caches import compilation_cache
 from crosscheck.suite.engine import Watcher
 from crosscheck.suite.guardian import Guardian
 from crosscheck.suite.jobs import Outcome, Task
 from crosscheck.suite.processes import Process, Tree, kernel_oom_kills, snapshot
 from crosscheck.suite.worker import START
 
-__all__ = ["LocalEngine", "default_jobs", "worker_environment"]
+__all__ = ["LocalEngine", "Surroundings", "default_jobs", "worker_environment"]
 
 TICK = 0.05  # seconds between two looks at the children
 SAMPLE = 0.1  # seconds between two looks at their memory, at least
@@ -64,6 +66,23 @@ def default_jobs() -> int:
     return max(1, min(cores(), 8, installed // MEMORY_PER_JOB))
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What the process of a job is started with.
+
+    Attributes:
+        threads: for BLAS and OpenMP, unless their variables are set; None: the cores, shared out.
+        folder: its current folder; None: this process's.
+        search_path: for modules; None: this process's.
+        variables: of its environment; None: this process's.
+    """
+
+    threads: int | None = None
+    folder: str | None = None
+    search_path: tuple[str, ...] | None = None
+    variables: Mapping[str, str] | None = None
+
+
 class LocalEngine:
     """Runs each task in a process, session and temporary folder of its own.
 
@@ -71,8 +90,9 @@ class LocalEngine:
         jobs: how many run at a time.
     """
 
-    def __init__(self, jobs: int) -> None:
+    def __init__(self, jobs: int, surroundings: Surroundings | None = None) -> None:
         self.jobs = jobs
+        self._surroundings = surroundings or Surroundings()
 
     def describe(self) -> dict[str, object]:
         """See `Engine`."""
@@ -86,7 +106,10 @@ class LocalEngine:
                 "Linux or macOS (on Windows, in WSL), or use `crosscheck run` for each pair"
             )
         waiting = deque(tasks)
-        threads = max(1, cores() // max(1, min(self.jobs, len(tasks))))
+        around = self._surroundings
+        if around.threads is None:
+            share = max(1, cores() // max(1, min(self.jobs, len(tasks))))
+            around = replace(around, threads=share)
         folder = tempfile.mkdtemp(prefix="crosscheck-")
         guardian = Guardian(folder)
         selector = selectors.DefaultSelector()
@@ -98,7 +121,7 @@ class LocalEngine:
                     task = waiting.popleft()
                     watcher.started(task.job)
                     try:
-                        running.append(_Child(task, folder, threads, selector, guardian))
+                        running.append(_Child(task, folder, around, selector, guardian))
                     except OSError as error:  # no more processes or descriptors to be had
                         yield _not_started(task, error)
                 for key, _ in selector.select(TICK):
@@ -146,7 +169,7 @@ class _Child:
         self,
         task: Task,
         folder: str,
-        threads: int,
+        around: Surroundings,
         selector: selectors.BaseSelector,
         guardian: Guardian,
     ) -> None:
@@ -164,13 +187,14 @@ class _Child:
         stages, theirs = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", START, str(self._write_job(theirs))],
+                [sys.executable, "-c", START, str(self._write_job(theirs, around))],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 pass_fds=(theirs,),
-                env=worker_environment(task, threads, self._folder),
+                cwd=around.folder,
+                env=worker_environment(task, around, self._folder),
             )
         except OSError:
             os.close(stages)
@@ -185,8 +209,9 @@ class _Child:
             os.set_blocking(pipe.fileno(), False)
             selector.register(pipe, selectors.EVENT_READ, reader)
 
-    def _write_job(self, stages: int) -> Path:
+    def _write_job(self, stages: int, around: Surroundings) -> Path:
         job = self.task.job
+        search_path = sys.path if around.search_path is None else around.search_path
         text = json.dumps(
             {
                 "action": self.task.action,
@@ -194,10 +219,10 @@ class _Child:
                 "candidate": job.candidate,
                 "seed": job.seed,
                 "options": dict(self.task.options),
-                "html": self.task.html,
+                "page": self.task.html is not None,
                 "answer": str(self._answer),
                 "stages": stages,
-                "search_path": [os.path.abspath(entry) for entry in sys.path],
+                "search_path": [os.path.abspath(entry) for entry in search_path],
             }
         )
         path = self._folder / "job.json"
@@ -307,10 +332,13 @@ class _Child:
         self._finish()
 
 
-def worker_environment(task: Task, threads: int, folder: Path) -> dict[str, str]:
+def worker_environment(task: Task, around: Surroundings, folder: Path) -> dict[str, str]:
     """The parent's, with one share of the cores, a temporary folder that goes when the job does,
-    and a GPU that no framework takes whole; what the user has set stays."""
-    defaults = {**dict.fromkeys(THREADS, str(threads)), "PYTHONUNBUFFERED": "1"}
+    compiled programs kept for later jobs, and a GPU that no framework takes whole; what the user
+    has set stays."""
+    given = os.environ if around.variables is None else around.variables
+    defaults = {**dict.fromkeys(THREADS, str(around.threads or 1)), "PYTHONUNBUFFERED": "1"}
+    defaults |= compilation_cache(given)
     if task.job.device == "cuda":
         defaults |= SHARED_GPU
-    return {**defaults, **os.environ, "TMPDIR": str(folder)}
+    return {**defaults, **given, "TMPDIR": str(folder)}

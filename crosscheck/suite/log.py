@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from crosscheck import __version__
 from crosscheck.errors import InvalidArgument
 from crosscheck.suite.jobs import Job, JobResult
+from crosscheck.suite.lines import lines_at
 from crosscheck.suite.stamps import CHANGED, Stamps
+from crosscheck.suite.storage import exists
 
 __all__ = ["FINAL", "Log"]
 
@@ -28,50 +28,27 @@ class Log:
     A line that was cut short (the process was killed, the disk was full) is passed over.
 
     Args:
-        path: a file, or a folder that will hold ``suite.jsonl``; created if it is not there.
+        place: a file, or a folder that will hold ``suite.jsonl``; created if it is not there. Or
+            the URL of one.
         options: of every check, part of what a result was made from.
 
     Raises:
         InvalidArgument: the file is something else, cannot be written, or is in use.
     """
 
-    def __init__(self, path: Path, stamps: Stamps, options: Mapping[str, Any]) -> None:
+    def __init__(self, place: str, stamps: Stamps, options: Mapping[str, Any]) -> None:
         self._stamps, self._options = stamps, options
-        folder = path.is_dir() or not (path.suffix or path.is_file())
-        self.path = path / "suite.jsonl" if folder else path
         self._kept: dict[str, dict[str, Any]] = {}
+        self._lines = lines_at(place)
+        self.path = self._lines.path
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115  (closed by close)
-        except OSError as error:
-            raise InvalidArgument(
-                f"--resume {path}: cannot be written to ({error.strerror})"
-            ) from error
-        try:
-            self._lock()
             self._read()
         except BaseException:
-            self._file.close()
+            self._lines.close()
             raise
 
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # no such thing on this system
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InvalidArgument(
-                f"--resume {self.path}: another suite is writing to it; wait for it, or give "
-                "another file"
-            ) from None
-        except OSError:  # a file system without locks
-            return
-
     def _read(self) -> None:
-        self._file.seek(0)
-        text = self._file.read()
+        text = self._lines.read()
         lines = text.split(b"\n")
         if text and _parsed(lines[0]).get("suite") != SCHEMA:
             raise InvalidArgument(
@@ -81,7 +58,7 @@ class Log:
         if not text:
             self._write({"suite": SCHEMA, "crosscheck": __version__})
         elif lines[-1]:  # cut short: what is added must not become part of it
-            self._file.write(b"\n")
+            self._lines.add(b"\n")
         for line in lines[1:]:
             entry = _parsed(line)
             if {"key", "files", "folder", "result"} <= entry.keys():
@@ -92,7 +69,7 @@ class Log:
         entry = self._kept.get(self._stamps.key(job, self._options))
         if entry is None or entry["files"] is None:
             return None
-        if html is not None and not os.path.isfile(html):
+        if html is not None and not exists(html):
             return None
         now = self._stamps.files(list(entry["files"]))
         if now != entry["files"] or self._stamps.folder(job) != entry["folder"]:
@@ -122,13 +99,15 @@ class Log:
         )
 
     def _write(self, entry: dict[str, Any]) -> None:
-        """One write: a line is there or is cut short, and never mixed with another."""
-        self._file.write(json.dumps(entry).encode() + b"\n")
-        os.fsync(self._file.fileno())
+        self._lines.add(json.dumps(entry).encode() + b"\n")
 
     def close(self) -> None:
-        """Let others use the file."""
-        self._file.close()
+        """Let others use the file.
+
+        Raises:
+            OSError: what a remote file does not hold yet could not be written.
+        """
+        self._lines.close()
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

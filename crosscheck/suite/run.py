@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from crosscheck.suite.local import LocalEngine, default_jobs
 from crosscheck.suite.log import Log
 from crosscheck.suite.select import Selection, parse_selection, selects
 from crosscheck.suite.stamps import Stamps, versions
+from crosscheck.suite.storage import is_url, join, write
 
 __all__ = ["Wanted", "run_suite"]
 
@@ -39,7 +40,7 @@ class Wanted:
         device: ``"cpu"`` or ``"cuda"``.
         options: further arguments of `crosscheck.check`, in the types of JSON.
         limits: of each job.
-        html: a folder for the reports' pages; None: none are written.
+        html: a folder for the reports' pages, or the URL of one; None: none are written.
     """
 
     paths: Sequence[str | os.PathLike[str]]
@@ -67,8 +68,8 @@ def run_suite(
     Args:
         engine: default: processes on this machine, as many as there are cores (at most 8).
         watcher: is told what happens.
-        resume: a file (or a folder for one) that keeps each verdict as it comes; those that it
-            holds and that would come out the same are not computed again.
+        resume: a file (or a folder for one, or the URL of either) that keeps each verdict as it
+            comes; those that it holds and that would come out the same are not computed again.
         leave_out: files that the caller writes: they are no part of a pair in whose folder they
             lie.
         fail_fast: end everything at the first job that neither agrees nor is skipped.
@@ -91,7 +92,8 @@ def run_suite(
     if resume is not None:
         outputs = [*leave_out, str(resume), *([wanted.html] if wanted.html else [])]
         options = {"device": wanted.device, **wanted.options}
-        log = Log(Path(resume), Stamps(outputs), options)
+        stamps = Stamps(place for place in outputs if not is_url(place))
+        log = Log(str(resume), stamps, options)
     try:
         _list_pairs(pairs, wanted, selection, engine, watcher, collected)
         _run_jobs(wanted, engine, watcher, log, collected)
@@ -99,7 +101,7 @@ def run_suite(
         collected.interrupted = True
     finally:
         if log is not None:
-            log.close()
+            _close(log, watcher)
     return SuiteResult(
         results=tuple(collected.in_order()),
         not_run=tuple(job for job in collected.jobs if job not in collected.results),
@@ -227,7 +229,7 @@ def _run_jobs(
         return
     with closing(engine.run(tasks, watcher)) as ended:
         for outcome in ended:
-            result = classify(outcome)
+            result = _with_page(classify(outcome), outcome)
             collected.add(result)
             if log is not None:
                 _keep(log, result, outcome, watcher)
@@ -236,11 +238,32 @@ def _run_jobs(
                 break
 
 
+def _with_page(result: JobResult, outcome: Outcome) -> JobResult:
+    """The same result, once its page is where it was to be."""
+    if result.html is None or outcome.answer is None:
+        return result
+    try:
+        write(result.html, outcome.answer["page"])
+    except (InvalidArgument, OSError) as error:
+        reason = " ".join(str(error).split())
+        message = f"the report could not be written: {reason}"
+        return replace(result, status="could-not-compare", message=message, html=None)
+    return result
+
+
 def _keep(log: Log, result: JobResult, outcome: Outcome, watcher: Watcher) -> None:
     try:
-        log.add(result, began=time.time() - outcome.seconds)
+        began = time.time() - outcome.seconds if outcome.began is None else outcome.began
+        log.add(result, began=began)
     except OSError as error:  # a full disk costs the log, and not the suite
         watcher.note(f"{log.path}: {result.job.id} could not be kept ({error.strerror})")
+
+
+def _close(log: Log, watcher: Watcher) -> None:
+    try:
+        log.close()
+    except OSError as error:
+        watcher.note(f"{log.path}: the last verdicts could not be kept ({error.strerror})")
 
 
 def _page(folder: str | None, job: Job) -> str | None:
@@ -250,7 +273,7 @@ def _page(folder: str | None, job: Job) -> str | None:
         return None
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in job.id).strip("-.")
     digest = hashlib.sha256(job.id.encode()).hexdigest()
-    return os.path.abspath(os.path.join(folder, f"{name[-120:]}-{digest[:6]}.html"))
+    return join(folder, f"{name[-120:]}-{digest[:6]}.html")
 
 
 def _environment(wanted: Wanted, engine: Engine) -> dict[str, Any]:

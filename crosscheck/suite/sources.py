@@ -7,6 +7,8 @@ import sys
 import sysconfig
 from typing import Any
 
+from crosscheck.suite.caches import cache_folders
+
 __all__ = ["Sources", "is_installed"]
 
 MOST = 5000
@@ -24,7 +26,8 @@ def is_installed(path: str) -> bool:
 class Sources:
     """Files that Python opened to read, and the sources of the modules it loaded.
 
-    What a library opens without Python's knowledge is not seen.
+    What a library opens without Python's knowledge is not seen. What libraries keep for themselves
+    (compiled programs, lists of fonts) is no input of a job, and left out.
     """
 
     def __init__(self) -> None:
@@ -53,12 +56,14 @@ class Sources:
             file = getattr(module, "__file__", None)
             if isinstance(file, str):
                 read.add(os.path.abspath(file))
+        caches = tuple(folder + os.sep for folder in cache_folders(os.environ))
         found = sorted(
             path
             for path in read - self._written
             if not path.endswith(".pyc")
             and not path.startswith(_KERNEL)
             and not is_installed(path)
+            and not os.path.realpath(path).startswith(caches)
             and os.path.isfile(path)
         )
         return found if len(found) <= MOST else None

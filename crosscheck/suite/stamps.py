@@ -14,7 +14,7 @@ from typing import Any
 
 from crosscheck.suite.jobs import Job
 
-__all__ = ["Stamps", "versions"]
+__all__ = ["Stamps", "software", "versions"]
 
 WHOLE = 64 * 2**20  # bytes up to which a file is read; of a larger one, size and time are taken
 CHANGED = "changed"  # no digest is ever this
@@ -51,6 +51,15 @@ def versions() -> Mapping[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+@cache
+def software() -> Mapping[str, str]:
+    """What answers here: crosscheck (version and source), Python, the frameworks."""
+    from crosscheck import __version__
+
+    own = f"{__version__} (source {_own_source()[:8]})"
+    return {"crosscheck": own, "python": platform.python_version(), **versions()}
 
 
 class Stamps:

@@ -79,6 +79,7 @@ def _job(r: JobResult) -> dict[str, Any]:
         "exit_status": r.exit_status,
         "output": r.output,
         "html": r.html,
+        "host": r.host or None,
         "resumed": r.resumed,
         "command": r.job.command,
     }
@@ -171,7 +172,8 @@ def counts(result: SuiteResult) -> str:
 
 def closing_line(result: SuiteResult) -> str:
     """The counts, the time, and what makes the exit status where that is not seen from them."""
-    line = f"{counts(result)}; {len(result.results)} jobs in {result.seconds:.1f} s"
+    jobs = len(result.results)
+    line = f"{counts(result)}; {jobs} job{'s' * (jobs != 1)} in {result.seconds:.1f} s"
     kept = sum(r.resumed for r in result.results)
     if kept:
         line += f", {kept} of them kept from an earlier run"

@@ -3,7 +3,7 @@
 The job is a JSON file (its path is the only argument):
 
     {"action": "list" | "check", "path": ..., "candidate": ..., "seed": 0, "options": {...},
-     "html": null | F, "answer": F, "stages": file descriptor | null, "search_path": [...]}
+     "page": false, "answer": F, "stages": file descriptor | null, "search_path": [...]}
 
 Before each stage a line is written to ``stages``. The answer is written to ``answer``, whole or
 not at all; if there is none, the process ended too early and its exit status says how. One of
@@ -12,7 +12,8 @@ not at all; if there is none, the process ended too early and its exit status sa
     {"kind": "verdict", "verdict": ..., ...}
     {"kind": "error", "type": ..., "status": ..., "message": ..., "where": ...}
 
-each with "peak_memory" (bytes) and "files" (what it was made from; null: too many to tell).
+each with "peak_memory" (bytes) and "files" (what it was made from; null: too many to tell); a
+verdict also with "page", the report as HTML, if that was asked for.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -38,6 +40,7 @@ START = (
     "sys.path[:] = job['search_path']; "
     "from crosscheck.suite.worker import main; main(job)"
 )
+OOM_SCORE = 500  # of 1000: before the suite, if memory runs out
 OUT_OF_MEMORY = {"OutOfMemoryError", "ResourceExhaustedError"}
 OUT_OF_MEMORY_TEXT = ("RESOURCE_EXHAUSTED", "DefaultCPUAllocator")
 
@@ -66,8 +69,9 @@ def _prepare() -> None:
 
         hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
         resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
-    with contextlib.suppress(OSError):  # Linux: whom the kernel ends first if memory runs out
-        Path("/proc/self/oom_score_adj").write_text("500")
+    with contextlib.suppress(OSError, ValueError):  # Linux: whom the kernel ends first
+        score = Path("/proc/self/oom_score_adj")
+        score.write_text(str(max(int(score.read_text()), OOM_SCORE)))
 
 
 def _stages(descriptor: int | None) -> Callable[[str], None]:
@@ -98,10 +102,18 @@ def _checked(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, An
     pair = _pair(job, say)
     say(f"build {pair.name}: {job['candidate']}")
     report = pair.check(job["candidate"], seed=job["seed"], progress=say, **job["options"])
-    if job["html"]:
+    answer = verdict(report)
+    if job["page"]:
+        from crosscheck.report.html import render
+
         say("write the report")
-        report.save_html(job["html"])
-    return verdict(report)
+        answer["page"] = render(report.with_command(_again(job)))
+    return answer
+
+
+def _again(job: Mapping[str, Any]) -> str:
+    words = [job["path"], "--candidate", job["candidate"], "--seed", str(job["seed"])]
+    return shlex.join(["crosscheck", "run", *words])
 
 
 def verdict(report: Any) -> dict[str, Any]:

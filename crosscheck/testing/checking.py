@@ -80,6 +80,7 @@ class Fixture:
         self.count += 1
         agrees = report.verdict == "agree"
         directory = self.config.getoption("--crosscheck-html")
+        report = report.with_command(self._again(again))
         lines = [str(report), ""]
         if directory and (not agrees or self.config.getoption("--crosscheck-html-all")):
             page = page_path(directory, self.node.nodeid, self.count)
@@ -87,9 +88,12 @@ class Fixture:
             self.node.user_properties.append(("crosscheck_html", page))
             lines.append(f"page: {page}")
         if not agrees:
-            lines.append(f"again: pytest {shlex.quote(self.node.nodeid)} {again}".rstrip())
+            lines.append(f"again: {self._again(again)}")
             raise Diverged("\n".join(lines), report)
         return report
+
+    def _again(self, options: str) -> str:
+        return f"pytest {shlex.quote(self.node.nodeid)} {options}".rstrip()
 
 
 class Checking(Fixture):

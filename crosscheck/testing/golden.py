@@ -20,8 +20,8 @@ __all__ = ["Golden"]
 
 FOLDER = "__crosscheck__"
 # What `crosscheck.record` is told beside the seed; the first two, the comparison as well.
-RECORDED = ("gradients", "train", "parameters", "local_rounding")
-NOT_COMPARED = ("parameters", "local_rounding", "seed", "pair", "candidate")
+RECORDED = ("gradients", "train", "parameters", "sketch", "local_rounding")
+NOT_COMPARED = ("parameters", "sketch", "local_rounding", "seed", "pair", "candidate")
 
 
 class Golden(Fixture):
@@ -42,8 +42,8 @@ class Golden(Fixture):
                 they are kept in the trace with ``parameters=True``.
             inputs: as for `crosscheck.record`; may be left out where the trace exists.
             name: of the file; default: the test's, with its parameters but the device.
-            options: of `crosscheck.record` (``gradients``, ``train``, ``parameters``) and of
-                `crosscheck.check` (``tolerance``, ``skip``, ...).
+            options: of `crosscheck.record` (``gradients``, ``train``, ``parameters``, ``sketch``)
+                and of `crosscheck.check` (``tolerance``, ``skip``, ...).
 
         Raises:
             Diverged: the model no longer computes what was recorded.

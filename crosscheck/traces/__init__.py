@@ -6,6 +6,7 @@
     record    run a model once and keep everything
     judging   the noise floor where there is no oracle to ask
     offline   compare two recorded runs
+    closer    align them, and again where the first departure lies
 
 The layout of the file is in ``docs/traces.md``; any program in any language can write one.
 """

@@ -11,7 +11,7 @@ import numpy as np
 
 from crosscheck.errors import InvalidArgument
 from crosscheck.inputs import cotangent, make_inputs, parse_spec
-from crosscheck.traces.file import DTYPES, tag_of, write_tensors
+from crosscheck.traces.file import DTYPES, named_dtype, tag_of, write_tensors
 from crosscheck.traces.records import metadata_of, record_name
 
 __all__ = ["inputs_sha256", "save_inputs"]
@@ -78,12 +78,8 @@ def _cotangent(site: str, wanted: Any, seed: int) -> np.ndarray:
         raise InvalidArgument(
             f"cotangent of `{site}`: {wanted!r} must be a float without a range (normals are drawn)"
         )
-    like = np.broadcast_to(np.zeros((), DTYPES[tag_of(_dtype(spec.dtype), site)]), spec.shape)
+    like = np.broadcast_to(np.zeros((), DTYPES[tag_of(named_dtype(spec.dtype), site)]), spec.shape)
     return cotangent(site, like.astype(np.float32), seed=seed).astype(like.dtype)
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    return next(dtype for dtype in DTYPES.values() if dtype.name == name)
 
 
 def _parameters(given: Any) -> dict[str, np.ndarray]:

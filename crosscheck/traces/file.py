@@ -30,7 +30,7 @@ import numpy as np
 
 from crosscheck.errors import InvalidArgument, TraceFormatError
 
-__all__ = ["DTYPES", "TensorFile", "shown", "tag_of", "write_tensors"]
+__all__ = ["DTYPES", "TensorFile", "named_dtype", "shown", "tag_of", "write_tensors"]
 
 DTYPES: dict[str, np.dtype[Any]] = {
     tag: np.dtype(kind)
@@ -60,6 +60,11 @@ _TAGS = {dtype.name: tag for tag, dtype in DTYPES.items()}
 LARGEST_HEADER = 25_000_000  # parsed, it takes some thirty times that
 MOST_AXES = 32
 METADATA = "__metadata__"
+
+
+def named_dtype(name: str) -> np.dtype[Any]:
+    """The dtype that NumPy (or ml_dtypes) calls by this name, one of `DTYPES`."""
+    return DTYPES[_TAGS[name]]
 
 
 def tag_of(dtype: np.dtype[Any], name: str) -> str:
@@ -228,11 +233,11 @@ def _view(data: mmap.mmap, place: _Place) -> np.ndarray:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"`{shown(twice)}` appears twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"`{shown(name)}` appears twice")
+        found[name] = value
     return found
 
 
@@ -254,11 +259,13 @@ def shown(value: Any, limit: int = 80) -> str:
     return text if len(text) <= limit else text[:limit] + "..."
 
 
-def _is_small(value: Any) -> bool:
+def _is_small(value: Any, depth: int = 2) -> bool:
     """Whether writing a value out is cheap; Python refuses to print integers beyond 4300 digits."""
     if isinstance(value, list):
-        return len(value) <= 64 and all(_is_small(item) for item in value)
-    return not isinstance(value, int) or value.bit_length() < 256
+        return depth > 0 and len(value) <= 64 and all(_is_small(v, depth - 1) for v in value)
+    if isinstance(value, int):
+        return value.bit_length() < 256
+    return not isinstance(value, dict) and (not isinstance(value, str) or len(value) <= 1000)
 
 
 # -- writing ---------------------------------------------------------------------------------------

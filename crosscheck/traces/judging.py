@@ -27,9 +27,8 @@ import numpy as np
 from crosscheck.arrays import is_float
 from crosscheck.comparisons import Item, value_of
 from crosscheck.fingerprints import PreparedTrace, repeating
-from crosscheck.judging import Judge, errors, in_reference_layout
-from crosscheck.noise import Floor, judge
-from crosscheck.results import SiteResult
+from crosscheck.judging import Arrays, Judge, in_reference_layout
+from crosscheck.noise import Floor
 from crosscheck.taps import COTANGENT_OF
 from crosscheck.traces.recorded import RecordedTrace, Rounding
 from crosscheck.traces.rounding import item_key
@@ -53,12 +52,11 @@ class TraceJudge(Judge):
     _lengths: dict[tuple[str, str], float] = field(default_factory=dict, init=False)
     _dense: bool | None = field(default=None, init=False)
 
-    def judge_value(self, item: Item, reference: np.ndarray, raw: np.ndarray | None) -> SiteResult:
-        """As `Judge.judge_value`, with a note on where the floor comes from."""
-        result = super().judge_value(item, reference, raw)
+    def _notes(self, item: Item, reference: np.ndarray) -> tuple[str, ...]:
+        """Where the floor comes from."""
         if not is_float(reference) or self.tolerance is not None:
-            return replace(result, notes=())
-        return replace(result, notes=(MEASURED if self._is_measured(item) else RECKONED,))
+            return ()
+        return (MEASURED if self._is_measured(item) else RECKONED,)
 
     def floor(self, item: Item, value: np.ndarray) -> Floor:
         """The floor of an item: measured when the reference was recorded, else reckoned."""
@@ -84,19 +82,18 @@ class TraceJudge(Judge):
             )
         return self.forced and self._dense
 
-    def _free_ratio(self, item: Item) -> float | None:
-        """The free run's difference over the same floor, which is one of free runs."""
+    def _free(self, item: Item, reference: np.ndarray) -> tuple[Arrays | None, float | None]:
+        """The free run, whose truth is the recorded value."""
         if item.phase == "weights":
-            return None
+            return None, None
         raw = value_of(item, self.free_candidate, side="candidate")
-        reference = value_of(item, self.reference, side="reference")
-        if raw is None or reference is None or not is_float(raw):
-            return None
+        if raw is None or not is_float(raw):
+            return None, None
         value = in_reference_layout(item, raw, reference)
-        if value is None:
-            return math.inf
-        floor = self._floor_from(self.reference.rounding, item, value)
-        return judge(*errors(value, reference, reference), floor).ratio
+        return (None, math.inf) if value is None else ((value, reference, reference), None)
+
+    def _free_floor(self, item: Item, value: np.ndarray) -> Floor:
+        return self._floor_from(self.reference.rounding, item, value)
 
     def _is_measured(self, item: Item) -> bool:
         return item_key(item) in self.reference.rounding

@@ -22,7 +22,7 @@ from crosscheck.observers import Key
 from crosscheck.trace import RunInfo
 from crosscheck.traces.file import DTYPES, TensorFile, shown
 from crosscheck.traces.recorded import RecordedTrace, Renamed, Rounding
-from crosscheck.traces.records import FORMAT, KINDS, OBSERVED, split_name
+from crosscheck.traces.records import FORMAT, KINDS, OBSERVED, SKETCH_MARK, split_name
 
 __all__ = ["load_inputs", "load_trace"]
 
@@ -52,12 +52,20 @@ def load_trace(path: str | os.PathLike[str]) -> RecordedTrace:
 
 
 def load_inputs(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The model inputs in a file of `save_inputs` or in a trace.
+    """The model inputs in a file of `save_inputs`, in a trace or in a sketch.
 
     Raises:
         TraceFormatError: not such a file, or it holds no inputs.
     """
-    reader = _Reader(TensorFile(path))
+    file = TensorFile(path)
+    if SKETCH_MARK in file.metadata:
+        from crosscheck.sketches.file import read_sketch
+
+        kept = read_sketch(file).inputs
+        if not kept:
+            raise file.wrong("it is a sketch, too small to hold its inputs", "give them again")
+        return dict(kept)
+    reader = _Reader(file)
     found = reader.named("model_input")
     if not found:
         raise reader.wrong("it holds no inputs", "write them as `model_input/NAME`")
@@ -90,6 +98,11 @@ class _Reader:
 
     def __post_init__(self) -> None:
         self.wrong = self.file.wrong
+        if SKETCH_MARK in self.file.metadata:
+            raise self.wrong(
+                "it is a sketch, which holds no values to run or to force",
+                "give it as the reference, the first of the two sides",
+            )
         version = self.file.metadata.get("crosscheck.format", str(FORMAT))
         if version != str(FORMAT):
             raise self.wrong(
@@ -338,8 +351,8 @@ class _Reader:
 
     def _shape_of(self, name: str, spec: dict[str, Any]) -> np.ndarray:
         """A placeholder for a parameter of which nothing but the description is there."""
-        dtype = _DTYPE_NAMES.get(str(spec.get("dtype", "float32")))
-        shape = spec.get("shape")
+        named, shape = spec.get("dtype", "float32"), spec.get("shape")
+        dtype = _DTYPE_NAMES.get(named) if isinstance(named, str) else None
         try:
             if dtype is None or not isinstance(shape, list) or len(shape) > 32:
                 raise ValueError

@@ -27,19 +27,20 @@ from crosscheck.comparisons import (
     weight_items,
 )
 from crosscheck.cotangents import require_finite
+from crosscheck.details import details
 from crosscheck.errors import CannotCompare
 from crosscheck.judging import judge_weights
 from crosscheck.layout import relative_error
 from crosscheck.noise import Tolerance
 from crosscheck.reductions import Reductions
 from crosscheck.results import Coverage, Report, Side, SiteResult
+from crosscheck.traces.closer import Judged, judge_closely
 from crosscheck.traces.departures import Departures, locate
 from crosscheck.traces.judging import TraceJudge
 from crosscheck.traces.recorded import RecordedTrace
 from crosscheck.weights import Match, Matched, Transform, WeightMap, match_parameters
 
 __all__ = [
-    "align_recorded",
     "backward_of",
     "compare_traces",
     "environment_of",
@@ -49,8 +50,6 @@ __all__ = [
     "without_cotangent",
 ]
 
-MOST_ROUNDS = 400  # each adds a pair; so many sites behind a departure are enough
-SINGLE_ROUNDS = 12
 NOT_FORCED = (
     "introduced against inherited behind the first departure: a recorded candidate cannot be "
     "forced onto the reference's values; give the candidate itself to tell them apart"
@@ -90,25 +89,19 @@ def compare_traces(
     aligner = Aligner(
         reference, candidate, explicit=sites or {}, anchors=match.anchors(), skip=skip
     )
-    alignment = align_recorded(aligner, candidate)
-    backward, missing = backward_of(reference, candidate, alignment, gradients)
-
-    say(f"compare and judge {len(alignment.pairs)} sites")
-    items, lines = items_of_traces(reference, candidate, alignment, match, backward=backward)
-    judge = TraceJudge(
-        reference=reference,
-        oracle=None,
-        free_oracle=None,
-        free_candidate=candidate,
-        reductions=Reductions(
-            reference.parameters, reference, frozenset(p.reference for p in alignment.pairs)
-        ),
-        tolerance=tolerance,
-    )
-    judged = [judge.judge(item, candidate) for item in items]
     weighed = _weights(match, reference, candidate)
-    departures = Departures.of(weighed + judged)
-    divergences = locate(departures, alignment, reference, candidate)
+
+    def judge(alignment: Alignment) -> Judged:
+        backward, missing = backward_of(reference, candidate, alignment, gradients)
+        say(f"compare and judge {len(alignment.pairs)} sites")
+        items, lines = items_of_traces(reference, candidate, alignment, match, backward=backward)
+        one = _judge(reference, candidate, alignment, tolerance)
+        departures = Departures.of([*weighed, *(one.judge(item, candidate) for item in items)])
+        divergences = locate(departures, alignment, reference, candidate)
+        return Judged(alignment, items, [*missing, *lines], departures, divergences)
+
+    judged = judge_closely(aligner, candidate, judge)
+    alignment, departures, divergences = judged.alignment, judged.departures, judged.divergences
     return Report(
         verdict=departures.verdict,
         seed=seed if reference.seed is None else reference.seed,
@@ -123,12 +116,20 @@ def compare_traces(
             parameters_matched=len(match.pairs),
             unmatched_reference_parameters=tuple(p.name for p in match.unmatched_reference),
             unmatched_candidate_parameters=tuple(p.name for p in match.unmatched_candidate),
-            not_compared=(*missing, *lines, *([NOT_FORCED] if divergences else [])),
+            not_compared=(*judged.lines, *([NOT_FORCED] if divergences else [])),
         ),
         divergences=divergences,
         sites=departures.results,
         notes=tuple(_notes(reference, candidate)),
         name=name,
+        details=details(
+            departures.results,
+            judged.items,
+            _judge(reference, candidate, alignment, tolerance),
+            candidate,
+            match,
+            lambda: {p.name: p.value for p in candidate.parameters if p.name in candidate.held},
+        ),
     )
 
 
@@ -170,12 +171,22 @@ def _error(m: Matched) -> Callable[[Transform], float]:
     return error
 
 
-def align_recorded(aligner: Aligner, candidate: RecordedTrace) -> Alignment:
-    """Pair by value, then by what is likely inside each stretch that ends in a difference."""
-    for attempt in range(MOST_ROUNDS):
-        if not aligner.refine(candidate, at_once=attempt >= SINGLE_ROUNDS, faded=False):
-            break
-    return aligner.alignment(candidate)
+def _judge(
+    reference: RecordedTrace,
+    candidate: RecordedTrace,
+    alignment: Alignment,
+    tolerance: Tolerance | None,
+) -> TraceJudge:
+    return TraceJudge(
+        reference=reference,
+        oracle=None,
+        free_oracle=None,
+        free_candidate=candidate,
+        reductions=Reductions(
+            reference.parameters, reference, frozenset(p.reference for p in alignment.pairs)
+        ),
+        tolerance=tolerance,
+    )
 
 
 def backward_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -20,22 +20,36 @@ from crosscheck.traces.feed import inputs_sha256
 from crosscheck.traces.recorded import RecordedTrace
 from crosscheck.traces.rounding import accumulated, local
 
+if TYPE_CHECKING:
+    from crosscheck.sketches.make import Sketch
+
 __all__ = ["record"]
 
 
-def record(
+@overload
+def record(  # type: ignore[overload-overlap]
+    model: Any, inputs: Any, *, sketch: Literal[False] = False, **options: Any
+) -> RecordedTrace: ...
+
+
+@overload
+def record(model: Any, inputs: Any, *, sketch: int, **options: Any) -> Sketch: ...
+
+
+def record(  # type: ignore[misc]  # the overloads spell out what decides the result
     model: Any,
     inputs: Any,
     *,
     gradients: bool = True,
     train: bool = False,
     parameters: bool = False,
+    sketch: int = False,
     local_rounding: bool = True,
     seed: int = 0,
     device: str | None = None,
     side: SideName = "reference",
     progress: Callable[[str], None] | None = None,
-) -> RecordedTrace:
+) -> RecordedTrace | Sketch:
     """Run ``model`` once, forward and backward, and return everything that was seen.
 
     The run is bit for bit the bare model's. A second one adds each layer's own VJP. A few more, in
@@ -48,6 +62,8 @@ def record(
         gradients: run the backward pass, with seeded cotangents on every float output.
         train: run in train mode and keep the buffers it leaves behind.
         parameters: keep the parameters' values, so that a candidate can be given them.
+        sketch: give a sketch instead, of at most so many bytes on disk (True: 300,000): a few
+            numbers of each value, parameters included (`crosscheck.sketches`).
         local_rounding: measure what each layer adds by itself, too (five more runs): the floor of
             a candidate that will be forced onto the trace.
         seed: of inputs, cotangents, and the framework's generators.
@@ -81,11 +97,12 @@ def record(
     say(f"{adapter.framework}: the same in float64, for the rounding of every value")
     rounding = accumulated(runner, free)
     own = {}
-    if rounding and local_rounding:
+    if rounding and local_rounding and not sketch:
         say(f"{adapter.framework}: and forced, for the rounding of every layer")
         own = local(runner, free, seed=seed)
+    parameters = parameters or bool(sketch)
     specs = tuple(_apart(p, keep=parameters) for p in adapter.parameters())
-    return RecordedTrace(
+    trace = RecordedTrace(
         values=free.values,
         info=free.info,
         framework=free.framework,
@@ -100,6 +117,11 @@ def record(
         version=adapter.version,
         device=adapter.device,
     )
+    if not sketch:
+        return trace
+    from crosscheck.sketches.make import DEFAULT_BYTES
+
+    return trace.sketch(DEFAULT_BYTES if sketch is True else sketch)
 
 
 def _apart(parameter: Parameter, *, keep: bool) -> Parameter:

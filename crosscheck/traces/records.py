@@ -16,6 +16,7 @@ import numpy as np
 __all__ = ["FORMAT", "KINDS", "OBSERVED", "described", "metadata_of", "record_name", "split_name"]
 
 FORMAT = 1
+SKETCH_MARK = "crosscheck.sketch"  # the string that tells a sketch from a trace
 OBSERVED = ("activation", "input", "cotangent", "input_cotangent")  # the kinds of a tap
 KINDS = (*OBSERVED, "model_input", "gradient", "buffer", "parameter")
 

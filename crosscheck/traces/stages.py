@@ -137,7 +137,9 @@ def compare_recorded(
 def free_run(reference: Runner) -> Trace:
     """The reference's free run: made now, or the recorded one (which stays in its file)."""
     adapter = reference.adapter
-    return adapter.trace if isinstance(adapter, TraceAdapter) else reference.record(passive=True)
+    if isinstance(adapter, TraceAdapter):
+        return adapter.trace
+    return reference.record(passive=not adapter.capabilities.transparent)
 
 
 def cotangents_of(reference: Adapter, seed: int, skip: Sequence[str]) -> ReferenceCotangents:

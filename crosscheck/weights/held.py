@@ -19,7 +19,9 @@ from crosscheck.weights.layers import Layer
 from crosscheck.weights.layouts import transforms
 from crosscheck.weights.transform import Transform
 
-__all__ = ["among_equals", "holds"]
+__all__ = ["among_equals", "equal_layers", "holds"]
+
+Prints = dict[str, np.ndarray]
 
 
 def among_equals(
@@ -34,24 +36,42 @@ def among_equals(
     equal = np.zeros(score.shape, bool)
     prints = [_prints(layer) for layer in ours], [_prints(layer) for layer in theirs]
     for i, j in zip(*np.nonzero(score), strict=True):
-        shared = prints[0][i].keys() & prints[1][j].keys()
-        equal[i, j] = bool(shared) and all(
-            bool(looks_like(prints[0][i][role][None], prints[1][j][role])[0])
-            and holds(ours[i].parameters[role], theirs[j].parameters[role])
-            for role in shared
-        )
+        equal[i, j] = _equal(ours[i], theirs[j], prints[0][i], prints[1][j])
     rows, columns = equal.any(axis=1, keepdims=True), equal.any(axis=0, keepdims=True)
     allowed = equal | ~(rows | columns)
     return np.where(allowed, score, 0.0), np.where(allowed, likeness, 0.0)
 
 
-def _prints(layer: Layer) -> dict[str, np.ndarray]:
+def equal_layers(ours: Layer, theirs: Layer) -> bool:
+    """Whether two layers hold the same numbers, or neither holds any that tell something."""
+    prints = _prints(ours), _prints(theirs)
+    return not any(prints) or _equal(ours, theirs, *prints)
+
+
+def _equal(ours: Layer, theirs: Layer, our_prints: Prints, their_prints: Prints) -> bool:
+    shared = our_prints.keys() & their_prints.keys()
+    return bool(shared) and all(
+        bool(looks_like(our_prints[role][None], their_prints[role])[0])
+        and holds(ours.parameters[role], theirs.parameters[role])
+        for role in shared
+    )
+
+
+def _prints(layer: Layer) -> Prints:
     """role -> fingerprint of each parameter that tells something: not of ones, nor of zeros."""
     return {
         role: fingerprint(p.value)
         for role, p in layer.parameters.items()
-        if is_float(p.value) and p.value.size and bool((p.value != p.value.flat[0]).any())
+        if _tells(p.value)
     }
+
+
+def _tells(value: np.ndarray) -> bool:
+    """Whether an array holds more than one number. A placeholder, of any size that a file may
+    claim, is one number in all places, and is not looked through."""
+    if not is_float(value) or not value.size or not any(value.strides):
+        return False
+    return bool((value != value.flat[0]).any())
 
 
 def holds(reference: Parameter, candidate: Parameter) -> bool:

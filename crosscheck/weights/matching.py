@@ -14,17 +14,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from crosscheck.adapters.base import Parameter
-from crosscheck.names import Tokens, canonical, similarity
-from crosscheck.weights.assign import assign
 from crosscheck.weights.given import WeightMap, given_pairs
-from crosscheck.weights.held import among_equals
-from crosscheck.weights.layers import Layer, layers_of
+from crosscheck.weights.layers import layers_of
 from crosscheck.weights.layouts import transforms
 from crosscheck.weights.leftovers import leftover_pairs
 from crosscheck.weights.match import Match, Matched
+from crosscheck.weights.paired import paired_layers
 from crosscheck.weights.ties import tied_pairs
 from crosscheck.weights.transform import Transform
 from crosscheck.weights.united import unit_pairs
@@ -59,10 +55,7 @@ def match_parameters(
     free_r = [p for p in free_r if p.name not in united.lost_names]
     layers_r, layers_c = layers_of(free_r), layers_of(free_c)
     simple: list[Matched] = []
-    scores = _scores(layers_r, layers_c)
-    if held:
-        scores = among_equals(*scores, layers_r, layers_c)
-    for i, j in assign(*scores):
+    for i, j in paired_layers(layers_r, layers_c, held=held):
         for role, parameter in layers_c[j].parameters.items():
             twin = layers_r[i].parameters.get(role)
             options = transforms(twin, parameter) if twin is not None else []
@@ -92,40 +85,6 @@ def _free(
         [p for p in reference if p.name not in used_r],
         [p for p in candidate if p.name not in used_c],
     )
-
-
-def _tokens(layers: Sequence[Layer], by_kind: bool) -> list[Tokens]:
-    """The words of each layer's path; numbers are ranks among layers of its kind, if asked for."""
-    groups: defaultdict[str, list[str]] = defaultdict(list)
-    for layer in layers:
-        groups[layer.kind if by_kind else ""].append(layer.path)
-    words = {kind: canonical(paths) for kind, paths in groups.items()}
-    return [words[layer.kind if by_kind else ""][layer.path] for layer in layers]
-
-
-def _scores(ours: Sequence[Layer], theirs: Sequence[Layer]) -> tuple[np.ndarray, np.ndarray]:
-    """How well every two layers fit (0: not at all), and how alike the paths of those that do."""
-    score = np.zeros((len(ours), len(theirs)))
-    likeness = np.zeros_like(score)
-    by_kind = all(layer.kind != "other" for layer in (*ours, *theirs))
-    words = _tokens(ours, by_kind), _tokens(theirs, by_kind)
-    for i, a in enumerate(ours):
-        for j, b in enumerate(theirs):
-            score[i, j] = _fit(a, b)
-            if score[i, j] > 0.0:
-                likeness[i, j] = similarity(words[0][i], words[1][j])
-                score[i, j] += 3.0 * likeness[i, j] ** 2  # a shared path weighs more than a fit
-    return score, likeness
-
-
-def _fit(a: Layer, b: Layer) -> float:
-    shared = [role for role in a.parameters if role in b.parameters]
-    fits = [r for r in shared if transforms(a.parameters[r], b.parameters[r])]
-    if not fits or len(fits) < len(shared):
-        return 0.0
-    missing = len(a.parameters) + len(b.parameters) - 2 * len(fits)
-    kinds = {p.kind for p in a.parameters.values()} & {p.kind for p in b.parameters.values()}
-    return max(0.25, 1.0 + 0.5 * bool(kinds - {"other"}) - 0.25 * missing)
 
 
 def _by_convention(pairs: list[Matched]) -> list[Matched]:

@@ -1,4 +1,5 @@
-"""Healthy models in every framework, on which the whole audit has nothing to say."""
+"""Healthy models on which the whole audit has nothing to say, in PyTorch and NumPy. Those of Keras
+and Flax are in `test_every_framework`."""
 
 from __future__ import annotations
 
@@ -82,46 +83,6 @@ def test_numpy() -> None:
     report = audit(Convolutional(), IMAGES, y=KINDS, optimizer="sgd(lr=0.01)")
     silent(report)
     assert finding(report, "batchnorm_uses_the_batch_in_training").status == "pass"
-
-
-def test_keras() -> None:
-    keras = pytest.importorskip("keras")
-    keras.utils.set_random_seed(0)
-    layers = keras.layers
-    model = keras.Sequential(
-        [
-            layers.Input((FEATURES,)),
-            layers.Dense(8, use_bias=False, name="first"),
-            layers.BatchNormalization(center=False, scale=False, name="norm"),
-            layers.ReLU(name="relu"),
-            layers.Dropout(0.2, name="drop"),
-            layers.Dense(CLASSES, use_bias=False, name="head"),
-        ]
-    )
-    report = audit(model, overfit_steps=12, overfit_lr=0.3)
-    silent(report)
-    for check in ("batchnorm_uses_the_batch_in_training", "dropout_is_on_in_training"):
-        assert finding(report, check).status == "pass"
-
-
-@pytest.mark.slow
-def test_flax() -> None:
-    nnx = pytest.importorskip("flax.nnx")
-
-    class Small(nnx.Module):
-        def __init__(self, rngs: Any) -> None:
-            self.first = nnx.Linear(FEATURES, 8, use_bias=False, rngs=rngs)
-            self.norm = nnx.BatchNorm(8, use_scale=False, use_bias=False, rngs=rngs)
-            self.drop = nnx.Dropout(0.2, rngs=rngs)
-            self.head = nnx.Linear(8, CLASSES, use_bias=False, rngs=rngs)
-
-        def __call__(self, x: Any) -> Any:
-            return self.head(self.drop(nnx.relu(self.norm(self.first(x)))))
-
-    report = audit(Small(nnx.Rngs(0)), overfit_steps=12, overfit_lr=0.3)
-    silent(report)
-    for check in ("batchnorm_uses_the_batch_in_training", "dropout_is_on_in_training"):
-        assert finding(report, check).status == "pass"
 
 
 class ZeroHead(Net):

@@ -227,3 +227,67 @@ def test_all_frozen_is_wrong() -> None:
     net = Net().requires_grad_(False)
     with pytest.raises(AssertionError, match="no parameter trains"):
         checks.variables_train(net, {"x": X})
+
+
+class NotWide(nn.Module):
+    """Insists on float32 inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(FEATURES, 3)
+
+    def forward(self, x: Any) -> Any:
+        if x.dtype != torch.float32:
+            raise TypeError("float32 alone")
+        return self.head(x)
+
+
+def test_a_model_that_does_not_run_in_float64() -> None:
+    found = only(NotWide(), "gradients_match_differences")
+    told = (found.status, found.statement)
+    assert told == ("skipped", "the model does not run in float64: float32 alone")
+
+
+def test_units_that_are_off_by_chance() -> None:
+    class Squeezed(nn.Module):
+        """Five units that are given nearly the same for every example."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.spread, self.relu = nn.Linear(FEATURES, 5), nn.ReLU()
+            self.head = nn.Linear(5, 3)
+            with torch.no_grad():
+                self.spread.weight.mul_(0.01)
+                self.spread.bias.copy_(torch.tensor([0.5, -0.5, -0.4, -0.6, -0.5]))
+
+        def forward(self, x: Any) -> Any:
+            return self.head(self.relu(self.spread(x)))
+
+    model = Squeezed()
+    found = only(model, "units_are_alive")
+    assert (found.failed, found.severity) == (True, "note")
+    with torch.no_grad():
+        model.spread.bias[1:] = -20.0  # far off: no chance
+    assert only(model, "units_are_alive").severity == "suspicious"
+
+
+def test_a_guess_in_log_probabilities() -> None:
+    model = nn.Sequential(nn.Linear(FEATURES, 3), nn.LogSoftmax(dim=1))
+    found = only(model, "initial_loss", loss="nll")
+    assert found.status == "pass" and "a random guess has 1.099" in found.statement
+
+
+def test_what_only_the_order_of_sums_changes_is_a_note() -> None:
+    class Threads(Net):
+        """Adds what another order of adding would."""
+
+        turn = 0
+
+        def before(self, x: Any) -> Any:
+            Threads.turn += 1
+            return x * (1 + 1e-7 * (Threads.turn % 2))
+
+    found = only(Threads(), "runs_are_deterministic")
+    assert (found.failed, found.severity) == (True, "note")
+    assert only(Threads(), "eval_is_repeatable").status == "pass"

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import crosscheck
 from crosscheck.cli import main
-from crosscheck.doctor import ADAPTERS, MODULES, examine
+from crosscheck.doctor import ADAPTERS, MODULES, capabilities_of, examine
 
 ROOT = Path(crosscheck.__file__).parent.parent
 
@@ -130,12 +130,15 @@ def test_the_table_says_what_the_adapters_say() -> None:
         def backward(self, d: Any) -> Any:
             return d
 
-    assert NumpyAdapter(Net()).capabilities == ADAPTERS["numpy"]
+    def same(adapter: Any, name: str) -> bool:
+        return capabilities_of(adapter.capabilities) == capabilities_of(ADAPTERS[name])
+
+    assert same(NumpyAdapter(Net()), "numpy")
     if find_spec("torch"):
         import torch
 
-        assert crosscheck.adapt(torch.nn.Linear(2, 2)).capabilities == ADAPTERS["torch"]
+        assert same(crosscheck.adapt(torch.nn.Linear(2, 2)), "torch")
     if find_spec("onnx") and find_spec("onnxruntime"):
         from crosscheck.adapters.onnx import OnnxAdapter
 
-        assert OnnxAdapter.capabilities == ADAPTERS["onnx"]
+        assert same(OnnxAdapter, "onnx")

@@ -12,6 +12,7 @@ import pytest
 import crosscheck
 import crosscheck.pair
 import crosscheck.report.html
+import crosscheck.sketches.file
 import crosscheck.testing.checking
 import crosscheck.testing.golden
 import crosscheck.testing.shown
@@ -63,6 +64,7 @@ def everything_loaded() -> None:
     assert report.verdict == "diverge" and str(report) and crosscheck.report.html.render(report)
     trace = crosscheck.record(space["Net"](), space["X"])
     assert crosscheck.check(trace, space["Net"]()).verdict == "agree"
+    assert crosscheck.check(trace.sketch(20_000), space["Net"]()).verdict == "agree"
 
 
 @pytest.fixture
@@ -317,6 +319,48 @@ def test_named(crosscheck_golden):
             "  Or, if the trace is out of date: pytest *::test_named --crosscheck-update",
         ]
     )
+
+
+SKETCHED = """
+@pytest.mark.crosscheck(seeds=[0, 1], devices=["cpu", "cuda"], sketch=20_000)
+def test_net(crosscheck_golden):
+    import os
+    crosscheck_golden(Net(float(os.environ.get("FACTOR", "1"))), {"x": "float32[50,6]"})
+"""
+
+
+def test_golden_sketches(folder: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(folder, SKETCHED)
+    run(folder, "--crosscheck-update").assert_outcomes(passed=2, skipped=2)
+    made = sorted((folder.path / "__crosscheck__").iterdir())
+    assert [p.name for p in made] == ["test_net-seed0.safetensors", "test_net-seed1.safetensors"]
+    for path in made:
+        assert crosscheck.sketches.file.sketched(path) and path.stat().st_size <= 20_000
+    run(folder).assert_outcomes(passed=2, skipped=2)
+    monkeypatch.setenv("FACTOR", "1.01")
+    moved = run(folder)
+    moved.assert_outcomes(failed=2, skipped=2)
+    moved.stdout.fnmatch_lines_random(
+        [
+            "FAILED *test_net?seed0-cpu? - Diverged: diverge: first at `output` (*",
+            "FAILED *test_net?seed1-cpu? - Diverged: diverge: first at `output` (*",
+        ]
+    )
+
+
+def test_golden_under_xdist(folder: pytest.Pytester) -> None:
+    """Two workers that write one file, and that read it."""
+    pytest.importorskip("xdist")
+    test = "def test_{}(crosscheck_golden):\n    crosscheck_golden(Net({}), X, name='net'{})\n\n"
+    right = "".join(test.format(i, "1.0", ", sketch=20_000") for i in range(4))
+    written(folder, right)
+    workers = (*LOAD, "-p", "xdist", "-n2")
+    folder.runpytest_subprocess(*workers, "--crosscheck-update").assert_outcomes(passed=4)
+    assert [p.name for p in (folder.path / "__crosscheck__").iterdir()] == ["net.safetensors"]
+    written(folder, right + test.format("moved", "1.01", ""))
+    result = folder.runpytest_subprocess(*workers)
+    result.assert_outcomes(passed=4, failed=1)
+    result.stdout.fnmatch_lines(["FAILED *::test_moved - Diverged: diverge: first at `output` *"])
 
 
 def test_under_xdist(folder: pytest.Pytester) -> None:

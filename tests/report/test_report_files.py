@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
 import sys
 from html.parser import HTMLParser
@@ -182,15 +183,21 @@ def test_html_is_whole_and_loads_nothing(make) -> None:
     page, parsed = html.render(report), Balanced()
     parsed.feed(page)
     assert page.startswith("<!DOCTYPE html>") and not parsed.open
-    tags = {tag for tag, _ in parsed.seen}
-    assert not tags & {"script", "link", "img", "iframe", "i", "b", "a"}
-    assert not any("src" in attrs or "href" in attrs for _, attrs in parsed.seen)
-    assert "prefers-color-scheme: dark" in page and "url(" not in page
+    tags = [tag for tag, _ in parsed.seen]
+    assert not {*tags} & {"link", "img", "iframe", "object", "image", "base", "form"}
+    assert tags.count("script") == 1 and tags.count("style") == 1
+    assert not any("src" in attrs for _, attrs in parsed.seen)
+    links = [attrs["href"] or "" for _, attrs in parsed.seen if "href" in attrs]
+    ids = [attrs["id"] for _, attrs in parsed.seen if "id" in attrs]
+    assert all(link[:1] == "#" and link[1:] in ids for link in links)
+    assert len({*ids}) == len(ids)
+    assert "prefers-color-scheme: dark" in page
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
 
 
 def test_html_escapes_what_it_is_given() -> None:
     page = html.render(samples.hostile())
-    assert "<script>" not in page and "&lt;script&gt;alert(&#x27;1&#x27;)" in page
+    assert page.count("<script>") == 1 and "&lt;script&gt;alert(&#39;1&#39;)" in page
     assert "\x1b" not in page and "\u202e" not in page
     assert "<title>diverge · crosscheck · &lt;i&gt;[link=x]</title>" in page
 

@@ -224,7 +224,7 @@ def test_a_terminal_gets_colour_and_a_file_does_not(monkeypatch: pytest.MonkeyPa
     terminal, file = Terminal(), io.StringIO()
     print_report(samples.forward_divergence(), terminal)
     print_report(samples.forward_divergence(), file)
-    assert terminal.getvalue().startswith("\x1b[1;31mdiverge:\x1b[0m first at ")
+    assert terminal.getvalue().startswith("\x1b[1;31mdiverge\x1b[0m: first at ")
     assert "\x1b" not in file.getvalue()
 
 

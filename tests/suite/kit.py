@@ -155,11 +155,8 @@ class MadeUp:
                 self.ran.append(task.job.id)
                 self.options.append(dict(task.options))
                 verdict = self.verdicts.get(task.job.candidate or "", "agree")
-                answer = {**VERDICT, "verdict": verdict, "files": self.files}
+                answer = {**VERDICT, "verdict": verdict, "files": self.files, "page": "page"}
                 answer = None if verdict == "crashed" else answer
-                if task.html is not None:
-                    Path(task.html).parent.mkdir(exist_ok=True)
-                    Path(task.html).write_text("page")
             code = 0 if answer else -11
             yield Outcome(task, answer, "", code, False, 0.0, 0, "stage", "")
 

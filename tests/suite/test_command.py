@@ -104,7 +104,7 @@ def test_the_parent_loads_neither_numpy_nor_a_framework() -> None:
 
 def test_the_python_of_the_page(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "suite.md").read_text(), re.S)
-    write_pair(tmp_path / "models" / "mlp")
+    write_pair(tmp_path / "models" / "doubled")
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -113,4 +113,4 @@ def test_the_python_of_the_page(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout == "0 [('models/mlp::right::seed0', 'agree')]\n"
+    assert done.stdout == "0 [('models/doubled::right::seed0', 'agree')]\n"

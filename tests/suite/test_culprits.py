@@ -112,9 +112,9 @@ def test_every_job_is_run_and_named(document: dict[str, Any], jobs: Any, done: A
 def test_a_crash_says_where(jobs: Any) -> None:
     job = jobs["segfaults"]
     assert job["signal"] == "SIGSEGV"
-    assert job["stage"].startswith("weights")  # the first that runs the candidate
+    assert job["stage"].startswith("candidate")  # the first that runs it
     assert re.search(
-        r"ended by SIGSEGV; last stage: weights.*pair\.py:\d+ in forward", job["message"]
+        r"ended by SIGSEGV; last stage: candidate.*pair\.py:\d+ in forward", job["message"]
     )
     assert "Segmentation fault" in job["output"]
 

@@ -10,7 +10,7 @@ import pytest
 from crosscheck.errors import InvalidArgument
 from crosscheck.suite import local
 from crosscheck.suite.jobs import Job, Limits, SuiteResult, Task
-from crosscheck.suite.local import LocalEngine, worker_environment
+from crosscheck.suite.local import LocalEngine, Surroundings, worker_environment
 from crosscheck.suite.run import Wanted, run_suite
 from tests.suite.kit import MadeUp
 
@@ -82,12 +82,12 @@ def test_the_environment_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MKL_NUM_THREADS", "7")
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     task = Task("check", Job("models/a", "a", "x"), Limits())
-    found = worker_environment(task, 3, Path("/folder"))
+    found = worker_environment(task, Surroundings(threads=3), Path("/folder"))
     assert (found["OMP_NUM_THREADS"], found["MKL_NUM_THREADS"]) == ("3", "7")
     assert (found["KERAS_BACKEND"], found["TMPDIR"]) == ("torch", "/folder")
     assert "XLA_PYTHON_CLIENT_PREALLOCATE" not in found
     task = Task("check", Job("models/a", "a", "x", 0, "cuda"), Limits())
-    found = worker_environment(task, 3, Path("/folder"))
+    found = worker_environment(task, Surroundings(threads=3), Path("/folder"))
     assert found["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
 
 

@@ -164,7 +164,7 @@ def test_a_folder_for_the_log(folder: Path) -> None:
 
 
 def test_two_suites_at_once(folder: Path) -> None:
-    log = Log(Path("log.jsonl"), Stamps(), {})
+    log = Log("log.jsonl", Stamps(), {})
     with pytest.raises(InvalidArgument, match="another suite is writing"):
         suite(MadeUp())
     log.close()

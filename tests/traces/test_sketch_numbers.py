@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 
 import numpy as np
 import pytest
 
-from crosscheck.sketches.compare import missed
+from crosscheck.comparisons import Item
+from crosscheck.layout import SAME
+from crosscheck.sketches.judge import difference, judged
+from crosscheck.sketches.make import Record
+from crosscheck.sketches.probability import misplaced, missed, spread, tail, tail_of_any
 from crosscheck.sketches.project import Plan, measure
 
 SIZE, SEEDS = 3000, 300
@@ -76,6 +82,16 @@ def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(measure(value, plan).projected, whole.projected, atol=1e-10)
 
 
+def test_the_compiled_projection_is_the_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = np.random.default_rng(11).normal(size=70_000).astype(np.float32)
+    plan = Plan(0, 36, 8, wide=True)
+    plain = measure(value, plan)
+    monkeypatch.setattr("crosscheck.sketches.project.COMPILED", 1)
+    compiled = measure(value, plan)
+    np.testing.assert_allclose(compiled.projected, plain.projected, atol=1e-10)
+    np.testing.assert_array_equal(compiled.facts, plain.facts)
+
+
 def test_a_small_array_is_kept_whole() -> None:
     value = np.arange(12.0).reshape(3, 4)
     found = measure(value, Plan(0, 16, 4))
@@ -115,3 +131,83 @@ def test_narrow_dtypes_are_read() -> None:
     wide = value.astype(np.float32)
     plan = Plan(0, 16, 4)
     np.testing.assert_array_equal(measure(value, plan).projected, measure(wide, plan).projected)
+
+
+def judged_ratios(d: np.ndarray, rows: int, seeds: int) -> np.ndarray:
+    """The judged ratio of a difference d that stands at one floor, for many seeds."""
+    found = []
+    floor = float(np.linalg.norm(d))
+    item = Item("forward", "activation", "a", "a", SAME, "name")
+    for seed in range(seeds):
+        plan = Plan(seed, rows, 4, wide=True)
+        # Norm, mean and largest element are equal: the projections alone have to tell.
+        nothing = measure(np.zeros(d.shape), plan)
+        blind = dataclasses.replace(measure(d, plan), facts=nothing.facts, sampled=nothing.sampled)
+        record = Record(d.shape, "float32", nothing, (floor, math.inf))
+        reading = difference(blind, record, plan)
+        found.append(judged(item, reading, record, d.shape, np.dtype("float32")).ratio)
+    return np.array(found)
+
+
+@functools.cache
+def spread_out(rows: int) -> np.ndarray:
+    """The ratio over the true one of a difference in all elements; it grows with the difference."""
+    return judged_ratios(np.random.default_rng(7).normal(size=400), rows, 800)
+
+
+def no_more_often(hits: np.ndarray, bound: float) -> bool:
+    """Whether a frequency is compatible with a probability of at most ``bound``.
+
+    Four standard deviations of the binomial, and one case more: a test of a true bound fails with
+    a probability below 1e-4, and never with fixed seeds once it has passed.
+    """
+    n = len(hits)
+    return hits.sum() <= n * bound + 4 * math.sqrt(n * bound * (1 - bound)) + 1
+
+
+@pytest.mark.parametrize(("rows", "floors"), [(16, 12), (16, 16), (32, 12), (16, 32)])
+def test_the_stated_probability_of_a_miss_holds(rows: int, floors: float) -> None:
+    passed = floors * spread_out(rows) <= 8
+    assert no_more_often(passed, tail(rows, (8 / floors) ** 2))
+    assert (rows, floors) != (16, 12) or passed.any()  # else the bound was not put to the test
+
+
+def test_the_stated_probability_of_a_false_alarm_holds() -> None:
+    for floors in (4.0, 6.5, 7.0):
+        alarms = floors * spread_out(16) > 8
+        assert no_more_often(alarms, tail(16, (8 / floors) ** 2))
+    assert alarms.any()
+
+
+def test_the_bounds_for_any_difference_hold_for_few_elements() -> None:
+    d = np.zeros(400)
+    d[[5, 90, 91, 300]] = 1.0, -1.0, 2.0, 0.5
+    found = judged_ratios(d, 16, 600) ** 2
+    assert found.std() > 0.1
+    assert no_more_often(found <= 0.4, tail_of_any(16, 0.4))
+    assert no_more_often(found >= 1.6, tail_of_any(16, 1.6))
+
+
+@pytest.mark.parametrize("rows", [16, 32])
+def test_the_stated_accuracy_of_the_estimate_holds(rows: int) -> None:
+    """Within k standard deviations in at least 1 - 1/k² of all cases (Chebyshev)."""
+    off = np.abs(spread_out(rows) ** 2 - 1)
+    for k in (1.5, 2.0, 3.0):
+        assert no_more_often(off > k * spread(rows), 1 / k**2)
+
+
+def test_a_departure_is_found_first_with_the_stated_probability() -> None:
+    """Twenty values: honest ones at three floors, from the tenth on wrong by 32."""
+    rows, values, trials = 16, 20, 30
+    rng = np.random.default_rng(10)
+    first = []
+    for trial in range(trials):
+        d = rng.normal(size=(values, 300))
+        plan = Plan(trial, rows, 4, wide=True)
+        for i in range(values):
+            estimate = float(np.linalg.norm(measure(d[i], plan).projected / np.linalg.norm(d[i])))
+            if estimate * (3 if i < 10 else 32) > 8:
+                first.append(i)
+                break
+    wrong = np.array([i != 10 for i in first])
+    assert len(first) == trials and no_more_often(wrong, misplaced(rows, values))

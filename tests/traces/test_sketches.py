@@ -16,11 +16,11 @@ import pytest
 from click.testing import CliRunner
 
 import crosscheck
-from crosscheck import CannotCompare, InvalidArgument
+from crosscheck import CannotCompare, InvalidArgument, TraceFormatError
 from crosscheck.cli import main
 from crosscheck.sketches.file import load_sketch
 from crosscheck.sketches.make import Sketch, parse_bytes
-from tests.traces.kit import Net, X, found
+from tests.traces.kit import Linear, Net, X, found
 from tests.traces.test_trace_checks import DEFECTS, made, other_bias
 from tests.traces.test_traces_page import PAGE
 
@@ -315,3 +315,142 @@ def test_what_the_page_shows_works(
     monkeypatch.setattr(sys.modules["net"], "Net", Net, raising=False)
     exec(code[1], {})
     assert capsys.readouterr().out.split() == ["agree"]
+
+
+def test_record_gives_a_sketch_when_asked(tmp_path: Path) -> None:
+    trace = crosscheck.record(Net(), BIG, parameters=True)
+    made = crosscheck.record(Net(), BIG, sketch=12_000)
+    made.save(tmp_path / "one.safetensors")
+    trace.save(tmp_path / "other.safetensors", sketch=12_000)
+    one, other = (tmp_path / f"{name}.safetensors" for name in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()
+    assert crosscheck.record(Net(), X, sketch=True).plan.rows == 256
+    with pytest.raises(InvalidArgument, match="sketch=-1"):
+        crosscheck.record(Net(), X, sketch=-1)
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_two_sketches_are_compared(sketch: Sketch, name: str) -> None:
+    plant, place = DEFECTS[name]
+    honest = crosscheck.check(sketch, crosscheck.record(Net(), BIG, sketch=12_000))
+    assert honest.verdict == "agree" and honest.coverage.not_compared == ()
+    assert max(s.ratio for s in honest.sites) == 0.0
+    whole = crosscheck.check(sketch, made(plant), BIG)
+    report = crosscheck.check(sketch, crosscheck.record(made(plant), BIG, sketch=12_000))
+    assert report.verdict == "diverge" and found(report) == [place], str(report)
+    assert [s.ratio for s in report.sites] == pytest.approx([s.ratio for s in whole.sites])
+
+
+def test_sketches_that_cannot_be_subtracted_are_refused(sketch: Sketch) -> None:
+    with pytest.raises(CannotCompare, match="of other sizes: 72 projections .* against 92") as no:
+        crosscheck.check(sketch, crosscheck.record(Net(), BIG, sketch=14_000))
+    assert "Fix: compare with the model" in str(no.value)
+    with pytest.raises(CannotCompare, match="projected with other seeds"):
+        crosscheck.check(sketch, crosscheck.record(Net(), BIG, sketch=12_000, seed=1))
+    shorter = crosscheck.record(Net(), "float32[299,6]", sketch=12_000)
+    with pytest.raises(CannotCompare, match="different inputs"):
+        crosscheck.check(sketch, shorter)
+
+
+def test_two_sketches_in_different_layouts_are_listed() -> None:
+    one, other = (
+        crosscheck.record(Images(last=last), shape, sketch=9_000)
+        for last, shape in ((False, "float32[3,4,5,7]"), (True, "float32[3,5,7,4]"))
+    )
+    fed = dataclasses.replace(other, inputs_sha256=one.inputs_sha256, plan=one.plan)
+    report = crosscheck.check(one, fed, gradients=False)
+    assert report.verdict != "agree" or any(
+        "the two sketches hold it in different layouts" in line
+        for line in report.coverage.not_compared
+    )
+
+
+def test_a_sketch_is_no_candidate_of_anything_else(sketch: Sketch, tmp_path: Path) -> None:
+    path = tmp_path / "s.safetensors"
+    sketch.save(path)
+    for reference in (Net(), crosscheck.record(Net(), BIG)):
+        for candidate in (sketch, path):
+            with pytest.raises(TraceFormatError, match="Fix: give it as the reference"):
+                crosscheck.check(reference, candidate, BIG)
+
+
+def test_values_that_are_added_up_are_sketched_together() -> None:
+    """The norm of a sum does not follow from the norms of its parts, its projection does."""
+    from crosscheck.sketches.bench import combined
+    from crosscheck.sketches.judge import read
+
+    class Twice:
+        """One value into two slots of a layer, which sends something else back through each."""
+
+        def __init__(self) -> None:
+            self.first, self.both = Linear(6, 40, 0), Both()
+
+        def forward(self, x: Any) -> Any:
+            y = self.first.forward(x)
+            return self.both.forward(y, y)
+
+        def backward(self, d: Any) -> Any:
+            one, other = self.both.backward(d)
+            return self.first.backward(one + other)
+
+    class Both:
+        def forward(self, a: Any, b: Any) -> Any:
+            self.a, self.b = a, b
+            return a * b - b
+
+        def backward(self, d: Any) -> Any:
+            return d * self.b, d * (self.a - 1)
+
+    sketch = crosscheck.record(Twice(), "float32[30,6]", sketch=9_000)
+    keys = [("input_cotangent", "both"), ("input_cotangent", "both:0:1")]
+    trace = crosscheck.record(Twice(), "float32[30,6]")
+    record = combined(sketch, keys)
+    assert record is not None
+    reading = read(trace.values[keys[0]] + trace.values[keys[1]], record, sketch.plan)
+    assert reading.l2 <= 1e-5 * record.numbers.scale and reading.maximum < 1e-5
+    assert crosscheck.check(sketch, Twice(), "float32[30,6]").verdict == "agree"
+
+
+def test_show_says_what_a_sketch_holds_and_sees(run: Callable[..., Any]) -> None:
+    record = ("record", "net.py:Net", "--input", f"x={BIG}", "--seed", "7", "-q")
+    assert run(*record, "--sketch", "12kB", "-o", "golden.safetensors").exit_code == 0
+    shown = run("show", "golden.safetensors")
+    assert shown.exit_code == 0, shown.output
+    lines = shown.stdout.splitlines()
+    assert re.match(r"golden\.safetensors: numpy \S+ on cpu, eval mode", lines[0])
+    assert lines[1].startswith("  seed 7; written by crosscheck 0.")
+    size = f"{Path('golden.safetensors').stat().st_size:,} bytes"
+    assert lines[3].startswith("  a sketch: 31 values, each value is 72 proj") and size in lines[3]
+    assert "at 32 times the floor passes for agreement (8 times) with a probability" in lines[4]
+    assert "found, and at its place, but for a probability of 2e-24" in lines[5], lines[5]
+    table = [line.split() for line in lines]
+    assert "inputs (not in the file: give them to compare): none" in lines
+    site = next(row for row in table if row and row[0] == "output")
+    assert site[1:4] == ["(300,", "3)", "float32"] and all(float(n) > 0 for n in site[4:7])
+    weight = next(row for row in table if row and row[0] == "first.W")
+    assert weight[1:4] == ["(6,", "8)", "float32"] and all(float(n) > 0 for n in weight[4:7])
+
+
+def test_a_sketch_without_weights_and_with_inputs_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "s.safetensors"
+    crosscheck.record(Net(), X).sketch(30_000).save(path)
+    text = CliRunner().invoke(main, ["show", str(path)]).stdout
+    rows = [line.split() for line in text.splitlines()]
+    assert next(row for row in rows if row and row[0] == "x")[1:4] == ["(5,", "6)", "float32"]
+    weight = next(row for row in rows if row and row[0] == "first.W")
+    assert weight[4:6] == ["-", "-"] and float(weight[6]) > 0
+
+
+def test_inputs_are_taken_from_a_sketch(run: Callable[..., Any]) -> None:
+    made = run("record", "net.py:Net", "--input", f"x={X}", "-o", "g.safetensors", "-q", "--sketch")
+    assert made.exit_code == 0
+    again = run("record", "bad.py:build", "--inputs", "g.safetensors", "-o", "b.safetensors", "-q")
+    assert again.exit_code == 0, again.output
+    compared = run("compare", "g.safetensors", "b.safetensors", "-q")
+    assert compared.exit_code == 1 and "diverge: first at `act1`" in compared.output
+    swapped = run("compare", "b.safetensors", "g.safetensors", "-q")
+    assert swapped.exit_code == 2 and "give it as the reference" in swapped.output
+    small = ("record", "net.py:Net", "--input", f"x={BIG}", "-o", "s.safetensors", "-q")
+    assert run(*small, "--sketch", "12kB").exit_code == 0
+    refused = run("record", "net.py:Net", "--inputs", "s.safetensors", "-o", "c.safetensors", "-q")
+    assert refused.exit_code == 2 and "too small to hold its inputs" in refused.output

@@ -1,0 +1,74 @@
+"""Values that a recorder may keep as they are: what was shown was the tensor's own memory.
+
+To copy every value of a run costs as much as a layer. Nobody needs the copy unless the memory is
+written to afterwards: by an operation in place, which PyTorch counts (``_version``), or by a later
+run, which can only reach what the model holds. A run that lent such a value says so at its end; it
+is then made again, and those values are copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from crosscheck.observers import Key
+
+__all__ = ["Loans", "copies_everything"]
+
+
+class Loans:
+    """What one run lent.
+
+    Args:
+        copied: what is known to be written to, and copied at once.
+    """
+
+    def __init__(self, copied: frozenset[Key]) -> None:
+        self.copied = copied
+        self._lent: list[tuple[Key, torch.Tensor, int]] = []
+
+    def note(self, key: Key, tensor: torch.Tensor) -> None:
+        """``tensor`` was shown as it is."""
+        self._lent.append((key, tensor.detach(), tensor._version))
+
+    def overwritten(self, model: torch.nn.Module) -> frozenset[Key]:
+        """What has been written to since, or may be by the next run."""
+        if not self._lent:
+            return frozenset()
+        held = {_memory(tensor) for tensor in _held(model)}
+        return frozenset(
+            key
+            for key, alias, version in self._lent
+            if alias._version != version or _memory(alias) in held
+        )
+
+
+def copies_everything(model: torch.nn.Module) -> bool:
+    """Whether some layer says that it works in place: then most of what is lent is lost."""
+    return any(getattr(module, "inplace", False) is True for module in model.modules())
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
+
+
+def _held(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters, buffers, and what else modules keep in their attributes."""
+    yield from model.parameters()
+    yield from model.buffers()
+    for module in model.modules():
+        for value in vars(module).values():
+            yield from _tensors(value)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _tensors(one)
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _tensors(one)

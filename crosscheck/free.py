@@ -1,0 +1,263 @@
+"""Stages 2 and 4 of one check: both sides run on their own values, with the weights carried over.
+
+Layers of equal shape are told apart by the order in which the models call them, which is known only
+when they have run. The order of definition is the same nearly always: so the weights are matched by
+that, the candidate runs, and only if its calls say something else is it loaded and run again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from crosscheck.adapters.base import Adapter
+from crosscheck.align import Aligner
+from crosscheck.cotangents import (
+    CandidateCotangents,
+    ReferenceCotangents,
+    require_finite,
+    require_outputs,
+)
+from crosscheck.errors import SideFailed
+from crosscheck.layout import fitting, relative_error
+from crosscheck.losses.stage import LossCotangents, LossStage
+from crosscheck.observers import Recorder
+from crosscheck.pairing import pair_outputs
+from crosscheck.pipeline import (
+    Undecided,
+    calls_of,
+    compared_so_far,
+    in_execution_order,
+    load,
+    oracle,
+    settled,
+    transfer,
+)
+from crosscheck.reductions import Reductions
+from crosscheck.request import Request
+from crosscheck.run import Runner
+from crosscheck.trace import Trace
+from crosscheck.traces.stages import cotangents_of, free_run, judge_of, weights_of
+from crosscheck.trial import by_running
+from crosscheck.weights import Fit, Match, WeightMap
+from crosscheck.weights.trials import SAME
+
+__all__ = [
+    "FreeRuns",
+    "ReferenceRun",
+    "aligner_of",
+    "run_candidate",
+    "run_reference",
+    "telling_what_agreed",
+]
+
+Sides = tuple[Adapter, Adapter]
+
+
+@dataclass(frozen=True)
+class ReferenceRun:
+    """What the reference did before the candidate is looked at.
+
+    Attributes:
+        runner: with the cotangents that its outputs receive.
+        free: its free run; with each layer's own VJP where that takes no second run.
+        cotangents: None without a backward pass.
+    """
+
+    runner: Runner
+    free: Trace
+    cotangents: ReferenceCotangents | None
+
+
+@dataclass(frozen=True)
+class FreeRuns:
+    """Both sides have run.
+
+    Attributes:
+        candidate: with the cotangents that its outputs receive.
+        free: the candidate's run; without a backward pass where only forced runs need one.
+        notes: on the weights.
+    """
+
+    reference: ReferenceRun
+    candidate: Runner
+    match: Match
+    free: Trace
+    notes: tuple[str, ...] = ()
+
+
+def run_reference(
+    runner: Runner, request: Request, loss: LossStage | None, *, backward: bool
+) -> ReferenceRun:
+    """The reference's free run; ``runner`` is given the cotangents of its outputs."""
+    adapter = runner.adapter
+    request.say(f"reference ({adapter.framework}): forward{' and backward' if backward else ''}")
+    cotangents = cotangents_of(adapter, runner.seed, request.skip) if backward else None
+    if loss is not None and backward:
+        cotangents = LossCotangents(runner.seed, request.skip, stage=loss)
+    runner.cotangents = cotangents
+    free = free_run(runner)
+    require_outputs(free.outputs(), "reference")
+    return ReferenceRun(runner, free, cotangents)
+
+
+def run_candidate(
+    sides: Sides, candidate: Runner, truth: ReferenceRun, request: Request, match: Match | None
+) -> FreeRuns:
+    """Carry the weights over, unless ``match`` says that this was done, and run the candidate.
+
+    Raises:
+        CannotCompare: parameters or outputs without a counterpart, or nothing finite.
+        SideFailed: the candidate raised; with what had been compared until then.
+    """
+    one = _Candidate(sides, candidate, truth, request)
+    if match is None:
+        match, free, notes = one.with_weights()
+    else:
+        free, notes = one.run(match), []
+    if truth.cotangents is not None:
+        candidate.cotangents = one.cotangents
+    require_outputs(free.outputs(), "candidate")
+    require_finite(truth.free, free)
+    return FreeRuns(truth, candidate, match, free, tuple(notes))
+
+
+def aligner_of(runs: FreeRuns, request: Request) -> Aligner:
+    """What pairs the sites of the two runs."""
+    return Aligner(
+        runs.reference.free,
+        runs.free,
+        explicit=request.sites,
+        anchors=runs.match.anchors(),
+        skip=request.skip,
+    )
+
+
+class _Candidate:
+    """The candidate of one check while it is given its weights."""
+
+    def __init__(
+        self, sides: Sides, candidate: Runner, truth: ReferenceRun, request: Request
+    ) -> None:
+        self._sides, self._runner = sides, candidate
+        self._truth, self._request = truth, request
+        self._tried_run: Trace | None = None
+        self.cotangents: CandidateCotangents | None = None
+        if truth.cotangents is not None:
+            self.cotangents = CandidateCotangents(
+                truth.free, truth.cotangents.given, request.sites, request.skip
+            )
+
+    def with_weights(self) -> tuple[Match, Trace, list[str]]:
+        """Match, load where values are to be copied, and run."""
+        weights, notes = weights_of(self._sides[0], self._request.weights)
+        self._request.say("weights: " + ("verify" if weights == "keep" else "match, copy, verify"))
+        ours = tuple(self._truth.free.info.layers)
+        match = settled(*self._sides, weights, (ours, ()), self._tried)
+        if match is None:  # what names and shapes leave open takes more runs
+            match = self._transferred(weights, calls_of(self._runner))
+            return match, self.run(match), notes
+        if self._tried_run is None and weights != "keep":
+            load(match, self._sides[1])
+        free = self._tried_run or self.run(match)
+        calls = tuple(free.info.layers)
+        defined = self._sides[1].parameters()
+        if in_execution_order(defined, calls) == defined:
+            return match, free, notes
+        again = settled(*self._sides, weights, (ours, calls), lambda match: Fit(0, 0.0))
+        if again is not None and _same(match, again):
+            return again, free, notes
+        match = self._transferred(weights, calls)
+        return match, free if weights == "keep" else self.run(match), notes
+
+    def _tried(self, match: Match) -> Fit:
+        """What names and shapes leave open is right if the outputs are; the run is kept then."""
+        load(match, self._sides[1])
+        try:
+            run = self.run(match)
+        except SideFailed:
+            raise Undecided from None
+        error = self._error(run)
+        if error >= SAME:
+            raise Undecided
+        self._tried_run = run
+        return Fit(0, error)
+
+    def _error(self, run: Trace) -> float:
+        """The largest relative error of an output, in the layout in which it is least."""
+        truth, worst = self._truth.free, 0.0
+        request = self._request
+        for r, c in pair_outputs(truth, run, explicit=request.sites, skip=request.skip):
+            ours, theirs = truth.values["activation", r], run.values["activation", c]
+            errors = [
+                relative_error(layout.to_reference(theirs), ours)
+                for layout in fitting(ours.shape, theirs.shape)
+            ]
+            worst = max(worst, min(errors, default=math.inf))
+        return worst
+
+    def run(self, match: Match) -> Trace:
+        """The free run; where it fails, what had been compared until then goes along.
+
+        Forced runs make the backward pass that is judged. The free one makes it as well if it is
+        the only run, or the only one that shows what the framework does without taps.
+        """
+        request, truth = self._request, self._truth
+        adapter = self._sides[1]
+        request.say(f"candidate ({adapter.framework}): free run")
+        needed = request.effort == "quick" or not adapter.capabilities.transparent
+        cotangents = self.cotangents if needed else None
+        recorder = Recorder(borrows=adapter.capabilities.lends)
+        try:
+            return replace(self._runner, cotangents=cotangents).record(
+                recorder=recorder, passive=True
+            )
+        except SideFailed as failure:
+            raise with_comparisons(failure, recorder, truth, match) from failure.__cause__
+
+    def _transferred(self, weights: str | WeightMap, calls: tuple[str, ...]) -> Match:
+        request, reference = self._request, self._truth.free
+        trial = by_running(self._runner, reference, request.sites, request.skip)
+        return transfer(*self._sides, weights, trial, (reference.info.layers, calls))
+
+
+@contextmanager
+def telling_what_agreed(runs: FreeRuns) -> Iterator[None]:
+    """A failure of the candidate's forced backward pass says what had been compared until then: it
+    fails freely just as well."""
+    try:
+        yield
+    except SideFailed as failure:
+        recorder = Recorder()
+        try:
+            runs.candidate.record(recorder=recorder, passive=True)
+        except SideFailed as again:
+            told = with_comparisons(again, recorder, runs.reference, runs.match)
+            raise told from again.__cause__
+        raise failure
+
+
+def with_comparisons(
+    failure: SideFailed, recorder: Recorder, truth: ReferenceRun, match: Match
+) -> SideFailed:
+    """A failure of the candidate, with what it had in common with the reference until then."""
+    side = truth.runner.adapter
+    judge = judge_of(side)(
+        reference=truth.free,
+        oracle=oracle(truth.runner),
+        free_oracle=None,
+        free_candidate=truth.free,
+        reductions=Reductions(side.parameters(), truth.free, frozenset()),
+    )
+    return failure.with_comparisons(compared_so_far(truth.free, recorder, match.anchors(), judge))
+
+
+def _same(one: Match, other: Match) -> bool:
+    """Whether two matches load the same."""
+    made = [
+        {m.candidate.name: (m.reference_name, m.transform, len(m.tied)) for m in match.pairs}
+        for match in (one, other)
+    ]
+    return made[0] == made[1]

@@ -1,0 +1,323 @@
+"""What a check costs: time and peak memory, beside the bare forward and backward of both sides.
+
+    python scripts/bench_check.py [CASE ...] [--effort quick thorough] [--repeat N]
+                                  [--against polygraphy] [--stages] [--markdown F.md]
+
+Cases: see `scripts.bench_models`; all of them by default. Every measurement is a process of its
+own, which builds and imports everything first and runs each side once on a cut of the inputs; bare
+runs and checks take turns, and the best of N counts. Time is wall time and, since other programs
+may be running, CPU time of all threads. Memory is the high-water mark of the process (imports,
+both models, everything). "trace" is the size of what one run of the reference shows.
+
+With ``--against polygraphy`` (pip install polygraphy), both tools compare every value of one ONNX
+file under ONNX Runtime with and without graph optimisation, whole process against whole process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from scripts.bench_models import CASES, MEDIUM, Case, made, reference
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    options = _options()
+    if options.child:
+        print(json.dumps(_measured(options.cases[0], options.child)))
+        return
+    if options.against:
+        table = _against_polygraphy(options.repeat)
+    else:
+        jobs = ["bare", *options.effort, "trace"]
+        table = _table([_case(name, jobs, options) for name in options.cases], options.effort)
+    print(table)
+    if options.markdown:
+        options.markdown.write_text(f"{_machine()}\n\n{table}\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--effort", nargs="+", default=["quick", "thorough"])
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--against", choices=["polygraphy"])
+    parser.add_argument("--stages", action="store_true", help="seconds of each stage on stderr")
+    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.cases = options.cases or list(CASES)
+    unknown = set(options.cases) - set(CASES)
+    if unknown:
+        parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    return options
+
+
+def _machine() -> str:
+    return (
+        f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, "
+        f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}, "
+        f"Python {platform.python_version()}, NumPy {np.__version__}"
+    )
+
+
+# -- one case, in processes of their own -----------------------------------------------------------
+
+
+def _case(name: str, jobs: Sequence[str], options: argparse.Namespace) -> Row:
+    runs: dict[str, list[Row]] = {job: [] for job in jobs}
+    for turn in range(options.repeat):
+        for job in jobs:
+            if job != "trace" or turn == 0:
+                runs[job].append(_child(name, job, options.stages))
+    row: Row = {"what": CASES[name].what}
+    for job, found in runs.items():
+        row[job] = {key: min(one[key] for one in found) for key in ("wall", "cpu", "peak")}
+    row["trace"] = runs["trace"][0]["bytes"]
+    return row
+
+
+def _child(name: str, job: str, stages: bool) -> Row:
+    command = [sys.executable, __file__, name, "--child", job]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: Row = json.loads(done.stdout.splitlines()[-1])
+    if stages:
+        for seconds, line in found.get("stages", ()):
+            print(f"{name} {job}: {seconds:8.2f} s  {line}", file=sys.stderr)
+    return found
+
+
+def _measured(name: str, job: str) -> Row:
+    """One job in this process: time, memory and what else it has to say."""
+    case = CASES[name]
+    sides = made(case)
+    work = {"bare": _bare, "trace": _trace}.get(job) or _checks(job)
+    _bare(case, (*sides[:2], _cut(case, sides[2])))  # imports, thread pools, compilations
+    clock, cpu = time.perf_counter(), time.process_time()
+    more = work(case, sides)
+    wall, cpu = time.perf_counter() - clock, time.process_time() - cpu
+    return {"wall": wall, "cpu": cpu, "peak": _peak(), **more}
+
+
+def _cut(case: Case, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One example of each input, where the model takes a batch of any size."""
+    return inputs if case.candidate in ("keras", "onnx") else {n: a[:1] for n, a in inputs.items()}
+
+
+def _peak() -> int:
+    """The high-water mark in bytes. (Not ru_maxrss: it starts from the parent's.)"""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text().splitlines()
+        return 1024 * next(int(s.split()[1]) for s in lines if s.startswith("VmHWM"))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+
+
+# -- what is measured ------------------------------------------------------------------------------
+
+
+def _checks(effort: str) -> Callable[[Case, Any], Row]:
+    def check(case: Case, sides: Any) -> Row:
+        import crosscheck
+
+        stages: list[tuple[float, str]] = []
+        last = [time.perf_counter(), "start"]
+
+        def say(line: str) -> None:
+            now = time.perf_counter()
+            stages.append((now - last[0], last[1]))
+            last[:] = [now, line]
+
+        report = crosscheck.check(
+            *sides, effort=effort, gradients=case.gradients, blind_spots=False, progress=say
+        )
+        say("end")
+        if report.verdict != "agree" or report.environment["effort"] != effort:
+            sys.exit(f"an honest pair, and the check does not agree at once:\n{report}")
+        return {"stages": stages, "sites": len(report.sites)}
+
+    return check
+
+
+def _bare(case: Case, sides: Any) -> Row:
+    first, second, inputs = sides
+    for model in (first, second):
+        _forward_and_backward(model, list(inputs.values()), backward=case.gradients)
+    return {}
+
+
+def _trace(case: Case, sides: Any) -> Row:
+    """The size of everything that one run of the reference shows."""
+    from crosscheck.adapters import adapt
+    from crosscheck.cotangents import ReferenceCotangents
+    from crosscheck.run import Runner
+
+    sent = ReferenceCotangents(0) if case.gradients else None
+    trace = Runner("reference", adapt(sides[0]), sides[2], sent).record(passive=True)
+    values = [*trace.values.values(), *trace.info.parameter_gradients.values()]
+    return {"bytes": sum(value.nbytes for value in values)}
+
+
+def _forward_and_backward(model: Any, inputs: list[np.ndarray], *, backward: bool) -> None:
+    """As a training step would, without a loss: a cotangent of ones for the output."""
+    kind = type(model).__mro__[-2].__module__.partition(".")[0]
+    if "torch" in sys.modules and isinstance(model, sys.modules["torch"].nn.Module):
+        _torch_step(model, inputs, backward)
+    elif "keras" in sys.modules and isinstance(model, sys.modules["keras"].Model):
+        _keras_step(model, inputs, backward)
+    elif hasattr(model, "structure"):  # the adapter of an ONNX graph; forward only
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(model.model.SerializeToString())
+        names = [one.name for one in session.get_inputs()]
+        session.run(None, dict(zip(names, inputs, strict=True)))
+    elif hasattr(model, "forward"):
+        y = model.forward(*inputs)
+        if backward:
+            model.backward(np.ones_like(y))
+    else:
+        raise TypeError(f"no bare run for {kind}")
+
+
+def _torch_step(model: Any, inputs: list[np.ndarray], backward: bool) -> None:
+    import torch
+
+    tensors = [torch.from_numpy(a) for a in inputs]
+    with torch.set_grad_enabled(backward):
+        y = model(*tensors)
+    if backward:
+        torch.autograd.grad(y, [*model.parameters()], torch.ones_like(y))
+
+
+def _keras_step(model: Any, inputs: list[np.ndarray], backward: bool) -> None:
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        y = model(*inputs)
+    if backward:
+        variables = [v.value for v in model.trainable_variables]
+        tape.gradient(y, variables, output_gradients=tf.ones_like(y))
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def _table(rows: Sequence[Row], efforts: Sequence[str]) -> str:
+    head = "| pair | bare: wall, CPU | peak | trace |"
+    for effort in efforts:
+        head += f" {effort}: wall | x bare (CPU) | peak | peak over bare + trace |"
+    lines = [head, "|---" * (head.count("|") - 1) + "|"]
+    for row in rows:
+        bare, trace = row["bare"], row["trace"]
+        line = f"| {row['what']} | {bare['wall']:.2f} s, {bare['cpu']:.2f} s "
+        line += f"| {_mib(bare['peak'])} | {_mib(trace)} |"
+        for effort in efforts:
+            own = row[effort]
+            ratios = own["wall"] / bare["wall"], own["cpu"] / bare["cpu"]
+            line += f" {own['wall']:.2f} s | {ratios[0]:.2f} ({ratios[1]:.2f}) "
+            line += f"| {_mib(own['peak'])} | {own['peak'] / (bare['peak'] + trace):.2f} |"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _mib(count: float) -> str:
+    return f"{count / 2**20:,.0f} MiB"
+
+
+# -- against Polygraphy ----------------------------------------------------------------------------
+
+_CHECK = """
+import crosscheck
+a, b = (crosscheck.adapt({path!r}, optimization=level) for level in ("none", "all"))
+report = crosscheck.check(a, b, {{"ids": "int64[{batch},{length}] 0..{words}"}})
+assert report.verdict == "agree", report
+"""
+
+
+_POLYGRAPHY = "import sys; from polygraphy.tools import main; sys.exit(main())"
+
+
+def _against_polygraphy(repeat: int) -> str:
+    """Both tools, end to end, on one file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "encoder.onnx")
+        _export(path)
+        program = _CHECK.format(
+            path=path, batch=MEDIUM.batch, length=MEDIUM.length, words=MEDIUM.words
+        )
+        commands = {
+            "crosscheck": [sys.executable, "-c", program],
+            "Polygraphy": [
+                *(sys.executable, "-c", _POLYGRAPHY, "run", path, "--onnxrt", "--onnxrt"),
+                *("--onnx-outputs", "mark", "all", "--val-range", f"[0,{MEDIUM.words - 1}]"),
+                *("--atol", "1e-3", "--rtol", "1e-3"),
+            ],
+        }
+        runs: dict[str, list[tuple[float, int]]] = {name: [] for name in commands}
+        for _ in range(repeat):
+            for name, command in commands.items():
+                runs[name].append(_whole_process(command))
+    lines = ["| tool | wall | peak |", "|---|---|---|"]
+    best = {n: (min(t for t, _ in found), min(m for _, m in found)) for n, found in runs.items()}
+    lines += [f"| {n} | {t:.2f} s | {_mib(m)} |" for n, (t, m) in best.items()]
+    ours, theirs = best["crosscheck"], best["Polygraphy"]
+    lines.append(f"\nPolygraphy takes {theirs[0] / ours[0]:.1f} x the time of crosscheck and ")
+    lines[-1] += f"{theirs[1] / ours[1]:.1f} x its memory."
+    return "\n".join(lines)
+
+
+def _export(path: str) -> None:
+    import torch
+
+    ids = torch.zeros(MEDIUM.batch, MEDIUM.length, dtype=torch.int64)
+    program = torch.onnx.export(reference(MEDIUM), (ids,), dynamo=True, verbose=False)
+    assert program is not None
+    program.save(path, external_data=False)
+
+
+def _whole_process(command: Sequence[str]) -> tuple[float, int]:
+    """Wall time and high-water mark of a process from its start to its end."""
+    root = str(Path(__file__).resolve().parent.parent)
+    clock = time.perf_counter()
+    child = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": root},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    peak = 0
+    while child.poll() is None:
+        peak = max(peak, _peak_of(child.pid))
+        time.sleep(0.02)
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, command)
+    return time.perf_counter() - clock, peak
+
+
+def _peak_of(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:  # it has just ended
+        return 0
+    return 1024 * next((int(s.split()[1]) for s in lines if s.startswith("VmHWM")), 0)
+
+
+if __name__ == "__main__":
+    main()

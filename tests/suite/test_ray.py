@@ -1,0 +1,203 @@
+"""The suite on a Ray cluster of three nodes: as on one machine, also with a node killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crosscheck.suite.engine import Silent
+from crosscheck.suite.jobs import Job, Limits
+from crosscheck.suite.run import Wanted, run_suite
+from crosscheck.suite.summary import to_dict
+from tests.suite.kit import (
+    HANGS,
+    MODEL,
+    ROOT,
+    alive,
+    command,
+    documents,
+    environment,
+    eventually,
+    write_pair,
+)
+
+ray = pytest.importorskip("ray", reason="needs Ray: pip install 'crosscheck[ray]'")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to see processes"),
+]
+
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+FORWARD = {
+    "segfaults": "os.kill(os.getpid(), signal.SIGSEGV)",
+    "hangs": "time.sleep(1000)",
+    "eats": "eat()",
+    "exits": "sys.exit(0)",
+    "raises": "raise RuntimeError('out of luck')",
+}
+CULPRITS = """
+def eat():
+    eaten = bytearray(600 << 20)
+    time.sleep(1000)
+
+""" + "".join(
+    f"class {name}(Net):\n    def forward(self, x):\n        {does}\n"
+    for name, does in FORWARD.items()
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", str(ROOT))  # where crosscheck is not installed
+        made = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0})
+        for _ in range(2):
+            made.add_node(**NODE)
+        yield made
+        ray.shutdown()
+        made.shutdown()
+
+
+def comparable(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A result without what two runs of one job differ in."""
+    jobs = {}
+    for job in document["jobs"]:
+        kept = {k: v for k, v in job.items() if k not in ("seconds", "peak_memory_bytes", "host")}
+        for key in ("message", "output"):  # how much memory it held, addresses of threads
+            kept[key] = re.sub(r"\d+ MiB of|0x[0-9a-f]+", "*", kept[key])
+        jobs[job["id"]] = kept
+    return jobs
+
+
+def test_the_same_results_as_on_this_machine(cluster: Any, tmp_path: Path) -> None:
+    candidates = ", ".join(f"'{name}': {name}" for name in FORWARD)
+    write_pair(tmp_path / "models" / "bad", CULPRITS, f"{{{candidates}}}")
+    write_pair(tmp_path / "models" / "good", "", "{'agrees': right, 'diverges': wrong}")
+    (tmp_path / "models" / "none").mkdir()
+    (tmp_path / "models" / "none" / "pair.py").write_text("raise OSError('no such disk')")
+    limits = ("--timeout", "15", "--memory", "400MiB", "--resume", "log.jsonl", "--html", "html")
+    there = documents(tmp_path, *limits, "--engine", "ray", "--address", cluster.address)
+    assert len(list((tmp_path / "html").glob("*.html"))) == 2, [
+        (job["status"], job["message"]) for job in there[1]["jobs"]
+    ]
+    again = documents(tmp_path, *limits, "-k", "good and not none")
+    assert [job["resumed"] for job in again[1]["jobs"]] == [True, True]
+    (tmp_path / "log.jsonl").unlink()
+    here = documents(tmp_path, *limits)
+    assert there[0] == here[0] == 2
+    assert comparable(there[1]) == comparable(here[1])
+    assert {job["host"] for job in there[1]["jobs"]} == {os.uname().nodename}
+    environment = there[1]["environment"]
+    assert (environment["engine"], environment["machines"], environment["cpus"]) == ("ray", 3, 2)
+
+
+class Killer(Silent):
+    """Kills a node once jobs run on both, and a candidate runs."""
+
+    def __init__(self, cluster: Any, begun: Path) -> None:
+        self.cluster, self.begun = cluster, begun
+        self.running: set[Job] = set()
+        self.notes: list[str] = []
+        self.killed = False
+
+    def stage(self, job: Job, stage: str, memory: int) -> None:
+        self.running.add(job)
+        if len(self.running) > 1 and self.begun.exists() and not self.killed:
+            self.killed = True
+            self.cluster.remove_node(self.cluster.worker_nodes.copy().pop(), allow_graceful=False)
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+
+
+SLOW = (
+    MODEL.replace("Bad", "Slow")
+    + "import pathlib\n"
+    + "        pathlib.Path({log!r}).open('a').write(f'{{os.getpid()}}\\n')\n"
+    + "        time.sleep(1)\n        return super().forward(x)\n"
+)
+
+
+def test_a_node_is_killed_in_the_middle(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from crosscheck.suite.ray_engine import RayEngine
+
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "started"
+    names = "abcd"
+    write_pair(
+        tmp_path / "models" / "slow",
+        SLOW.format(log=str(log)),
+        "{" + ", ".join(f"'{n}': Slow" for n in names) + "}",
+    )
+    watcher = Killer(cluster, log)
+    wanted = Wanted(["models"], limits=Limits(100.0, 2**30), options={"explain": False})
+    with RayEngine(cluster.address, ship=False) as engine:
+        result = run_suite(wanted, engine=engine, watcher=watcher)
+    cluster.add_node(**NODE)
+    assert watcher.killed
+    assert [(r.job.candidate, r.status) for r in result.results] == [(n, "agree") for n in names]
+    assert to_dict(result)["summary"]["agree"] == 4 and result.exit_status == 0
+    again = [line for line in watcher.notes if "started again (1 of 3)" in line]
+    assert len(again) == 1
+    pids = Counter(int(pid) for pid in log.read_text().split())
+    assert len(pids) == 5  # four jobs, one of them twice
+    assert eventually(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_a_pair_that_kills_its_ray_worker(cluster: Any, tmp_path: Path) -> None:
+    kills = MODEL + "os.kill(os.getppid(), signal.SIGKILL); time.sleep(1000)"
+    write_pair(tmp_path / "models" / "bad", kills, "{'bad': Bad, 'right': right}")
+    options = ("--engine", "ray", "--address", cluster.address, "--retries", "1", "--no-ship")
+    status, document = documents(tmp_path, *options)
+    bad, right = document["jobs"]
+    assert (status, bad["status"], right["status"]) == (2, "crashed", "agree")
+    assert "its Ray worker was lost 2 times" in bad["message"]
+
+
+def begin(cluster: Any, folder: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """A suite that has come to the job that hangs, and the processes of that job."""
+    write_pair(folder / "models" / "b", HANGS, "{'right': right, 'bad': Bad}")
+    parent = subprocess.Popen(
+        command("--engine", "ray", "--address", cluster.address, "--no-ship", "-j", "1"),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
+    pids = folder / "pids"
+    assert eventually(lambda: pids.exists() and pids.read_text().count(" ") == 2, 90)
+    time.sleep(1)
+    return parent, [int(pid) for pid in pids.read_text().split()]
+
+
+def test_interrupted(cluster: Any, tmp_path: Path) -> None:
+    parent, pids = begin(cluster, tmp_path)
+    parent.send_signal(signal.SIGINT)
+    out, err = parent.communicate(timeout=90)
+    assert parent.returncode == 130, err
+    assert "interrupted: 1 agree, 1 not run" in out
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_killed_outright(cluster: Any, tmp_path: Path) -> None:
+    parent, pids = begin(cluster, tmp_path)
+    parent.kill()
+    parent.communicate()
+    assert eventually(lambda: not any(alive(pid) for pid in pids))

@@ -90,11 +90,11 @@ def compiled(
     """
     kind = f"{type(adapter).__module__}.{type(adapter).__name__}"
     if kind == "crosscheck.adapters.jax.JaxAdapter":
-        from crosscheck.auditing.evaluating_jax import JaxEvaluator
+        from crosscheck.adapters.jax_evaluating import JaxEvaluator
 
         return JaxEvaluator(adapter, inputs, sites, float64=float64, seed=seed)  # type: ignore[arg-type]
     if kind == "crosscheck.adapters.keras_tensorflow.KerasAdapter":
-        from crosscheck.auditing.evaluating_keras import KerasEvaluator
+        from crosscheck.adapters.keras_evaluating import KerasEvaluator
 
         return KerasEvaluator(adapter, inputs, sites, float64=float64)  # type: ignore[arg-type]
     return None

@@ -59,11 +59,7 @@ def _equal(ours: Layer, theirs: Layer, our_prints: Prints, their_prints: Prints)
 
 def _prints(layer: Layer) -> Prints:
     """role -> fingerprint of each parameter that tells something: not of ones, nor of zeros."""
-    return {
-        role: fingerprint(p.value)
-        for role, p in layer.parameters.items()
-        if _tells(p.value)
-    }
+    return {role: fingerprint(p.value) for role, p in layer.parameters.items() if _tells(p.value)}
 
 
 def _tells(value: np.ndarray) -> bool:

@@ -53,10 +53,16 @@ def judged(e: Evidence, judge: Judge, items: list[Item]) -> Results:
         judge.oracle = oracle(e.reference, forced, needless=_spared(e, open_, forced))
         if judge.oracle is not None:
             results |= judge.judge_many(open_, e.forced)
-        if judge.oracle is None or any(stands_out(i, results[i], judge) for i in open_):
+        if judge.oracle is None or any(_is_doubtful(i, results[i], judge) for i in open_):
             judge.oracle = e.whole_oracle
             return near if judge.oracle is None else judge.judge_many(items, e.forced)
     return results
+
+
+def _is_doubtful(item: Item, result: SiteResult, judge: Judge) -> bool:
+    """Whether the whole oracle is asked: something stands out, or this one holds nothing but zeros
+    where the reference does not (its floor relative to them is given as 0)."""
+    return stands_out(item, result, judge) or (result.noise_floor == 0.0 and result.ratio > 0.0)
 
 
 def _spared(e: Evidence, items: list[Item], forced: Mapping[Key, object]) -> frozenset[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -154,7 +154,7 @@ class TorchAdapter(Adapter):
             self._prepare(stack, train=train, seed=seed, float64=float64)
             left = stack.enter_context(leave_out(session, self.model))
             casts = stack.enter_context(widened(self.model)) if widen else None
-            here = left | casts.names if casts is not None else left
+            here = left.names | casts.names if casts is not None else left.names
             replaced = self._replaced(overrides or {}, float64=float64, but=here)
             seen = self._boundaries(session, replaced, float64=float64)
             replaced = self._in_place_of(stack, replaced)
@@ -173,8 +173,8 @@ class TorchAdapter(Adapter):
                 wanted = cotangents({site: to_host(t) for site, t in seen.outputs})
                 session.replaying = True
                 with guarded(session, "backward"):
-                    gradients = self._backward(seen.outputs, wanted, fed, replaced)
-                gradients = {n: g for n, g in gradients.items() if n not in left}
+                    gradients = self._backward(seen.outputs, wanted, fed, replaced, left.ends)
+                gradients = {n: g for n, g in gradients.items() if n not in left.names}
                 if casts is not None:
                     gradients = casts.gradients(gradients)
                 session.flush()
@@ -265,12 +265,14 @@ class TorchAdapter(Adapter):
         cotangents: Mapping[str, np.ndarray],
         fed: Tensors,
         replaced: Tensors,
+        ends: Sequence[torch.Tensor] = (),
     ) -> dict[str, np.ndarray]:
+        """``ends``: further tensors up to which the pass is to go."""
         leaves_ = self._leaves(replaced)
         roots = [(t, cotangents[s]) for s, t in outputs if s in cotangents and t.requires_grad]
         if not roots:
             return {n: np.zeros(tuple(p.shape), np.float32) for n, p in leaves_.items()}
-        wanted = [*leaves_.values(), *(t for t in fed.values() if t.requires_grad)]
+        wanted = [*leaves_.values(), *(t for t in fed.values() if t.requires_grad), *ends]
         gradients = torch.autograd.grad(
             [t for t, _ in roots],
             wanted,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from crosscheck.adapters.torch_taps import TorchSession, from_host, is_tensor
 from crosscheck.structure import replace_leaves
 
-__all__ = ["leave_out"]
+__all__ = ["LeftOut", "leave_out"]
 
 
 class _Known(torch.autograd.Function):
@@ -29,12 +29,23 @@ class _Known(torch.autograd.Function):
         return None, *ctx.sent
 
 
-@contextmanager
-def leave_out(session: TorchSession, model: torch.nn.Module) -> Iterator[frozenset[str]]:
-    """For the time of a run, replace the layers that the session's observer has no need of.
+class LeftOut(NamedTuple):
+    """What a run goes without.
 
-    Gives the names of the parameters and buffers that no other layer uses.
+    Attributes:
+        names: of the parameters and buffers that no other layer uses.
+        ends: values that stand where a layer without differentiable inputs was. Autograd visits
+            only what leads to a tensor that is asked for: without these, a backward pass would end
+            before it came to the layers in front of them.
     """
+
+    names: frozenset[str]
+    ends: list[torch.Tensor]
+
+
+@contextmanager
+def leave_out(session: TorchSession, model: torch.nn.Module) -> Iterator[LeftOut]:
+    """For the time of a run, replace the layers that the session's observer has no need of."""
     needless: frozenset[str] = getattr(session.observer, "needless", frozenset())
     modules = dict(model.named_modules(remove_duplicate=False))
     times = Counter(map(id, modules.values()))
@@ -43,10 +54,11 @@ def leave_out(session: TorchSession, model: torch.nn.Module) -> Iterator[frozens
         for path in {site.partition("#")[0] for site in needless} & set(modules)
         if times[id(modules[path])] == 1 and "forward" not in vars(modules[path])
     }
+    left = LeftOut(_only_inside(model, set(chosen)) if chosen else frozenset(), [])
     try:
         for module in chosen.values():
-            module.forward = _given(session, needless, module.forward)
-        yield _only_inside(model, set(chosen)) if chosen else frozenset()
+            module.forward = _given(session, needless, module.forward, left.ends)
+        yield left
     finally:
         for module in chosen.values():
             del module.forward
@@ -66,7 +78,9 @@ def _lies_in(name: str, paths: set[str]) -> bool:
     return any(".".join(parts[:count]) in paths for count in range(1, len(parts)))
 
 
-def _given(session: TorchSession, needless: frozenset[str], original: Any) -> Any:
+def _given(
+    session: TorchSession, needless: frozenset[str], original: Any, ends: list[torch.Tensor]
+) -> Any:
     def forward(*args: Any, **kwargs: Any) -> Any:
         site = session.current
         if session.replaying or site is None or site not in needless:
@@ -86,6 +100,8 @@ def _given(session: TorchSession, needless: frozenset[str], original: Any) -> An
         inputs = [tensor for tensor in tensors if tensor.requires_grad]
         if inputs:
             return _Known.apply([value], *inputs)  # type: ignore[no-untyped-call]
-        return value.requires_grad_(floating and torch.is_grad_enabled())
+        if floating and torch.is_grad_enabled():
+            ends.append(value.requires_grad_())
+        return value
 
     return forward

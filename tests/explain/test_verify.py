@@ -210,19 +210,3 @@ def test_a_place_is_described_and_not_verified() -> None:
 
     (where,) = forward(np.sin, last_row, (5, 7))
     assert where.statement == "only index 4 of 5 along axis 0 is wrong" and not where.verified
-
-
-def test_the_example_of_the_documentation(own: list[object]) -> None:
-    page = Path(__file__).parents[2] / "docs" / "hypotheses.md"
-    lines = page.read_text(encoding="utf-8").splitlines()
-    begin = lines.index("    from crosscheck.explain import Proposal, register")
-    end = lines.index("        )", begin)
-    names: dict[str, object] = {}
-    exec(textwrap.dedent("\n".join(lines[begin : end + 1])), names)
-    own.append(names["clipped"])
-
-    def bounded(shape: tuple[int, ...], seed: int) -> np.ndarray:
-        return 2.0 + np.abs(normal(shape, seed))
-
-    found = forward(np.square, lambda x: np.clip(x**2, -6.25, 6.25), draw=bounded)
-    assert told(found) == ["the output is clipped at 6.25"]

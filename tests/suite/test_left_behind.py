@@ -82,7 +82,7 @@ def test_interrupted(tmp_path: Path, temporary: Path) -> None:
     parent.send_signal(signal.SIGINT)
     out, err = parent.communicate(timeout=60)
     assert parent.returncode == 130
-    assert out.splitlines()[-1].startswith("interrupted: 1 agree, 1 not run; 1 jobs in ")
+    assert out.splitlines()[-1].startswith("interrupted: 1 agree, 1 not run; 1 job in ")
     assert err.splitlines()[-1].startswith("crosscheck: interrupted: 1 jobs had ended")
     assert not any(alive(pid) for pid in pids)
     assert not list(temporary.iterdir())

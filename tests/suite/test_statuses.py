@@ -172,7 +172,7 @@ def test_names_are_no_markup() -> None:
 
 
 def test_the_last_line_says_why() -> None:
-    assert printed(whole("skipped")).endswith("1 skipped; 1 jobs in 3.0 s; nothing was compared\n")
+    assert printed(whole("skipped")).endswith("1 skipped; 1 job in 3.0 s; nothing was compared\n")
     assert "--require-all: what is skipped" in printed(whole("agree", "skipped", require_all=True))
 
 

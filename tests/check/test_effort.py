@@ -17,8 +17,10 @@ from torch import nn
 import crosscheck
 from crosscheck.adapters import adapt
 from crosscheck.cli import main
+from crosscheck.cotangents import ReferenceCotangents
 from crosscheck.errors import InvalidArgument
 from crosscheck.observers import Forcer, Recorder
+from crosscheck.oracle import oracle
 from crosscheck.run import Runner
 from crosscheck.sparing import CERTAIN
 
@@ -264,6 +266,20 @@ def test_layers_that_nobody_needs_are_not_computed() -> None:
     known, computed = (run["activation", "blocks.0.key"] for run in (part, whole))
     np.testing.assert_array_equal(known, free.values["activation", "blocks.0.key"])
     assert not np.array_equal(known, computed)
+
+
+def test_cotangents_pass_through_where_nothing_in_front_is_needed() -> None:
+    """Tokens have no gradient: nothing but a layer that is left out leads back from the kept one."""
+    model = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+    tokens = {"x": np.arange(8).reshape(2, 4)}
+    runner = Runner("reference", adapt(model), tokens, ReferenceCotangents(0))
+    forced = runner.record().values
+    whole = oracle(runner, forced)
+    part = oracle(runner, forced, needless=frozenset({"0", "1", "3"}))
+    assert whole is not None and part is not None
+    for key in (("cotangent", "2"), ("input_cotangent", "2")):
+        assert np.abs(whole.values[key]).max() > 0.0
+        np.testing.assert_allclose(part.values[key], whole.values[key], rtol=1e-6, atol=1e-9)
 
 
 def _forced(model: nn.Module, values: Any, needless: frozenset[str]) -> dict[Any, np.ndarray]:

@@ -269,7 +269,7 @@ def test_layers_that_nobody_needs_are_not_computed() -> None:
 
 
 def test_cotangents_pass_through_where_nothing_in_front_is_needed() -> None:
-    """Tokens have no gradient: nothing but a layer that is left out leads back from the kept one."""
+    """Tokens have no gradient: only a layer that is left out leads back from the kept one."""
     model = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
     tokens = {"x": np.arange(8).reshape(2, 4)}
     runner = Runner("reference", adapt(model), tokens, ReferenceCotangents(0))

@@ -75,7 +75,7 @@ def comparable(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     jobs = {}
     for job in document["jobs"]:
         kept = {k: v for k, v in job.items() if k not in ("seconds", "peak_memory_bytes", "host")}
-        # How much memory it held, addresses of threads, how far the allocation was when it was seen.
+        # How much memory it held, addresses of threads, how far the allocation was when seen.
         for key in ("message", "output"):
             kept[key] = re.sub(r"[\d.]+ [MG]iB of|0x[0-9a-f]+|\d+(?= in eat)", "*", kept[key])
         jobs[job["id"]] = kept

@@ -2,7 +2,9 @@
 
 Workers run in sessions of their own, so that a Ctrl-C reaches the parent alone. But a parent that
 is killed outright cannot end them. So it tells a guardian of each: when the pipe between them
-breaks, the guardian ends what is left and removes the folder of temporary files.
+breaks, the guardian ends what is left and removes the folder of temporary files. What began a
+session of its own just before that, and was not told of, is known by the folder, which is in the
+environment of every worker and of all that comes of it.
 
 The guardian is nobody's child: a Ray worker that is told to go kills its children first.
 """
@@ -31,17 +33,30 @@ print(os.getpid(), flush=True)
 groups = set()
 for line in sys.stdin:
     (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
-for group in groups:
+def end(kill, number):
     try:
-        os.killpg(group, signal.SIGKILL)
+        kill(number, signal.SIGKILL)
     except OSError:
         pass
+for group in groups:
+    end(os.killpg, group)
+mark = os.fsencode(sys.argv[1])
+for _ in range(2 if sys.platform == "linux" else 0):
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/environ", "rb") as variables:
+                marked = mark in variables.read()
+        except OSError:
+            continue
+        if marked:
+            end(os.kill, int(name))
 shutil.rmtree(sys.argv[1], ignore_errors=True)
 """
 
 
 class Guardian:
-    """Ends process groups, and removes ``folder``, when this process is gone."""
+    """Ends process groups and whatever was started with ``folder`` in its environment, and removes
+    ``folder``, when this process is gone."""
 
     def __init__(self, folder: str) -> None:
         self._watched: set[int] = set()

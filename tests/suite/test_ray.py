@@ -104,18 +104,21 @@ def test_the_same_results_as_on_this_machine(cluster: Any, tmp_path: Path) -> No
     assert (environment["engine"], environment["machines"], environment["cpus"]) == ("ray", 3, 2)
 
 
-class Killer(Silent):
-    """Kills a node once jobs run on both, and a candidate runs."""
+def started(log: Path) -> Counter[int]:
+    """How often each process has written its number."""
+    return Counter(map(int, log.read_text().split() if log.exists() else ()))
 
-    def __init__(self, cluster: Any, begun: Path) -> None:
-        self.cluster, self.begun = cluster, begun
-        self.running: set[Job] = set()
+
+class Killer(Silent):
+    """Kills a node once a candidate runs on each of the two."""
+
+    def __init__(self, cluster: Any, log: Path) -> None:
+        self.cluster, self.log = cluster, log
         self.notes: list[str] = []
         self.killed = False
 
     def stage(self, job: Job, stage: str, memory: int) -> None:
-        self.running.add(job)
-        if len(self.running) > 1 and self.begun.exists() and not self.killed:
+        if not self.killed and sum(map(alive, started(self.log))) > 1:
             self.killed = True
             self.cluster.remove_node(self.cluster.worker_nodes.copy().pop(), allow_graceful=False)
 
@@ -154,7 +157,7 @@ def test_a_node_is_killed_in_the_middle(
     assert to_dict(result)["summary"]["agree"] == 4 and result.exit_status == 0
     again = [line for line in watcher.notes if "started again (1 of 3)" in line]
     assert len(again) == 1
-    pids = Counter(int(pid) for pid in log.read_text().split())
+    pids = started(log)
     assert len(pids) == 5  # four jobs, one of them twice
     assert eventually(lambda: not any(alive(pid) for pid in pids))
 

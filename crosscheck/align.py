@@ -18,21 +18,21 @@ dropout in eval mode, a wrapper around its last layer) is compared in effect and
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from crosscheck.alignment import Alignment, Edge, SitePair
-from crosscheck.edges import edges_of, joined, note_unlike_inputs
+from crosscheck.edges import compare_inputs_ahead, edges_of, joined, note_unlike_inputs
 from crosscheck.fingerprints import (
     SAME_VALUE,
     Fingerprints,
     PreparedTrace,
-    difference,
+    differences,
     repeating,
     size_and_kind,
 )
-from crosscheck.layout import SAME, fitting
+from crosscheck.layout import SAME, Layout, Two, fitting
 from crosscheck.pairing import Pairing, far, pair_outputs
 from crosscheck.refine import Refiner
 from crosscheck.trace import Trace
@@ -69,6 +69,7 @@ class Aligner:
     ) -> None:
         self._pairing = Pairing(reference, candidate, explicit, skip)
         self._refiner = Refiner(self._pairing, anchors)
+        self._latest: tuple[int, Trace, Alignment] | None = None
         self._learn_layouts()
         for r, c in explicit.items():
             self._pairing.add(r, c, "explicit")
@@ -88,25 +89,16 @@ class Aligner:
         """Pair free sites with equal values; of a forced run if one is given. Returns how many."""
         p = self._pairing
         candidate = p.candidate if trace is None else PreparedTrace.of(trace)
-        proposals = []
-        groups: defaultdict[tuple[int, str], list[str]] = defaultdict(list)
-        known = p.candidate.order  # a forced run may take another branch
-        for site in (s for s in p.free_candidate(candidate) if s in known):
-            groups[size_and_kind(candidate.value(site))].append(site)
-        tables = {g: _table(candidate, sites) for g, sites in groups.items()}
-        for r in p.free_reference():
-            value = p.reference.value(r)
-            group = size_and_kind(value)
-            if value.size == 0 or group not in tables:
-                continue
-            alike = [groups[group][i] for i in tables[group].like(p.reference.print_of(r))]
-            for c in p.nearest(r, alike)[:MOST_ALIKE]:
-                layout = p.layout(r, c)
-                if layout is None or (p.reference.is_constant(r) and not p.akin(r, c)):
-                    continue
-                error = difference(layout.to_reference(candidate.value(c)), value)
-                if error <= SAME_VALUE:
-                    proposals.append((p.likeness(r, c, layout, error), r, c, error))
+        alike = self._alike(candidate)
+        errors = differences(
+            (layout.to_reference(candidate.value(c)), p.reference.value(r))
+            for r, c, layout in alike
+        )
+        proposals = [
+            (p.likeness(r, c, layout, error), r, c, error)
+            for (r, c, layout), error in zip(alike, errors, strict=True)
+            if error <= SAME_VALUE
+        ]
         added = 0
         for _, r, c, error in sorted(
             proposals, key=lambda one: (-one[0], p.reference.order[one[1]])
@@ -116,6 +108,23 @@ class Aligner:
                 if not self._same_layer(r, c):
                     note_unlike_inputs(p.pairs[r], error, p, candidate.trace)
         return added
+
+    def _alike(self, candidate: PreparedTrace) -> list[tuple[str, str, Layout]]:
+        """Free sites whose values have one fingerprint; ``candidate``: the run to look at."""
+        p = self._pairing
+        known = p.candidate.order  # a forced run may take another branch
+        theirs = {
+            c: size_and_kind(candidate.value(c)) for c in p.free_candidate(candidate) if c in known
+        }
+        ours = {r: size_and_kind(p.reference.value(r)) for r in p.free_reference()}
+        ours = {r: group for r, group in ours.items() if group[0]}
+        found = []
+        for r, like in _Tables(candidate, theirs).like(p.reference, ours):
+            for c in p.nearest(r, like)[:MOST_ALIKE]:
+                layout = p.layout(r, c)
+                if layout and not (p.reference.is_constant(r) and not p.akin(r, c)):
+                    found.append((r, c, layout))
+        return found
 
     def refine(self, trace: Trace, *, at_once: bool = False, faded: bool = True) -> int:
         """Pair sites in the first stretch of a forced run that ends in a difference.
@@ -143,11 +152,21 @@ class Aligner:
         """The result so far; ``trace``: the candidate's latest run, for its layers' inputs."""
         p = self._pairing
         candidate = p.candidate.trace if trace is None else trace
+        changes, run, made = self._latest or (None, None, None)
+        if made is None or changes != p.changes or run is not candidate:
+            made = self._made(candidate)
+            self._latest = p.changes, candidate, made
+        return made
+
+    def _made(self, candidate: Trace) -> Alignment:
+        p = self._pairing
         pairs = tuple(sorted(p.pairs.values(), key=lambda one: p.reference.order[one.reference]))
+        laid_out = [one for one in pairs if one.layout]
+        compare_inputs_ahead(laid_out, p, candidate)
         return Alignment(
             pairs=pairs,
             edges=(
-                *(e for one in pairs if one.layout for e in edges_of(one, p, candidate)),
+                *(e for one in laid_out for e in edges_of(one, p, candidate)),
                 *self._entries(candidate),
             ),
             unmatched_reference=_unmatched(p.reference, p.free_reference(), set(p.pairs)),
@@ -168,42 +187,54 @@ class Aligner:
         """Where two layers with the same parameters return different quantities (one of them also
         applies the activation): what goes into them is comparable all the same."""
         p = self._pairing
-        truths = p.reference.trace.values
+        distances = p.distances(candidate)
         found: list[Edge] = []
         for r, c in self._refiner.anchored:
             if r in p.pairs or c in p.taken:
                 continue
             edges = edges_of(SitePair(r, c, SAME, "anchor"), p, candidate)
-            if not any(
-                far(candidate.values["input", e.candidate], truths["input", e.reference], e.layout)
-                for e in edges
-            ):
+            errors = [distances.of("input", e.reference, e.candidate, e.layout) for e in edges]
+            if all(error <= SAME_VALUE for error in errors):
                 found += edges
         return joined(found)
 
     def _learn_layouts(self) -> None:
         """Let sites with equal content vote; the first partner of each is enough."""
+        p = self._pairing
+        shapes = (
+            {s: tuple(sorted(shape)) for s, shape in side.shapes.items() if len(shape) >= 3}
+            for side in (p.candidate, p.reference)
+        )
+        tables = _Tables(p.candidate, next(shapes))
+        waiting = {
+            r: iter(p.nearest(r, like)[:MOST_ALIKE])
+            for r, like in tables.like(p.reference, next(shapes))
+        }
+        partners: dict[str, str] = {}
+        while waiting:
+            nearest = {r: c for r, like in waiting.items() if (c := next(like, None)) is not None}
+            equal = self._equal_in_some_layout(nearest)
+            partners |= {r: nearest[r] for r in equal}
+            waiting = {r: waiting[r] for r in nearest if r not in equal}
+        voters = (r for r in p.reference.shapes if r in partners)
+        self._pairing.book.learn(
+            ((p.reference.value(r), p.candidate.value(partners[r])) for r in voters),
+            tolerance=SAME_VALUE,
+        )
+
+    def _equal_in_some_layout(self, pairs: Mapping[str, str]) -> set[str]:
+        """The reference sites of those pairs whose values are equal in a known layout."""
         ours, theirs = self._pairing.reference, self._pairing.candidate
-        groups: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)
-        for c, shape in theirs.shapes.items():
-            if len(shape) >= 3:
-                groups[tuple(sorted(shape))].append(c)
-        tables = {g: _table(theirs, sites) for g, sites in groups.items()}
-        proposals = []
-        for r, shape in ours.shapes.items():
-            group = tuple(sorted(shape))
-            if len(shape) < 3 or group not in tables:
-                continue
-            value = ours.value(r)
-            alike = [groups[group][i] for i in tables[group].like(ours.print_of(r))]
-            for c in self._pairing.nearest(r, alike)[:MOST_ALIKE]:
-                other = theirs.value(c)
-                known = fitting(shape, other.shape)
-                if any(difference(k.to_reference(other), value) <= SAME_VALUE for k in known):
-                    proposals.append((r, c))
-                    break
-        pairs = ((ours.value(r), theirs.value(c)) for r, c in proposals)
-        self._pairing.book.learn(pairs, tolerance=SAME_VALUE)
+        tried: list[str] = []
+
+        def laid_out() -> Iterator[Two]:
+            for r, c in pairs.items():
+                for layout in fitting(ours.shapes[r], theirs.shapes[c]):
+                    tried.append(r)
+                    yield layout.to_reference(theirs.value(c)), ours.value(r)
+
+        errors = differences(laid_out())
+        return {r for r, error in zip(tried, errors, strict=True) if error <= SAME_VALUE}
 
     def _named_inputs(self) -> list[tuple[str, str]]:
         """Inputs with the same content under the same name, or in the same place."""
@@ -214,16 +245,37 @@ class Aligner:
         return list(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else []
 
 
-def _table(side: PreparedTrace, sites: Sequence[str]) -> Fingerprints:
-    return Fingerprints(np.array([side.print_of(site) for site in sites]))
+class _Tables:
+    """The sites of one side by their fingerprints, within groups.
+
+    Args:
+        groups: site -> what a value must have in common with another one to be looked at.
+    """
+
+    def __init__(self, side: PreparedTrace, groups: Mapping[str, Hashable]) -> None:
+        self._sites: defaultdict[Hashable, list[str]] = defaultdict(list)
+        for site, group in groups.items():
+            self._sites[group].append(site)
+        self._tables = {
+            group: Fingerprints(np.array(side.prints_of(sites)))
+            for group, sites in self._sites.items()
+        }
+
+    def like(
+        self, other: PreparedTrace, groups: Mapping[str, Hashable]
+    ) -> Iterator[tuple[str, list[str]]]:
+        """For the sites of the other side, those of their group that could hold the same."""
+        asked = [site for site, group in groups.items() if group in self._tables]
+        for site, one in zip(asked, other.prints_of(asked), strict=True):
+            sites = self._sites[groups[site]]
+            yield site, [sites[i] for i in self._tables[groups[site]].like(one)]
 
 
 def _unmatched(side: PreparedTrace, free: Sequence[str], taken: set[str]) -> tuple[str, ...]:
     """Free sites that do not merely repeat the value of a matched one."""
     known: defaultdict[bytes, list[str]] = defaultdict(list)
-    for site in taken:
-        if site in side.order:
-            known[side.print_of(site).tobytes()].append(site)
-    return tuple(
-        site for site in free if not repeating(side, site, known[side.print_of(site).tobytes()])
-    )
+    matched = [site for site in taken if site in side.order]
+    for site, one in zip(matched, side.prints_of(matched), strict=True):
+        known[one.tobytes()].append(site)
+    prints = zip(free, side.prints_of(free), strict=True)
+    return tuple(site for site, one in prints if not repeating(side, site, known[one.tobytes()]))

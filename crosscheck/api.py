@@ -9,6 +9,7 @@ import numpy as np
 
 from crosscheck.adapters import adapt
 from crosscheck.adapters.base import Adapter
+from crosscheck.collecting import seldom
 from crosscheck.errors import InvalidArgument, TraceFormatError
 from crosscheck.memory import limited
 from crosscheck.noise import Tolerance
@@ -48,6 +49,7 @@ def check(
     blind_spots: bool = True,
     effort: str = "thorough",
     max_memory: int | str | None = None,
+    part: tuple[int, int] | None = None,
     name: str = "",
     progress: Callable[[str], None] | None = None,
 ) -> Report:
@@ -97,6 +99,8 @@ def check(
             that does not clear is checked thoroughly. docs/effort.md says what it can miss.
         max_memory: bytes, or ``"2GiB"``: what the runs of the check may hold in memory; the rest
             lies in a scratch file in TMPDIR. docs/memory.md says what is counted.
+        part: ``(2, 4)``: compare only the second quarter of the run, for other processes to compare
+            the rest; `crosscheck.parts.joined` puts the reports together. docs/scaling.md.
         name: of the check, for the report.
         progress: called with a line before each stage.
 
@@ -127,11 +131,12 @@ def check(
         zoom=zoom,
         effort=effort,
         max_memory=max_memory,
+        part=part,
         name=name,
         say=progress or (lambda line: None),
     )
     further = Probes.of(probes, seeds=seeds, randomise=randomise, blind_spots=blind_spots)
-    with limited(max_memory):
+    with limited(max_memory), seldom():
         return _checked(reference, candidate, inputs, request, further)
 
 

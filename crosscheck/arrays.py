@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-__all__ = ["is_float"]
+import numpy as np
+
+__all__ = ["dtype_name", "is_float"]
 
 
 def is_float(value: Any) -> bool:
     """Whether an array is floating point; bfloat16 and its kin (kind ``V``) included."""
     dtype = value.dtype
-    return bool(dtype.kind == "f" or "float" in dtype.name)
+    return dtype.kind == "f" or "float" in dtype_name(dtype)
+
+
+@cache
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """``dtype.name``, which NumPy puts together anew each time."""
+    return dtype.name

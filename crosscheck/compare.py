@@ -11,12 +11,26 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from crosscheck.arrays import is_float
 from crosscheck.errors import DeviceUnavailable
 from crosscheck.kernels.blocked import PairSums
 from crosscheck.kernels.pairs import group_sums, pair_sums
 from crosscheck.results import Metrics
 
-__all__ = ["Difference", "Tally", "Three", "compare", "compare_three", "describe", "tally"]
+__all__ = [
+    "Difference",
+    "Tally",
+    "Three",
+    "Two",
+    "compare",
+    "compare_each",
+    "compare_three",
+    "compare_two",
+    "describe",
+    "equal",
+    "root_mean_square",
+    "tally",
+]
 
 SAMPLE = 4096
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
@@ -64,6 +78,14 @@ class Three:
 
 
 @dataclass(frozen=True)
+class Two:
+    """A candidate's value against the reference's, seen in one pass; ``metrics`` as in `Three`."""
+
+    between: Difference
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
 class Tally:
     """How many elements differ, and by how much.
 
@@ -89,29 +111,64 @@ def compare(value: Any, truth: Any) -> Difference:
     return _difference(s, s.count + s.nonfinite)
 
 
+def compare_each(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Difference]:
+    """`compare` for many (value, truth), each of one shape, in one call."""
+    sums = group_sums(pairs)
+    return [_difference(s, truth.size) for (s,), (_, truth) in zip(sums, pairs, strict=True)]
+
+
 def compare_three(groups: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[Three]:
     """Compare (value, reference, truth), each of one shape, for many sites in one call."""
-    found = []
-    for sums, (value, reference, _) in zip(group_sums(groups), groups, strict=True):
+    found: dict[int, Three] = {}
+    # Where the truth is the reference itself, two of the three comparisons are one.
+    two = [i for i, (_, reference, truth) in enumerate(groups) if truth is reference]
+    for i, (s,) in zip(two, group_sums([groups[i][:2] for i in two]), strict=True):
+        value, reference, _ = groups[i]
+        if not s.mismatch and s.unit == 1.0:
+            between = _difference(s, value.size)
+            own = Difference(value.size, 0.0, 0.0, between.truth_l2, between.truth_max, 0)
+            found[i] = Three(between, own, between, _metrics(s, value, reference))
+    three = [i for i in range(len(groups)) if i not in found]
+    for i, sums in zip(three, group_sums([groups[i] for i in three]), strict=True):
+        value, reference, _ = groups[i]
         candidate, own, between = (_difference(s, value.size) for s in sums)
-        metrics = _metrics(sums[2], value, reference)
-        found.append(Three(candidate, own, between, metrics))
-    return found
+        found[i] = Three(candidate, own, between, _metrics(sums[2], value, reference))
+    return [found[i] for i in range(len(groups))]
+
+
+def compare_two(groups: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Two]:
+    """Compare (value, reference), each of one shape, for many sites in one call."""
+    return [
+        Two(_difference(s, value.size), _metrics(s, value, reference))
+        for (s,), (value, reference) in zip(group_sums(groups), groups, strict=True)
+    ]
+
+
+def equal(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[bool]:
+    """Whether the two arrays of each pair hold the same numbers, and NaN in the same places."""
+    floats = [a.shape == b.shape and is_float(a) and is_float(b) for a, b in pairs]
+    seen = iter(group_sums([p for p, one in zip(pairs, floats, strict=True) if one]))
+    return [
+        _is_none(next(seen)[0]) if one else np.array_equal(a, b, equal_nan=True)
+        for (a, b), one in zip(pairs, floats, strict=True)
+    ]
+
+
+def _is_none(s: PairSums) -> bool:
+    return s.max_diff == 0.0 and s.mismatch == 0
+
+
+def root_mean_square(value: np.ndarray) -> float:
+    """Of the finite elements; 0 where there is none."""
+    s = pair_sums(value, value)
+    return math.sqrt(s.a2 / s.count) * s.unit if s.count else 0.0
 
 
 def _difference(s: PairSums, size: int) -> Difference:
-    return Difference(
-        size=size,
-        l2=_norm(math.sqrt(s.diff2), s.unit),
-        maximum=_norm(s.max_diff, s.unit),
-        truth_l2=_norm(math.sqrt(s.b2), s.unit),
-        truth_max=_norm(s.max_b, s.unit),
-        mismatch=s.mismatch,
-    )
-
-
-def _norm(value: float, unit: float) -> float:
-    return min(value * unit, sys.float_info.max)
+    norms = math.sqrt(s.diff2), s.max_diff, math.sqrt(s.b2), s.max_b
+    if s.unit != 1.0 or not math.isfinite(s.diff2 + s.b2):
+        norms = tuple(min(norm * s.unit, sys.float_info.max) for norm in norms)  # type: ignore[assignment]
+    return Difference(size, *norms, s.mismatch)
 
 
 def describe(candidate: Any, reference: Any) -> Metrics:
@@ -137,19 +194,28 @@ def _metrics(s: PairSums, candidate: Any, reference: Any) -> Metrics:
     flat = s.first_mismatch if s.mismatch else s.argmax
     index = None
     if flat >= 0:
-        index = tuple(int(i) for i in np.unravel_index(flat, reference.shape))
+        index = _index(flat, reference.shape)
     norms = math.sqrt(s.a2) * math.sqrt(s.b2)
-    both_zero = s.a2 == 0.0 and s.b2 == 0.0
+    equal = s.diff2 == 0.0  # then it is 1, which a product of roots need not give
     return Metrics(
         rel_l2=math.sqrt(s.diff2 / s.b2) if s.b2 > 0.0 else math.sqrt(s.diff2) * s.unit,
         max_abs=s.max_diff * s.unit,
         worst_index=index,
-        cosine=1.0 if both_zero else (s.ab / norms if norms > 0.0 else 0.0),
+        cosine=1.0 if equal else (s.ab / norms if norms > 0.0 else 0.0),
         nonfinite=s.nonfinite,
         nonfinite_mismatch=s.mismatch,
         worst_reference=None if index is None else float(reference[index]),
         worst_candidate=None if index is None else float(candidate[index]),
     )
+
+
+def _index(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """Where the element with that number lies (NumPy's own takes longer than a comparison)."""
+    places: list[int] = []
+    for size in reversed(shape):
+        flat, place = divmod(flat, size)
+        places.append(place)
+    return tuple(reversed(places))
 
 
 def tally(candidate: np.ndarray, reference: np.ndarray, floor: float, *, seed: int = 0) -> Tally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -48,6 +49,14 @@ class Item:
     also_reference: tuple[str, ...] = ()
     also_candidate: tuple[str, ...] = ()
     pullback: Pullback | None = None
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """What tells nearly all items of a check apart; the tables of a check are by item."""
+        return hash((self.phase, self.kind, self.reference, self.candidate))
 
     @property
     def reference_key(self) -> Key:
@@ -215,6 +224,8 @@ def value_of(item: Item, trace: Trace, *, side: str) -> np.ndarray | None:
         return trace.info.buffers.get(name)
     also = item.also_reference if side == "reference" else item.also_candidate
     kind = cast(Kind, item.kind)
+    if not also:
+        return trace.values.get((kind, name))
     values = [trace.values.get((kind, site)) for site in (name, *also)]
     there = [value for value in values if value is not None]  # one that never arrived is a zero
     return sum_of(there) if there else None

@@ -6,15 +6,18 @@ values may be the same quantity in another layout; only a comparison of all elem
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from crosscheck.arrays import is_float
 from crosscheck.kernels.pairs import moments
-from crosscheck.layout import relative_error
+from crosscheck.kernels.stacked import matrix, of_one_size
+from crosscheck.layout import Two, relative_errors
 from crosscheck.names import Tokens, canonical
 from crosscheck.observers import Key
 from crosscheck.trace import Trace, owner
@@ -23,8 +26,9 @@ __all__ = [
     "SAME_VALUE",
     "Fingerprints",
     "PreparedTrace",
-    "difference",
+    "differences",
     "fingerprint",
+    "fingerprints",
     "looks_like",
     "repeating",
     "size_and_kind",
@@ -58,6 +62,17 @@ def fingerprint(value: np.ndarray) -> np.ndarray:
     return _fingerprint(value.reshape(-1).astype(np.float64))
 
 
+def fingerprints(values: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The `fingerprint` of each value; small ones are looked at together."""
+    found: dict[int, np.ndarray] = {}
+    for some in of_one_size([value.size for value in values]):
+        rows = matrix([values[i] for i in some])
+        ordinary = np.abs(rows).max(axis=1) <= HUGE  # not where something is NaN
+        numbers = [i for i, plain in zip(some, ordinary.tolist(), strict=True) if plain]
+        found |= zip(numbers, _of_rows(rows[ordinary]), strict=True)
+    return [found[i] if i in found else fingerprint(value) for i, value in enumerate(values)]
+
+
 def _fingerprint(flat: np.ndarray) -> np.ndarray:
     """`fingerprint` of any float64 numbers, in NumPy."""
     finite = np.isfinite(flat)
@@ -67,17 +82,24 @@ def _fingerprint(flat: np.ndarray) -> np.ndarray:
         return np.array([0, 0, 0, 0, 0, 0, bad], np.float64)
     largest = float(np.abs(flat).max())
     unit = largest if largest > HUGE else 1.0  # an attention mask may hold the lowest float64
-    flat = flat / unit
-    rms, size = float(np.sqrt(np.mean(flat * flat))), np.abs(flat)
-    tails = flat - rms, -flat - rms, size - 2.0 * rms
-    means = [float(np.maximum(tail, 0.0).mean()) for tail in tails]
-    return np.array([*(unit * m for m in (flat.mean(), rms, size.mean(), *means)), bad])
+    one: np.ndarray = _of_rows(flat[None] / unit)[0] * unit
+    one[6] = bad
+    return one
+
+
+def _of_rows(rows: np.ndarray) -> np.ndarray:
+    """Of the rows of finite float64 (k, n), n > 0: (k, 7)."""
+    rms, size = np.sqrt(np.mean(rows * rows, axis=1)), np.abs(rows)
+    level = rms[:, None]
+    tails = rows - level, -rows - level, size - 2.0 * level
+    means = [np.maximum(tail, 0.0).mean(axis=1) for tail in tails]
+    return np.stack([rows.mean(axis=1), rms, size.mean(axis=1), *means, np.zeros(len(rows))], 1)
 
 
 def looks_like(prints: np.ndarray, one: np.ndarray) -> np.ndarray:
     """Which rows of ``prints`` (m, 7) could be the same content as ``one`` (7,), up to
     `SAME_VALUE`."""
-    allowed = np.append(np.full(6, 3.0 * SAME_VALUE * one[1]), 0.0)
+    allowed = np.array([3.0 * SAME_VALUE * one[1]] * 6 + [0.0])
     close: np.ndarray = (np.abs(prints - one) <= allowed).all(axis=1)
     return close
 
@@ -89,28 +111,41 @@ class Fingerprints:
         """``prints``: (m, 7)."""
         self._order = np.argsort(prints[:, 1], kind="stable")
         self._sorted = prints[self._order]
+        self._sizes = self._sorted[:, 1].tolist()
 
     def like(self, one: np.ndarray) -> list[int]:
         """The rows that could be the same content as ``one`` (7,), in their order."""
-        allowed = 3.0 * SAME_VALUE * one[1]
-        first, last = np.searchsorted(
-            self._sorted[:, 1], [one[1] - allowed, np.nextafter(one[1] + allowed, np.inf)]
-        )
+        size = float(one[1])
+        allowed = 3.0 * SAME_VALUE * size
+        first = bisect.bisect_left(self._sizes, size - allowed)
+        last = bisect.bisect_right(self._sizes, size + allowed)
         close = np.flatnonzero(looks_like(self._sorted[first:last], one))
         return sorted(self._order[first + close].tolist())
 
 
-def difference(value: np.ndarray, truth: np.ndarray) -> float:
-    """The relative error of ``value``; inf where a sample of the elements already shows that the
+def differences(pairs: Iterable[Two]) -> list[float]:
+    """The relative error of each value; inf where a sample of the elements already shows that the
     two have nothing in common."""
-    if truth.size > 2 * SAMPLE:
-        places = np.unravel_index(np.linspace(0, truth.size - 1, SAMPLE).astype(int), truth.shape)
-        a, b = value[places].astype(np.float64), truth[places].astype(np.float64)
-        finite = np.isfinite(a) & np.isfinite(b)
-        a, b = a[finite], b[finite]
-        if a.size and np.median(np.abs(a - b)) > 0.1 * np.sqrt(np.mean(b * b)):
-            return float("inf")
-    return relative_error(value, truth)
+    apart: list[bool] = []
+
+    def alike() -> Iterator[Two]:
+        for value, truth in pairs:
+            apart.append(_nothing_in_common(value, truth))
+            if not apart[-1]:
+                yield value, truth
+
+    errors = iter(relative_errors(alike()))
+    return [math.inf if far else next(errors) for far in apart]
+
+
+def _nothing_in_common(value: np.ndarray, truth: np.ndarray) -> bool:
+    if truth.size <= 2 * SAMPLE:
+        return False  # all of it is looked at just as fast
+    places = np.unravel_index(np.linspace(0, truth.size - 1, SAMPLE).astype(int), truth.shape)
+    a, b = value[places].astype(np.float64), truth[places].astype(np.float64)
+    finite = np.isfinite(a) & np.isfinite(b)
+    a, b = a[finite], b[finite]
+    return bool(a.size and np.median(np.abs(a - b)) > 0.1 * np.sqrt(np.mean(b * b)))
 
 
 def size_and_kind(value: np.ndarray) -> tuple[int, str]:
@@ -123,10 +158,8 @@ class PreparedTrace:
     """One trace, prepared for matching. Fingerprints are taken when they are asked for."""
 
     trace: Trace
-    names: dict[str, Tokens]
     order: dict[str, int]
     shapes: dict[str, tuple[int, ...]]
-    place: dict[Key, int]
     _prints: dict[str, np.ndarray] = field(default_factory=dict)
     _constant: dict[str, bool] = field(default_factory=dict)
     _ancestors: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -134,21 +167,26 @@ class PreparedTrace:
     @classmethod
     def of(cls, trace: Trace) -> PreparedTrace:
         shapes = trace.shapes()
-        return cls(
-            trace=trace,
-            names=canonical(shapes),
-            order={site: i for i, site in enumerate(shapes)},
-            shapes=shapes,
-            place={key: i for i, key in enumerate(trace.values)},
-        )
+        return cls(trace, {site: i for i, site in enumerate(shapes)}, shapes)
+
+    @cached_property
+    def names(self) -> dict[str, Tokens]:
+        """site -> the words of its path."""
+        return canonical(self.shapes)
+
+    @cached_property
+    def place(self) -> dict[Key, int]:
+        """Of every value, in the order of the run."""
+        return {key: i for i, key in enumerate(self.trace.values)}
 
     def value(self, site: str) -> np.ndarray:
         return self.trace.values["activation", site]
 
-    def print_of(self, site: str) -> np.ndarray:
-        if site not in self._prints:
-            self._prints[site] = fingerprint(self.value(site))
-        return self._prints[site]
+    def prints_of(self, sites: Sequence[str]) -> list[np.ndarray]:
+        """The fingerprint of each site."""
+        new = [site for site in dict.fromkeys(sites) if site not in self._prints]
+        self._prints |= zip(new, fingerprints([self.value(site) for site in new]), strict=True)
+        return [self._prints[site] for site in sites]
 
     def is_constant(self, site: str) -> bool:
         """One number throughout: that another site holds it too says little."""

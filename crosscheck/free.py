@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from crosscheck.adapters.base import Adapter
+from crosscheck.adapters.base import Adapter, CotangentSource
 from crosscheck.align import Aligner
+from crosscheck.alignment import Alignment
 from crosscheck.cotangents import (
     CandidateCotangents,
     ReferenceCotangents,
@@ -34,11 +35,15 @@ from crosscheck.pipeline import (
     oracle,
     settled,
     transfer,
+    with_vjps,
 )
 from crosscheck.reductions import Reductions
 from crosscheck.request import Request
 from crosscheck.run import Runner
+from crosscheck.sifting import recallable
+from crosscheck.streamed import Streamed
 from crosscheck.trace import Trace
+from crosscheck.traces.shared import Runs, first_runs
 from crosscheck.traces.stages import cotangents_of, free_run, judge_of, weights_of
 from crosscheck.trial import by_running
 from crosscheck.weights import Fit, Match, WeightMap
@@ -64,11 +69,23 @@ class ReferenceRun:
         runner: with the cotangents that its outputs receive.
         free: its free run; with each layer's own VJP where that takes no second run.
         cotangents: None without a backward pass.
+        shared: its runs, where other checks make or use them too.
     """
 
     runner: Runner
     free: Trace
     cotangents: ReferenceCotangents | None
+    shared: Runs | None = None
+
+    def with_vjps(self) -> ReferenceRun:
+        """The same, with each layer's own VJP."""
+        return replace(self, free=with_vjps(self.runner, self.free))
+
+    def in_float64(self) -> Trace | None:
+        """The free run in float64, without a backward pass; None if there is none."""
+        if self.shared is not None:
+            return self.shared.float64(self.runner)
+        return oracle(replace(self.runner, cotangents=None))
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,7 @@ class FreeRuns:
     Attributes:
         candidate: with the cotangents that its outputs receive.
         free: the candidate's run; without a backward pass where only forced runs need one.
+        streamed: what was compared while it ran, if anything was.
         notes: on the weights.
     """
 
@@ -86,6 +104,7 @@ class FreeRuns:
     match: Match
     free: Trace
     notes: tuple[str, ...] = ()
+    streamed: Streamed | None = None
 
 
 def run_reference(
@@ -98,9 +117,10 @@ def run_reference(
     if loss is not None and backward:
         cotangents = LossCotangents(runner.seed, request.skip, stage=loss)
     runner.cotangents = cotangents
-    free = free_run(runner)
+    shared = first_runs(runner, request.say)
+    free = free_run(runner) if shared is None else shared.free
     require_outputs(free.outputs(), "reference")
-    return ReferenceRun(runner, free, cotangents)
+    return ReferenceRun(runner, free, cotangents, shared)
 
 
 def run_candidate(
@@ -121,17 +141,18 @@ def run_candidate(
         candidate.cotangents = one.cotangents
     require_outputs(free.outputs(), "candidate")
     require_finite(truth.free, free)
-    return FreeRuns(truth, candidate, match, free, tuple(notes))
+    free = recallable(free, candidate, one.streamed.dropped if one.streamed else None)
+    return FreeRuns(truth, candidate, match, free, tuple(notes), one.streamed)
 
 
 def aligner_of(runs: FreeRuns, request: Request) -> Aligner:
     """What pairs the sites of the two runs."""
+    return _aligner(runs.reference.free, runs.free, request, runs.match)
+
+
+def _aligner(reference: Trace, candidate: Trace, request: Request, match: Match) -> Aligner:
     return Aligner(
-        runs.reference.free,
-        runs.free,
-        explicit=request.sites,
-        anchors=runs.match.anchors(),
-        skip=request.skip,
+        reference, candidate, explicit=request.sites, anchors=match.anchors(), skip=request.skip
     )
 
 
@@ -144,6 +165,7 @@ class _Candidate:
         self._sides, self._runner = sides, candidate
         self._truth, self._request = truth, request
         self._tried_run: Trace | None = None
+        self.streamed: Streamed | None = None
         self.cotangents: CandidateCotangents | None = None
         if truth.cotangents is not None:
             self.cotangents = CandidateCotangents(
@@ -207,15 +229,38 @@ class _Candidate:
         request, truth = self._request, self._truth
         adapter = self._sides[1]
         request.say(f"candidate ({adapter.framework}): free run")
-        needed = request.effort == "quick" or not adapter.capabilities.transparent
-        cotangents = self.cotangents if needed else None
+        quick = request.effort == "quick"
+        needed = quick or not adapter.capabilities.transparent
+        cotangents: CotangentSource | None = self.cotangents if needed else None
         recorder = Recorder(borrows=adapter.capabilities.lends)
+        if quick and cotangents is not None and adapter.capabilities.transparent:
+            # The thorough check, should it come to that, needs no free cotangents of such a side.
+            recorder = self.streamed = self._streamed(match, cotangents)
+            cotangents = self.streamed.sent
         try:
             return replace(self._runner, cotangents=cotangents).record(
                 recorder=recorder, passive=True
             )
         except SideFailed as failure:
+            if isinstance(recorder, Streamed) and recorder.dropped:
+                recorder = Recorder()
+                replace(self._runner, cotangents=None).record(recorder=recorder, passive=True)
             raise with_comparisons(failure, recorder, truth, match) from failure.__cause__
+
+    def _streamed(self, match: Match, cotangents: CotangentSource) -> Streamed:
+        request, truth = self._request, self._truth.free
+
+        def aligned(forward: Trace) -> Alignment:
+            return _aligner(truth, forward, request, match).alignment()
+
+        return Streamed(
+            truth,
+            aligned,
+            cotangents,
+            self._runner.inputs,
+            tolerance=request.tolerance,
+            borrows=self._sides[1].capabilities.lends,
+        )
 
     def _transferred(self, weights: str | WeightMap, calls: tuple[str, ...]) -> Match:
         request, reference = self._request, self._truth.free

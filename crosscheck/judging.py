@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 
 import numpy as np
 
-from crosscheck.arrays import is_float
+from crosscheck.arrays import dtype_name, is_float
 from crosscheck.compare import Difference, Three, compare, compare_three, describe
 from crosscheck.comparisons import Item, value_of
 from crosscheck.memory import within_limit
@@ -33,7 +34,6 @@ __all__ = [
     "Perturbation",
     "exact",
     "in_reference_layout",
-    "judge_weights",
     "relative",
     "shrinks",
     "without_fill",
@@ -120,18 +120,14 @@ class Judge:
 
     def _results(self, looks: Sequence[_Look]) -> dict[Item, SiteResult]:
         """The results of what is looked at, from one pass over all of it."""
-        wanted = {
-            (look.item, run): arrays
-            for look in looks
-            for run, arrays in (("forced", look.forced), ("free", look.free))
-            if arrays is not None and (run == "free" or self._by_floor(look))
-        }
-        seen = dict(zip(wanted, compare_three(list(wanted.values())), strict=True))
+        forced = [look.forced if self._by_floor(look) else None for look in looks]
+        free = [look.free for look in looks]
+        seen = iter(compare_three([arrays for arrays in (*forced, *free) if arrays is not None]))
+        seen_forced = [None if arrays is None else next(seen) for arrays in forced]
+        seen_free = [None if arrays is None else next(seen) for arrays in free]
         return {
-            look.item: self._result(
-                look, seen.get((look.item, "forced")), seen.get((look.item, "free"))
-            )
-            for look in looks
+            look.item: self._result(look, *both)
+            for look, *both in zip(looks, seen_forced, seen_free, strict=True)
         }
 
     def _by_floor(self, look: _Look) -> bool:
@@ -143,13 +139,20 @@ class Judge:
         judgement = None
         if look.forced is not None:
             judgement = self._judgement(item, look.forced, forced, is_float=look.is_float)
-        metrics = None if forced is None or item in self.ties else forced.metrics
-        result = site_result(item, look.reference, look.raw, look.value, judgement, metrics)
         ratio = look.free_ratio
         if free is not None and look.free is not None:
             floor = self._free_floor(item, look.free[0])
             ratio = judge(*_errors(free, *look.free), floor).ratio
-        return replace(result, free_ratio=ratio, notes=self._notes(item, look.reference))
+        return site_result(
+            item,
+            look.reference,
+            look.raw,
+            look.value,
+            judgement,
+            None if forced is None or item in self.ties else forced.metrics,
+            free_ratio=ratio,
+            notes=self._notes(item, look.reference),
+        )
 
     def _judgement(
         self, item: Item, arrays: Arrays, seen: Three | None, *, is_float: bool
@@ -165,8 +168,8 @@ class Judge:
         notes: tuple[str, ...] = ()
         if self.oracle is None and self.tolerance is None:
             notes = (NO_ORACLE,)
-        if self._step(item):
-            notes += (QUANTISED.format(self._step(item)),)
+        if step := self._step(item):
+            notes += (QUANTISED.format(step),)
         if item in self.doubted:
             notes += (DOUBTED,)
         if item in self.ties:
@@ -190,18 +193,19 @@ class Judge:
     def floor(self, item: Item, value: np.ndarray) -> Floor:
         """The floor of an item whose candidate value is ``value``."""
         reference = value_of(item, self.reference, side="reference")
-        dtypes = [value.dtype] + ([] if reference is None else [reference.dtype])
+        unit, tiny = _rounding(value.dtype, value.dtype if reference is None else reference.dtype)
         floor = Floor(
-            unit=unit_roundoff(*dtypes),
+            unit=unit,
             reduction=self.reductions.length(item),
             scale=self.reductions.scale(item),
-            tiny=max([SHARE * self._step(item), *(underflow(d) for d in dtypes)]),
+            tiny=max(SHARE * self._step(item), tiny),
         )
         measured = self.perturbations.get(item)
         return floor if measured is None else floor.with_perturbation(measured.l2, measured.maximum)
 
     def _step(self, item: Item) -> float:
-        return self.steps.held.get(item.candidate_key, 0.0)
+        held = self.steps.held
+        return held.get(item.candidate_key, 0.0) if held else 0.0
 
     def _free(self, item: Item, reference: np.ndarray) -> tuple[Arrays | None, float | None]:
         """The free runs' values with the reference's float64, whose error is that of all roundings
@@ -217,6 +221,12 @@ class Judge:
 
     def _free_floor(self, item: Item, value: np.ndarray) -> Floor:
         return self.floor(item, value)
+
+
+@cache
+def _rounding(*dtypes: np.dtype) -> tuple[float, float]:
+    """The unit roundoff of the coarser dtype, and what underflow may lose."""
+    return unit_roundoff(*dtypes), max(map(underflow, dtypes))
 
 
 @dataclass(frozen=True)
@@ -238,7 +248,7 @@ class _Look:
     free: Arrays | None
     free_ratio: float | None
 
-    @property
+    @cached_property
     def is_float(self) -> bool:
         return self.value is not None and is_float(self.value) and is_float(self.reference)
 
@@ -306,24 +316,6 @@ def exact(value: np.ndarray, reference: np.ndarray) -> Judgement:
     return Judgement(noise_floor=0.0, ratio=math.inf, verdict="diverge")
 
 
-def judge_weights(
-    item: Item, reference: np.ndarray, candidate: np.ndarray, step: float = 0.0
-) -> SiteResult:
-    """A parameter against its counterpart: equal up to the cast between their dtypes, or, if it is
-    quantised, up to half a step."""
-    value = in_reference_layout(item, candidate, reference)
-    if value is None:
-        return site_result(item, reference, candidate, None, None)
-    unit = unit_roundoff(value.dtype, reference.dtype)
-    if not step and _equal(value, reference):
-        return site_result(item, reference, candidate, value, Judgement(unit, 0.0, "agree"))
-    floor = Floor(unit=unit, tiny=max(SHARE * step, Floor.tiny))
-    same = compare(reference, reference)
-    judgement = judge(compare(value, reference), same, floor)
-    result = site_result(item, reference, candidate, value, judgement)
-    return replace(result, notes=(QUANTISED.format(step),)) if step else result
-
-
 def site_result(
     item: Item,
     reference: np.ndarray,
@@ -331,6 +323,9 @@ def site_result(
     value: np.ndarray | None,
     judgement: Judgement | None,
     metrics: Metrics | None = None,
+    *,
+    free_ratio: float | None = None,
+    notes: tuple[str, ...] = (),
 ) -> SiteResult:
     """Put a judgement on record; without one (no common layout) the site diverges.
 
@@ -346,15 +341,16 @@ def site_result(
         reference=item.reference,
         candidate=item.candidate,
         shape=tuple(reference.shape),
-        dtype=reference.dtype.name,
+        dtype=dtype_name(reference.dtype),
         verdict="diverge" if judgement is None else judgement.verdict,
         noise_floor=0.0 if judgement is None else judgement.noise_floor,
         ratio=math.inf if judgement is None else judgement.ratio,
-        free_ratio=None,
+        free_ratio=free_ratio,
         metrics=metrics,
         candidate_shape=tuple(seen.shape),
-        candidate_dtype=seen.dtype.name,
+        candidate_dtype=dtype_name(seen.dtype),
         aligned_by=item.by,
+        notes=notes,
     )
 
 

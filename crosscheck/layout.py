@@ -11,17 +11,34 @@ have the same shape up to an axis order.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from crosscheck.compare import compare
+from crosscheck.compare import Difference, compare, compare_each
+from crosscheck.kernels.stacked import stacked_squares
+from crosscheck.memory import within_limit
 
-__all__ = ["SAME", "Layout", "LayoutBook", "fitting", "merging"]
+__all__ = [
+    "SAME",
+    "Layout",
+    "LayoutBook",
+    "Two",
+    "fitting",
+    "merging",
+    "relative_error",
+    "relative_errors",
+]
 
 Shape = tuple[int, ...]
+Two = tuple[np.ndarray, np.ndarray]
+"""A value and what it should be, in one layout."""
+AT_ONCE = 1 << 24
+"""Elements that are compared in one call, and so held at once where a layout takes a copy."""
+BYTES = 16  # for each of them: two sides, of eight bytes at most
 
 
 @dataclass(frozen=True)
@@ -112,16 +129,23 @@ class LayoutBook:
         self._votes: defaultdict[int, Counter[Layout]] = defaultdict(Counter)
         self._chosen: dict[tuple[Shape, Shape, bool], Layout | None] = {}
 
-    def learn(self, pairs: Iterable[tuple[np.ndarray, np.ndarray]], *, tolerance: float) -> None:
+    def learn(self, pairs: Iterable[Two], *, tolerance: float) -> None:
         """Let pairs of equal content (reference, candidate) vote; ambiguous ones abstain."""
-        for reference, candidate in pairs:
-            options = [
-                layout
-                for layout in fitting(reference.shape, candidate.shape)
-                if relative_error(layout.to_reference(candidate), reference) <= tolerance
-            ]
-            if len(options) == 1:
-                self._votes[reference.ndim][options[0]] += 1
+        options: list[tuple[int, int, Layout]] = []  # pair, its dimensions, layout
+
+        def laid_out() -> Iterator[Two]:
+            for number, (reference, candidate) in enumerate(pairs):
+                for layout in fitting(reference.shape, candidate.shape):
+                    options.append((number, reference.ndim, layout))
+                    yield layout.to_reference(candidate), reference
+
+        equal: defaultdict[tuple[int, int], list[Layout]] = defaultdict(list)
+        for error, (number, ndim, layout) in zip(relative_errors(laid_out()), options, strict=True):
+            if error <= tolerance:
+                equal[number, ndim].append(layout)
+        for (_, ndim), layouts in equal.items():
+            if len(layouts) == 1:
+                self._votes[ndim][layouts[0]] += 1
                 self._chosen.clear()
 
     def choose(
@@ -149,9 +173,41 @@ class LayoutBook:
 
 def relative_error(value: np.ndarray, truth: np.ndarray) -> float:
     """‖value − truth‖ / ‖truth‖ over finite elements; 0 for two zeros; inf if NaN or Inf differ."""
-    difference = compare(value, truth)
-    if difference.mismatch:
-        return float("inf")
-    if difference.truth_l2 == 0.0:
-        return 0.0 if difference.l2 == 0.0 else float("inf")
-    return difference.l2 / difference.truth_l2
+    return _relative(compare(value, truth))
+
+
+def relative_errors(pairs: Iterable[Two]) -> list[float]:
+    """`relative_error` of many (value, truth); small ones are looked at together."""
+    return [error for some in _portions(pairs) for error in _relative_errors(some)]
+
+
+def _portions(pairs: Iterable[Two]) -> Iterator[list[Two]]:
+    """So many at a time as may be held at once."""
+    some: list[Two] = []
+    elements = 0
+    for pair in pairs:
+        some.append(pair)
+        elements += pair[1].size
+        if elements > within_limit(AT_ONCE, BYTES):
+            yield some
+            some, elements = [], 0
+    yield some
+
+
+def _relative_errors(pairs: Sequence[Two]) -> list[float]:
+    squares = stacked_squares(pairs)
+    others = [i for i in range(len(pairs)) if i not in squares]
+    compared = compare_each([pairs[i] for i in others])
+    found = {i: _ratio(math.sqrt(error), math.sqrt(truth)) for i, (error, truth) in squares.items()}
+    found |= zip(others, map(_relative, compared), strict=True)
+    return [found[i] for i in range(len(pairs))]
+
+
+def _relative(difference: Difference) -> float:
+    return math.inf if difference.mismatch else _ratio(difference.l2, difference.truth_l2)
+
+
+def _ratio(error: float, truth: float) -> float:
+    if truth == 0.0:
+        return 0.0 if error == 0.0 else math.inf
+    return error / truth

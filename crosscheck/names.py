@@ -50,11 +50,12 @@ _SAME = {
 Tokens = tuple[str, ...]
 
 
-def _words(path: str) -> list[str]:
-    return [w.lower() for w in _WORD.findall(path)]
+@lru_cache(maxsize=1 << 14)
+def _words(part: str) -> Tokens:
+    return tuple([w.lower() for w in _WORD.findall(part)])
 
 
-def _components(path: str) -> list[tuple[str, list[str]]]:
+def _components(path: str) -> list[tuple[str, Tokens]]:
     """(what stands before it, its words) of each part of a path."""
     return [(path[: part.start()], _words(part[0])) for part in _PART.finditer(path)]
 
@@ -62,7 +63,7 @@ def _components(path: str) -> list[tuple[str, list[str]]]:
 def _families(paths: Iterable[str]) -> set[tuple[str, Tokens]]:
     """(parent, words) of the numbered parts: ``a/dense_1`` -> ``("a/", ("dense",))``."""
     return {
-        (parent, tuple(words[:-1]))
+        (parent, words[:-1])
         for path in paths
         for parent, words in _components(path)
         if len(words) > 1 and words[-1].isdigit()
@@ -78,7 +79,7 @@ def canonical(paths: Iterable[str]) -> dict[str, Tokens]:
         words[path] = parts = []
         for parent, component in _components(path):
             parts += [_SAME.get(word, word) for word in component]
-            if (parent, tuple(component)) in families:
+            if (parent, component) in families:
                 parts.append(_UNNUMBERED)
     numbers: defaultdict[Tokens, set[int]] = defaultdict(set)
     for parts in words.values():

@@ -19,6 +19,8 @@ from crosscheck.taps import Kind, Observer
 __all__ = ["Comparer", "Forcer", "Key", "Recorder", "chain"]
 
 Key = tuple[Kind, str]
+_ONLY_INSIDE = ("input", "cotangent")
+"""Kinds of the values that a layer is given, forward and backward."""
 
 
 class Recorder:
@@ -26,18 +28,31 @@ class Recorder:
 
     Args:
         kinds: of the values to keep; None: all.
+        keys: of the values to keep; None: all.
         borrows: keep them as they are shown, if the adapter lends them (`Capabilities.lends`). Else
             each is copied: models overwrite their tensors (operations in place, reused buffers),
             and a view would change later.
     """
 
-    def __init__(self, kinds: frozenset[Kind] | None = None, *, borrows: bool = False) -> None:
+    def __init__(
+        self,
+        kinds: frozenset[Kind] | None = None,
+        *,
+        keys: frozenset[Key] | None = None,
+        borrows: bool = False,
+    ) -> None:
         self.values: MutableMapping[Key, np.ndarray] = new_values()
         self.borrows = borrows and isinstance(self.values, dict)
-        self._kinds = kinds
+        self._kinds, self._keys = kinds, keys
+
+    def restart(self) -> None:
+        """Forget everything: the run is made again."""
+        self.values = new_values()
 
     def __call__(self, site: str, kind: Kind, value: np.ndarray) -> None:
         if self._kinds is not None and kind not in self._kinds:
+            return
+        if self._keys is not None and (kind, site) not in self._keys:
             return
         copy = None if self.borrows else True
         self.values[kind, site] = np.array(value, order="C", copy=copy)
@@ -48,11 +63,22 @@ class Recorder:
 
 
 class Comparer:
-    """Hands every value of interest to ``compare(key, value)`` and keeps only what that returns."""
+    """Hands every value of interest to ``compare(key, value)`` and keeps only what that returns.
 
-    def __init__(self, compare: Callable[[Key, np.ndarray], object], wanted: set[Key]) -> None:
+    Args:
+        changes_only: an adapter that knows what the overrides of a run reach may show that alone.
+    """
+
+    def __init__(
+        self,
+        compare: Callable[[Key, np.ndarray], object],
+        wanted: set[Key],
+        *,
+        changes_only: bool = False,
+    ) -> None:
         self._compare = compare
         self._wanted = wanted
+        self.changes_only = changes_only
         self.results: dict[Key, object] = {}
 
     def __call__(self, site: str, kind: Kind, value: np.ndarray) -> None:
@@ -74,6 +100,8 @@ class Forcer:
             out of them is replaced, and nobody looks inside.
     """
 
+    changes_only = True  # whatever the value is
+
     def __init__(
         self, values: Mapping[Key, np.ndarray], *, needless: frozenset[str] = frozenset()
     ) -> None:
@@ -81,6 +109,8 @@ class Forcer:
         self.needless = needless
 
     def __call__(self, site: str, kind: Kind, value: np.ndarray) -> np.ndarray | None:
+        if kind in _ONLY_INSIDE and site.partition(":")[0] in self.needless:
+            return None  # nobody computes with it
         return self._values.get((kind, site))
 
     def planned(self, site: str, kind: Kind) -> np.ndarray | None:
@@ -90,6 +120,8 @@ class Forcer:
 
 def chain(*observers: Observer) -> Observer:
     """All observers see the value that was produced; the first replacement wins."""
+    if len(observers) == 1:
+        return observers[0]
     plans = [getattr(observer, "planned", None) for observer in observers]
     if None in plans:
         return _Chain(observers)
@@ -100,6 +132,7 @@ class _Chain:
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
         self.borrows = any(getattr(observer, "borrows", False) for observer in observers)
+        self.changes_only = all(getattr(observer, "changes_only", False) for observer in observers)
         self.needless = frozenset[str]().union(
             *(getattr(observer, "needless", ()) for observer in observers)
         )

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from crosscheck.errors import SideFailed
-from crosscheck.observers import Forcer, Key
+from crosscheck.observers import Forcer, Key, Recorder
 from crosscheck.run import Runner
 from crosscheck.trace import Trace, owner
 
@@ -20,17 +20,22 @@ def oracle(
     forced: Mapping[Key, np.ndarray] | None = None,
     *,
     needless: frozenset[str] = frozenset(),
+    wanted: frozenset[Key] | None = None,
 ) -> Trace | None:
     """The reference in float64, free or forced; None if it does not run in float64.
 
     Args:
         needless: calls of layers whose forced values will do; the trace has nothing of them.
+        wanted: the values that the trace shall have; None: all.
     """
     if not reference.adapter.capabilities.float64:
         return None
     observers = () if forced is None else (Forcer(forced, needless=needless),)
     try:
-        trace = reference.record(*observers, float64=True, passive=forced is None)
+        recorder = None if wanted is None else Recorder(keys=wanted)
+        trace = reference.record(
+            *observers, float64=True, recorder=recorder, passive=forced is None
+        )
     except SideFailed:
         return None  # it ran in its own precision: what fails is float64 (fused kernels, casts)
     if not needless:

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Pair", "load_model", "load_pair"]
 
-NOT_SHRUNK = ("probes", "seeds", "randomise", "blind_spots", "explain", "zoom", "max_memory")
+NOT_SHRUNK = (
+    "probes",
+    "seeds",
+    "randomise",
+    "blind_spots",
+    "explain",
+    "zoom",
+    "max_memory",
+    "part",
+)
 """Options of `crosscheck.check` that `crosscheck.shrink` has no use for."""
 
 

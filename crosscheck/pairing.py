@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from crosscheck.alignment import SitePair
+from crosscheck.distances import Distances
 from crosscheck.errors import CannotCompare, InvalidArgument, capped
 from crosscheck.fingerprints import SAME_VALUE, PreparedTrace
 from crosscheck.layout import Layout, LayoutBook, relative_error
@@ -32,6 +33,7 @@ class Pairing:
         refused: pairs that the values have ruled out.
         unlike: (reference slot, candidate slot) of layers that return the same from different
             inputs: one of them does what the other side does in several.
+        changes: how often a pair was added or removed.
     """
 
     def __init__(
@@ -44,8 +46,16 @@ class Pairing:
         self.taken: set[str] = set()
         self.refused: set[tuple[str, str]] = set()
         self.unlike: set[tuple[str, str]] = set()
+        self.changes = 0
+        self._distances = Distances(reference, candidate)
         self._skip = set(skip)
         self._check_names(explicit)
+
+    def distances(self, run: Trace) -> Distances:
+        """Of a run of the candidate; those of the latest are kept."""
+        if self._distances.run is not run:
+            self._distances = Distances(self.reference.trace, run)
+        return self._distances
 
     def layout(self, r: str, c: str) -> Layout | None:
         """The layout between two sites; a model's outputs must agree in their shapes."""
@@ -64,6 +74,7 @@ class Pairing:
             return False
         self.pairs[r] = SitePair(r, c, self.layout(r, c), by)
         self.taken.add(c)
+        self.changes += 1
         return True
 
     def remove(self, pair: SitePair) -> None:
@@ -71,6 +82,7 @@ class Pairing:
         del self.pairs[pair.reference]
         self.taken.discard(pair.candidate)
         self.refused.add((pair.reference, pair.candidate))
+        self.changes += 1
 
     def free_reference(self) -> list[str]:
         """The reference's sites without partner that are not skipped."""
@@ -105,8 +117,9 @@ class Pairing:
 
     def nearest(self, r: str, sites: Sequence[str]) -> list[str]:
         """Candidate sites by how near to ``r`` they come in their run, those of its name first."""
-        name = self.reference.names[r]
-        return sorted(sites, key=lambda c: (self.candidate.names[c] != name, self._apart(r, c)))
+        name, names, order = self.reference.names[r], self.candidate.names, self.candidate.order
+        here = self.reference.order[r] / len(self.reference.order)
+        return sorted(sites, key=lambda c: (names[c] != name, abs(here - order[c] / len(order))))
 
     def _apart(self, r: str, c: str) -> float:
         """How far from each other two sites come in their runs, as a part of the whole."""

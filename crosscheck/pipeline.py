@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-
-import numpy as np
 
 from crosscheck.adapters.base import Adapter, Parameter
 from crosscheck.align import Aligner
 from crosscheck.alignment import Alignment
+from crosscheck.compare import equal
 from crosscheck.comparisons import Item, buffer_items, gradient_items, site_items, weight_items
 from crosscheck.cotangents import CandidateCotangents
 from crosscheck.errors import CannotCompare, SideFailed
-from crosscheck.judging import Judge, judge_weights
+from crosscheck.judging import Judge
+from crosscheck.judging_weights import judge_weights
 from crosscheck.losses.judging import LossJudge
 from crosscheck.memory import Overlaid
 from crosscheck.noise import Tolerance
 from crosscheck.observers import Forcer, Recorder
 from crosscheck.oracle import oracle
+from crosscheck.parts import NotCleared, Part, of_part, require_cleared
 from crosscheck.reductions import Reductions
 from crosscheck.results import SiteResult
 from crosscheck.run import Runner
 from crosscheck.settle import settle
+from crosscheck.sifting import sifted
 from crosscheck.sparing import judged
 from crosscheck.trace import RunInfo, Trace
 from crosscheck.weights import (
@@ -39,6 +41,7 @@ __all__ = [
     "Undecided",
     "align",
     "calls_of",
+    "force",
     "judge_all",
     "load",
     "match_in_order",
@@ -94,8 +97,9 @@ def load(match: Match, candidate: Adapter) -> None:
     values = match.values()
     candidate.load(values)
     now = {p.name: p.value for p in candidate.parameters()}
-    for name, value in values.items():
-        if not np.array_equal(now[name], value.astype(now[name].dtype, copy=False), equal_nan=True):
+    held = equal([(now[n], v.astype(now[n].dtype, copy=False)) for n, v in values.items()])
+    for name, same in zip(values, held, strict=True):
+        if not same:
             raise CannotCompare(
                 f"candidate parameter `{name}` does not hold what was loaded into it; is it "
                 "computed from something else, or shared with another parameter?"
@@ -179,16 +183,30 @@ def calls_of(runner: Runner) -> tuple[str, ...]:
 def verify_weights(match: Match, candidate: Adapter) -> list[SiteResult]:
     """Put every matched parameter side by side, as it is now."""
     now = {p.name: p.value for p in candidate.parameters()}
-    steps = candidate.steps.parameters
-    return [
-        judge_weights(
-            item, pair.truth, now[pair.candidate.name], steps.get(pair.candidate.name, 0.0)
-        )
+    cases = [
+        (item, pair.truth, now[pair.candidate.name])
         for item, pair in zip(weight_items(match), match.pairs, strict=True)
     ]
+    return judge_weights(cases, candidate.steps.parameters)
 
 
 # -- stages 4 and 5 --------------------------------------------------------------------------------
+
+
+def force(draft: Evidence, aligner: Aligner, *, backward: bool) -> Evidence:
+    """The evidence with its alignment and the candidate's forced run.
+
+    Args:
+        draft: with the alignment of the free runs.
+    """
+    _fix_output_layouts(draft.candidate, draft.alignment)
+    found = sifted(draft, backward=backward)
+    if found is not None:
+        return found
+    if draft.part is not None:
+        raise NotCleared("the free runs leave alignment something to look into: check the whole")
+    alignment, forced = align(aligner, draft.free_reference, draft.free_candidate, draft.candidate)
+    return replace(draft, alignment=alignment, forced=forced)
 
 
 def align(
@@ -196,13 +214,17 @@ def align(
 ) -> tuple[Alignment, Trace]:
     """Force the candidate onto what is aligned, align what matches then, until nothing is new.
 
+    All but the last run go forward only, unless that takes another program (`transparent`).
+
     Returns:
         The alignment, and the candidate's trace forced at exactly its sites.
     """
     alignment = aligner.alignment(free)
+    whole = candidate.cotangents is None or not candidate.adapter.capabilities.transparent
+    looking = candidate if whole else replace(candidate, cotangents=None)
     for attempt in range(MOST_ROUNDS):
         _fix_output_layouts(candidate, alignment)
-        latest = candidate.record(Forcer(alignment.forced_on_candidate(reference)))
+        latest = looking.record(Forcer(alignment.forced_on_candidate(reference)))
         changed = (
             aligner.take_back(latest)
             or aligner.match_values(latest)
@@ -210,7 +232,9 @@ def align(
         )
         previous, alignment = alignment, aligner.alignment(latest)
         if not changed and set(previous.edges) == set(alignment.edges):
-            return alignment, latest
+            if whole:
+                return alignment, latest
+            break
     return alignment, candidate.record(Forcer(alignment.forced_on_candidate(reference)))
 
 
@@ -255,7 +279,16 @@ class Judged:
 
 @dataclass
 class Evidence:
-    """Everything that judging may consult."""
+    """Everything that judging may consult.
+
+    Attributes:
+        free_float64: makes the reference's free forward pass in float64, or has it already.
+        forced: the candidate's forced run; sifted, where ``near`` is given (`sifting`).
+        keeps_gradients: whether those of the forced run are needed whatever they are.
+        near: what was judged against the reference's own values while the candidate ran.
+        free_bounds: the free ratios, where the free runs alone tell that nothing is inherited.
+        part: of the comparisons that are to be made (`parts`); None: all.
+    """
 
     reference: Runner
     candidate: Runner
@@ -268,6 +301,35 @@ class Evidence:
     seed: int
     make_judge: Callable[..., Judge] = Judge
     loss: LossJudge | None = None
+    free_float64: Callable[[], Trace | None] | None = None
+    keeps_gradients: bool = False
+    near: Mapping[Item, SiteResult] = field(default_factory=dict)
+    free_bounds: Mapping[Item, float | None] | None = None
+    part: Part | None = None
+
+    def new_judge(self, free_oracle: Trace | None) -> Judge:
+        """A judge that has no oracle yet."""
+        return self.make_judge(
+            reference=self.free_reference,
+            oracle=None,
+            free_oracle=free_oracle,
+            free_candidate=self.free_candidate,
+            reductions=Reductions(
+                self.reference.adapter.parameters(),
+                self.free_reference,
+                frozenset(p.reference for p in self.alignment.pairs),
+            ),
+            tolerance=self.tolerance,
+            steps=self.candidate.adapter.steps,
+        )
+
+    @cached_property
+    def free_oracle(self) -> Trace | None:
+        """The reference's forward pass in float64, on its own values; made when it is first asked
+        for."""
+        if self.free_float64 is not None:
+            return self.free_float64()
+        return oracle(replace(self.reference, cotangents=None))
 
     @cached_property
     def whole_oracle(self) -> Trace | None:
@@ -285,20 +347,9 @@ def judge_all(evidence: Evidence, free_oracle: Trace | None, *, backward: bool) 
         items += gradients
         missing += more
     items += buffer_items(e.match, e.free_reference, e.forced)
-    judge = e.make_judge(
-        reference=e.free_reference,
-        oracle=None,
-        free_oracle=free_oracle,
-        free_candidate=e.free_candidate,
-        reductions=Reductions(
-            e.reference.adapter.parameters(),
-            e.free_reference,
-            frozenset(p.reference for p in e.alignment.pairs),
-        ),
-        tolerance=e.tolerance,
-        steps=e.candidate.adapter.steps,
-    )
-    results = judged(e, judge, items)
+    judge = e.new_judge(free_oracle if e.free_bounds is None else None)
+    results = judged(e, judge, of_part(items, e.free_reference, e.part))
+    require_cleared(e, results)
     settle(e, judge, results)
     _complete_free_ratios(e, judge, results)
     return Judged(results, missing, judge)

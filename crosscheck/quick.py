@@ -26,11 +26,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from crosscheck.adapters.base import Adapter
 from crosscheck.alignment import Alignment
-from crosscheck.arrays import is_float
 from crosscheck.assemble import (
     adapter_notes,
     backward_missing,
@@ -38,11 +35,10 @@ from crosscheck.assemble import (
     environment_of,
     side_of,
 )
-from crosscheck.compare import Difference, compare
-from crosscheck.comparisons import Item, buffer_items, gradient_items, site_items, value_of
+from crosscheck.compare import Difference
+from crosscheck.comparisons import Item, buffer_items, gradient_items, site_items
 from crosscheck.details import weight_map
 from crosscheck.free import FreeRuns, aligner_of
-from crosscheck.judging import exact, in_reference_layout, site_result, without_fill
 from crosscheck.losses.judging import judge_loss
 from crosscheck.losses.stage import LossStage
 from crosscheck.noise import (
@@ -53,7 +49,6 @@ from crosscheck.noise import (
     underflow,
     unit_roundoff,
     verdict_of,
-    within,
 )
 from crosscheck.pipeline import Evidence
 from crosscheck.precision import dtype_notes
@@ -61,9 +56,8 @@ from crosscheck.quantised import SHARE, Steps
 from crosscheck.reductions import Reductions
 from crosscheck.request import Request
 from crosscheck.results import PHASES, Details, Report, SiteResult, worst
-from crosscheck.trace import Trace
+from crosscheck.streamed import Looked, look
 from crosscheck.traces.stages import unrecorded
-from crosscheck.weights import Match
 
 __all__ = ["MISSED", "QuickJudge", "escalation", "judge_free_runs", "look_quickly"]
 
@@ -80,10 +74,9 @@ MISSED = (
 
 def judge_free_runs(
     alignment: Alignment,
-    match: Match,
-    reference: Trace,
-    candidate: Trace,
+    runs: FreeRuns,
     judge: QuickJudge,
+    tolerance: Tolerance | None,
     *,
     backward: bool,
 ) -> tuple[list[SiteResult], list[str]]:
@@ -92,6 +85,7 @@ def judge_free_runs(
     Returns:
         (results, lines on what could not be compared); nothing behind the first that is not clear.
     """
+    match, reference, candidate = runs.match, runs.reference.free, runs.free
     items, missing = site_items(alignment, reference, candidate, backward=backward)
     items = [item for item in items if item.kind != "input_cotangent"]
     if backward:
@@ -99,9 +93,11 @@ def judge_free_runs(
         items += gradients
         missing += more
     items += buffer_items(match, reference, candidate)
+    known = {} if runs.streamed is None else runs.streamed.looked
+    others = look((i for i in items if i not in known), reference, candidate, tolerance)
     results: list[SiteResult] = []
     for item in items:
-        results.append(judge.judge(item, candidate))
+        results.append(judge.judge(known[item] if item in known else next(others)))
         if results[-1].verdict != "agree":
             break
     return results, [*missing, MISSED]
@@ -112,50 +108,40 @@ class QuickJudge:
     """Judges the items of two free runs one after the other; remembers what was inherited.
 
     Attributes:
-        reference: its free run.
         steps: of a quantised candidate.
         inherited: e, in the 2-norm and in the maximum norm.
         added: A².
     """
 
-    reference: Trace
     reductions: Reductions
-    tolerance: Tolerance | None = None
     steps: Steps | None = None
     inherited: tuple[float, float] = (0.0, 0.0)
     added: float = 0.0
 
-    def judge(self, item: Item, candidate: Trace) -> SiteResult:
+    def judge(self, looked: Looked) -> SiteResult:
         """Judge one item; to be called in the order of execution."""
-        reference = value_of(item, self.reference, side="reference")
-        assert reference is not None, item
-        raw = value_of(item, candidate, side="candidate")
-        value = in_reference_layout(item, raw, reference)
-        judgement = None if value is None else self._judgement(item, value, reference)
-        result = site_result(item, reference, raw, value, judgement)
+        result, judgement = looked.result, looked.judgement
+        if looked.found is not None:
+            judgement = self._against(looked.item, looked.found, self._floor(looked))
+        if judgement is not None:
+            result = replace(result, **vars(judgement))
         return replace(result, free_ratio=result.ratio)
 
-    def _judgement(self, item: Item, value: np.ndarray, reference: np.ndarray) -> Judgement:
-        if not (is_float(value) and is_float(reference)):
-            return exact(value, reference)
-        if self.tolerance is not None:
-            return within(self.tolerance, value, reference)
-        value, reference, _ = without_fill(value, reference, reference)
-        found = compare(value, reference)
+    def _floor(self, looked: Looked) -> Floor:
+        item = looked.item
         step = 0.0 if self.steps is None else self.steps.held.get(item.candidate_key, 0.0)
-        floor = Floor(
-            unit=unit_roundoff(value.dtype, reference.dtype),
-            reduction=self._terms(item, reference),
+        return Floor(
+            unit=unit_roundoff(*looked.dtypes),
+            reduction=self._terms(item, looked.shape),
             scale=self.reductions.scale(item),
-            tiny=max(SHARE * step, underflow(value.dtype), underflow(reference.dtype)),
+            tiny=max(SHARE * step, *map(underflow, looked.dtypes)),
         )
-        return self._against(item, found, floor)
 
-    def _terms(self, item: Item, reference: np.ndarray) -> float:
+    def _terms(self, item: Item, shape: tuple[int, ...]) -> float:
         """Terms summed into an element. What layers do is known; the code between them, through
         which inputs and cotangents have come, is taken for a sum over the longest axis."""
         known = self.reductions.length(item)
-        return max(known, *reference.shape) if item.kind in _BETWEEN and reference.ndim else known
+        return max(known, *shape) if item.kind in _BETWEEN and shape else known
 
     def _against(self, item: Item, found: Difference, floor: Floor) -> Judgement:
         scale = max(found.truth_l2, floor.scale)
@@ -196,14 +182,15 @@ def look_quickly(
     """
     truth, candidate = runs.reference.free, runs.free
     request.say("align, and judge the free runs")
-    alignment = aligner_of(runs, request).alignment()
+    streamed = runs.streamed
+    alignment = None if streamed is None else streamed.alignment
+    if alignment is None:
+        alignment = aligner_of(runs, request).alignment()
     reductions = Reductions(
         sides[0].parameters(), truth, frozenset(p.reference for p in alignment.pairs)
     )
-    judge = QuickJudge(truth, reductions, request.tolerance, sides[1].steps)
-    found, missing = judge_free_runs(
-        alignment, runs.match, truth, candidate, judge, backward=backward
-    )
+    judge = QuickJudge(reductions, sides[1].steps)
+    found, missing = judge_free_runs(alignment, runs, judge, request.tolerance, backward=backward)
     loss_judge, losses, more = judge_loss(
         loss, alignment, truth, candidate, None, tolerance=request.tolerance, backward=backward
     )

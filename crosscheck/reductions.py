@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
-
 from crosscheck.adapters.base import Parameter
+from crosscheck.compare import root_mean_square
 from crosscheck.comparisons import Item
+from crosscheck.observers import Key
 from crosscheck.trace import Trace, owner
 
 __all__ = ["Reductions"]
@@ -38,6 +38,7 @@ class Reductions:
     aligned: frozenset[str]
     _owned: dict[str, list[Parameter]] = field(default_factory=dict)
     _named: dict[str, Parameter] = field(default_factory=dict)
+    _sizes: dict[Key, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._named = {p.name: p for p in self.parameters}
@@ -78,14 +79,20 @@ class Reductions:
         if item.phase != "parameter_gradient":
             return 0.0
         parameter = self._named[item.reference]
-        dy = self.trace.values.get(("cotangent", parameter.layer))
-        if dy is None or parameter.kind == "embedding":
+        dy: Key = ("cotangent", parameter.layer)
+        if dy not in self.trace.values or parameter.kind == "embedding":
             return 0.0
-        x = self.trace.values.get(("input", parameter.layer))
+        x: Key = ("input", parameter.layer)
         dense = parameter.role == "weight" and parameter.kind in ("dense", "conv")
-        rms_x = _rms(x) if dense and x is not None else 1.0
+        rms_x = self._rms(x) if dense and x in self.trace.values else 1.0
         n = self._gradient_length(item.reference)
-        return math.sqrt(parameter.value.size * n) * _rms(dy) * rms_x
+        return math.sqrt(parameter.value.size * n) * self._rms(dy) * rms_x
+
+    def _rms(self, key: Key) -> float:
+        """Root mean square of a value of the run."""
+        if key not in self._sizes:
+            self._sizes[key] = root_mean_square(self.trace.values[key])
+        return self._sizes[key]
 
     @cached_property
     def _largest(self) -> int:
@@ -150,9 +157,3 @@ def _product(parameter: Parameter, chosen) -> int:  # type: ignore[no-untyped-de
     return math.prod(
         n for n, axis in zip(parameter.value.shape, parameter.axes, strict=True) if chosen(axis)
     )
-
-
-def _rms(value: np.ndarray) -> float:
-    flat = value.reshape(-1).astype(np.float64)
-    finite = flat[np.isfinite(flat)]
-    return float(np.sqrt(np.mean(finite * finite))) if finite.size else 0.0

@@ -12,9 +12,7 @@ further from the truth than before. Then the pair is taken back.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import InitVar, dataclass, field
 
 import numpy as np
@@ -22,18 +20,20 @@ import numpy as np
 from crosscheck.alignment import Alignment, Edge, SitePair
 from crosscheck.arrays import is_float
 from crosscheck.assignment import best_monotone
-from crosscheck.fingerprints import (
-    SAME_VALUE,
-    PreparedTrace,
-    fingerprint,
-    looks_like,
-    repeating,
-    size_and_kind,
-)
-from crosscheck.layout import Layout, relative_error
+from crosscheck.fingerprints import SAME_VALUE, repeating
+from crosscheck.layout import Layout
 from crosscheck.names import similarity
 from crosscheck.noise import unit_roundoff
-from crosscheck.pairing import Pairing, far
+from crosscheck.pairing import Pairing
+from crosscheck.stretches import (
+    Anchors,
+    calls_of_both,
+    is_glue_of,
+    lies_in,
+    runs_after,
+    stretch,
+    until_the_next,
+)
 from crosscheck.taps import Kind
 from crosscheck.trace import Trace, owner
 
@@ -51,8 +51,6 @@ MOST_RETRACTED = 4
 """Guesses about such faded differences that may fail before no more are made."""
 WINDOW = 200
 """Most sites of a stretch that are paired by order: only the earliest pair is taken at a time."""
-
-Anchors = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class Refiner:
 
     def __post_init__(self, anchors: Anchors) -> None:
         self._transferred = tuple(anchors)
-        self.anchored = dict.fromkeys(_calls_of_both(self.pairing, anchors))
+        self.anchored = dict.fromkeys(calls_of_both(self.pairing, anchors))
         self.owners = {r for r, _ in self.anchored}
         self.heirs = {c for _, c in self.anchored}
 
@@ -121,8 +119,8 @@ class Refiner:
         for kind, pair, edge in self._differences(alignment, trace, faded=faded):
             if edge is not None and self._pair_producers(edge, trace):
                 return 1
-            inside_r = _stretch(p.reference, kind, pair.reference, p.pairs, free_r)
-            inside_c = _stretch(p.candidate, kind, pair.candidate, p.taken, free_c)
+            inside_r = stretch(p.reference, kind, pair.reference, p.pairs, free_r)
+            inside_c = stretch(p.candidate, kind, pair.candidate, p.taken, free_c)
             here = [
                 (r, c)
                 for r, c in self.anchored
@@ -202,9 +200,7 @@ class Refiner:
         return min(after, key=lambda one: places[one[0], one[1]], default=None)
 
     def _error(self, kind: Kind, r: str, c: str, layout: Layout, trace: Trace) -> float:
-        value = trace.values.get((kind, c))
-        truth = self.pairing.reference.trace.values[kind, r]
-        return math.inf if value is None else relative_error(layout.to_reference(value), truth)
+        return self.pairing.distances(trace).of(kind, r, c, layout)
 
     # -- what differs --------------------------------------------------------------------------
 
@@ -212,23 +208,27 @@ class Refiner:
         self, alignment: Alignment, trace: Trace, *, faded: bool
     ) -> list[tuple[Kind, SitePair, Edge | None]]:
         """Everything matched that differs in a forced run, in the reference's order."""
+        reference, distances = self.pairing.reference, self.pairing.distances(trace)
+        matched: list[tuple[Kind, str, str, Layout | None, SitePair, Edge | None]] = [
+            ("activation", p.reference, p.candidate, p.layout, p, None) for p in alignment.pairs
+        ]
+        matched += [
+            ("input", e.reference, e.candidate, e.layout, e.pair, e) for e in alignment.edges
+        ]
+        distances.ahead(
+            (kind, r, c, layout) for kind, r, c, layout, _, _ in matched if layout is not None
+        )
 
-        def differs(value: np.ndarray, truth: np.ndarray, layout: Layout) -> bool:
-            limit = _noticed(truth, value) if faded else SAME_VALUE
-            return far(value, truth, layout, limit)
+        def differs(kind: Kind, r: str, c: str, layout: Layout | None) -> bool:
+            if layout is None or (kind, c) not in trace.values:
+                return True
+            values = reference.trace.values[kind, r], trace.values[kind, c]
+            limit = _noticed(*values) if faded else SAME_VALUE
+            return not distances.of(kind, r, c, layout) <= limit  # NaN differs
 
-        found: list[tuple[int, Kind, SitePair, Edge | None]] = []
-        reference, places = self.pairing.reference, self.pairing.reference.place
-        for pair in alignment.pairs:
-            value = trace.values.get(("activation", pair.candidate))
-            truth = reference.value(pair.reference)
-            if value is None or pair.layout is None or differs(value, truth, pair.layout):
-                found.append((places["activation", pair.reference], "activation", pair, None))
-        for edge in alignment.edges:
-            value = trace.values["input", edge.candidate]
-            if differs(value, reference.trace.values["input", edge.reference], edge.layout):
-                found.append((places["input", edge.reference], "input", edge.pair, edge))
-        return [f[1:] for f in sorted(found, key=lambda f: f[0])]
+        found = [one for one in matched if differs(*one[:4])]
+        found.sort(key=lambda one: reference.place[one[0], one[1]])
+        return [(kind, pair, edge) for kind, _, _, _, pair, edge in found]
 
     def _pair_producers(self, edge: Edge, trace: Trace) -> bool:
         """Pair the two layers that made a differing input, if neither has a partner yet."""
@@ -253,8 +253,8 @@ class Refiner:
         Where one side does in one layer what the other does in several (a linear layer and its
         activation), the parameters say where the stretch begins and the values where it ends.
         """
-        options = [(o, c) for o in _between(self.pairing.reference, r, inside_r, self.owners)]
-        options += [(r, o) for o in _between(self.pairing.candidate, c, inside_c, self.heirs)]
+        options = [(o, c) for o in until_the_next(self.pairing.reference, r, inside_r, self.owners)]
+        options += [(r, o) for o in until_the_next(self.pairing.candidate, c, inside_c, self.heirs)]
         own = self._distance(r, c, trace)
         best, pair = min(((self._distance(*o, trace), o) for o in options), default=(own, (r, c)))
         return pair if best < min(CLOSER * own, CLOSER) else (r, c)
@@ -269,11 +269,11 @@ class Refiner:
         """
         p = self.pairing
         beyond = [  # partners of what the one holds and the other does not
-            (p.candidate, b, c) if _lies_in(a, owner(r)) else (p.reference, a, r)
+            (p.candidate, b, c) if lies_in(a, owner(r)) else (p.reference, a, r)
             for a, b in self._transferred
-            if _lies_in(a, owner(r)) != _lies_in(b, owner(c))
+            if lies_in(a, owner(r)) != lies_in(b, owner(c))
         ]
-        if any(_runs_after(side, layer, site) for side, layer, site in beyond):
+        if any(runs_after(side, layer, site) for side, layer, site in beyond):
             return True
         if p.layout(r, c) is not None:
             return False
@@ -290,7 +290,7 @@ class Refiner:
         theirs = trace.values.get(("activation", c))
         if theirs is None or self._distance(r, c, trace) <= SAME_VALUE:
             return False
-        found = _is_glue_of(self.pairing.reference.trace, r, theirs) or _is_glue_of(trace, c, ours)
+        found = is_glue_of(self.pairing.reference.trace, r, theirs) or is_glue_of(trace, c, ours)
         if found:
             self.pairing.refused.add((r, c))
         return found
@@ -334,83 +334,3 @@ def _noticed(*values: np.ndarray) -> float:
     """The relative error from which on two values are not the same up to rounding."""
     floats = [value.dtype for value in values if is_float(value)]
     return min(NOTICED * unit_roundoff(*floats), SAME_VALUE) if floats else SAME_VALUE
-
-
-def _is_glue_of(trace: Trace, site: str, value: np.ndarray) -> bool:
-    """Whether ``value`` goes, in whatever layout, into the next layer after ``site`` whose input no
-    site has produced, and is not only the site's own value in another layout (heads apart)."""
-    own = fingerprint(trace.values["activation", site])
-    keys = iter(trace.values)
-    for key in keys:
-        if key == ("activation", site):
-            break
-    for kind, slot in keys:
-        if kind == "input" and slot not in trace.info.sources:
-            made = trace.values[kind, slot]
-            if size_and_kind(made) != size_and_kind(value):
-                return False
-            print_of_made = fingerprint(made)[None]
-            if looks_like(print_of_made, own).all():
-                return False
-            return bool(looks_like(print_of_made, fingerprint(value)).all())
-    return False
-
-
-def _calls_of_both(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str]]:
-    for r_layer, c_layer in anchors:
-        for call in _calls(pairing.reference, r_layer):
-            twin = c_layer + call[len(r_layer) :]
-            if twin in pairing.candidate.order:
-                yield call, twin
-
-
-def _lies_in(layer: str, container: str) -> bool:
-    """Whether a layer's path, of whatever framework, lies below a container's."""
-    return layer.startswith((f"{container}.", f"{container}/"))
-
-
-def _runs_after(side: PreparedTrace, layer: str, site: str) -> bool:
-    """Whether a layer returns later than ``site``, in the same round of calls (``#2``)."""
-    call = layer + site[len(owner(site)) :]
-    return side.order.get(call, -1) > side.order[site]
-
-
-def _between(side: PreparedTrace, site: str, inside: set[str], others: set[str]) -> list[str]:
-    """The sites of a stretch behind ``site``, up to the next anchored one."""
-    behind = sorted(
-        (s for s in inside if side.order[s] > side.order[site]), key=side.order.__getitem__
-    )
-    return list(itertools.takewhile(lambda s: s not in others, behind))
-
-
-def _calls(side: PreparedTrace, layer: str) -> list[str]:
-    """The sites of all calls of a layer: ``fc``, ``fc#2``, ..."""
-    found = []
-    count, site = 1, layer
-    while site in side.order:
-        found.append(site)
-        count += 1
-        site = f"{layer}#{count}"
-    return found
-
-
-def _stretch(
-    side: PreparedTrace, kind: Kind, site: str, taken: Iterable[str], free: Sequence[str]
-) -> set[str]:
-    """Free sites that may lie behind a difference at ``site``.
-
-    Those that ran after the last matched site before it; of a container's output, also all
-    that the container called; if there is none, its elder siblings and what they called.
-    """
-    here = side.order[site]
-    earlier = [s for s in free if side.order[s] < here]
-    outputs = side.trace.info.outputs  # all are shown at the end: they bound no stretch
-    places = [side.order[s] for s in taken if s in side.order and s not in outputs]
-    last = max((place for place in places if place < here), default=-1)
-    inside = {s for s in earlier if side.order[s] > last}
-    if kind == "activation":
-        inside |= {s for s in earlier if site in side.ancestors(s)}
-    if not inside:
-        parent = side.trace.info.parents.get(owner(site))
-        inside = {s for s in earlier if parent in side.ancestors(s)}
-    return inside

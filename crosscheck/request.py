@@ -48,6 +48,7 @@ class Request:
     zoom: bool = False
     effort: str = "thorough"
     max_memory: int | str | None = None
+    part: tuple[int, int] | None = None
     name: str = ""
     say: Callable[[str], None] = _silent
 
@@ -67,6 +68,7 @@ class Request:
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise InvalidArgument(f"seed={seed!r}: must be an integer ≥ 0")
         self._check_steps()
+        self._check_part()
         if not isinstance(self.sites, Mapping):
             raise InvalidArgument(
                 f"sites={self.sites!r}: must be {{reference site: candidate site}}"
@@ -82,6 +84,26 @@ class Request:
         for name in ("gradients", "train", "explain", "zoom"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise InvalidArgument(f"{name}={getattr(self, name)!r}: must be True or False")
+
+    def _check_part(self) -> None:
+        part = self.part
+        if part is None:
+            return
+        numbers = isinstance(part, Sequence) and [type(n) for n in part] == [int, int]
+        if not numbers or not 1 <= part[0] <= part[1]:
+            raise InvalidArgument(
+                f"part={part!r}: give the number of a part, from 1, and how many there are: (2, 4)"
+            )
+        given = {
+            'effort="quick"': self.effort == "quick",
+            "tolerance=": self.tolerance is not None,
+            "optimizer=": self.optimizer is not None,
+            "zoom=": self.zoom,
+        }
+        for name in (name for name, is_given in given.items() if is_given):
+            raise InvalidArgument(
+                f"part={part!r}: a check with {name} cannot be split; leave one out"
+            )
 
     def _check_steps(self) -> None:
         steps = self.steps

@@ -98,5 +98,12 @@ class Runner:
             chain(recorder, *observers), float64=float64, overrides=overrides, passive=passive
         )
         if info.overwritten:  # the adapter knows it from now on, and gives copies of that
-            return self.record(*observers, float64=float64, overrides=overrides, passive=passive)
+            recorder.restart()
+            return self.record(
+                *observers,
+                float64=float64,
+                overrides=overrides,
+                recorder=recorder,
+                passive=passive,
+            )
         return Trace(values=recorder.values, info=spilled(info), framework=self.adapter.framework)

@@ -32,11 +32,9 @@ from crosscheck.losses.judging import judge_loss
 from crosscheck.losses.stage import loss_stage
 from crosscheck.pipeline import (
     Evidence,
-    align,
+    force,
     judge_all,
-    oracle,
     verify_weights,
-    with_vjps,
 )
 from crosscheck.precision import dtype_notes
 from crosscheck.quick import escalation, look_quickly
@@ -118,16 +116,35 @@ def run_once(sides: Sides, inputs: Any, request: Request, *, match: Match | None
             return Outcome(*quick)
         notes = [escalation(quick[0])]
         request.say(notes[0])
-    runs = replace(runs, reference=replace(truth, free=with_vjps(truth.runner, truth.free)))
-    truth = runs.reference
+    truth = truth.with_vjps()
+    runs = replace(runs, reference=truth)
 
     request.say("align, and force the candidate onto the reference's values")
+    aligner = aligner_of(runs, request)
+    draft = Evidence(
+        truth.runner,
+        second,
+        aligner.alignment(),
+        truth.free,
+        free_candidate,
+        free_candidate,
+        match,
+        request.tolerance,
+        seed,
+        make_judge=judge_of(sides[0]),
+        free_float64=truth.in_float64,
+        part=request.part,
+        keeps_gradients=request.optimizer is not None,
+    )
     with telling_what_agreed(runs):
-        alignment, forced = align(aligner_of(runs, request), truth.free, free_candidate, second)
-    request.say("the float64 oracle, free")
-    free_oracle = oracle(replace(truth.runner, cotangents=None))
+        evidence = force(draft, aligner, backward=backward)
+    alignment, forced = evidence.alignment, evidence.forced
+    free_oracle = None
+    if evidence.free_bounds is None or loss is not None:
+        request.say("the float64 oracle, free")
+        free_oracle = evidence.free_oracle
 
-    loss_judge, loss_results, loss_missing = judge_loss(
+    evidence.loss, loss_results, loss_missing = judge_loss(
         loss,
         alignment,
         truth.free,
@@ -138,19 +155,6 @@ def run_once(sides: Sides, inputs: Any, request: Request, *, match: Match | None
     )
 
     request.say(f"compare and judge {len(alignment.pairs)} sites against the float64 oracle")
-    evidence = Evidence(
-        truth.runner,
-        second,
-        alignment,
-        truth.free,
-        free_candidate,
-        forced,
-        match,
-        request.tolerance,
-        seed,
-        make_judge=judge_of(sides[0]),
-        loss=loss_judge,
-    )
     judged = judge_all(evidence, free_oracle, backward=backward)
 
     severed = Severed(truth.free, forced, judged.results)
@@ -176,7 +180,10 @@ def run_once(sides: Sides, inputs: Any, request: Request, *, match: Match | None
         seed=seed,
         reference=side_of(sides[0]),
         candidate=side_of(sides[1]),
-        environment=environment_of(sides, request.tolerance, "thorough"),
+        environment={
+            **environment_of(sides, request.tolerance, "thorough"),
+            **({} if request.part is None else {"part": list(request.part)}),
+        },
         coverage=coverage_of(alignment, match, request, missing),
         divergences=divergences,
         sites=tuple(results),

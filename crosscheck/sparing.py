@@ -14,13 +14,18 @@ leave one out. If anything then does not agree, everything is judged by the whol
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from crosscheck.adapters.base import Parameter
 from crosscheck.comparisons import Item
 from crosscheck.judging import NO_ORACLE, Judge
+from crosscheck.memory import new_values
+from crosscheck.memory.heap import trim_heap
 from crosscheck.noise import AGREE
 from crosscheck.observers import Key
 from crosscheck.oracle import oracle
@@ -38,25 +43,91 @@ CERTAIN = 0.5 * AGREE
 COARSEST = 2.0**-8
 """Above this unit roundoff, S is not known well enough without the oracle."""
 
+PARTS, LARGE = 4, 1 << 25
+"""The oracle runs in so many parts from so many elements of all activations on."""
+
 Results = dict[Item, SiteResult]
 
 
 def judged(e: Evidence, judge: Judge, items: list[Item]) -> Results:
     """Judge ``items`` of the forced run; ``judge`` comes without an oracle and may get one."""
-    near = judge.judge_many(items, e.forced)
-    if e.tolerance is not None or judge.free_oracle is None:  # the reference has no float64
-        return near
-    open_ = [item for item, result in near.items() if not _is_certain(result)]
-    results = {item: _bounded(result) for item, result in near.items()}
-    forced = e.alignment.forced_on_reference(e.free_reference)
+    known = {item: e.near[item] for item in items if item in e.near}
+    rest = judge.judge_many([item for item in items if item not in known], e.forced)
+    near = {item: known[item] if item in known else rest[item] for item in items}
+    if e.tolerance is not None or (judge.free_oracle is None and e.free_bounds is None):
+        return near  # the reference has no float64
+    open_ = [item for item, result in near.items() if not is_certain(result)]
+    results = {item: bounded(result) for item, result in near.items()}
     if open_:
-        judge.oracle = oracle(e.reference, forced, needless=_spared(e, open_, forced))
+        judge.oracle = _partial_oracle(e, open_)
         if judge.oracle is not None:
             results |= judge.judge_many(open_, e.forced)
         if judge.oracle is None or any(_is_doubtful(i, results[i], judge) for i in open_):
-            judge.oracle = e.whole_oracle
+            judge.oracle, judge.free_oracle = e.whole_oracle, e.free_oracle
             return near if judge.oracle is None else judge.judge_many(items, e.forced)
-    return results
+    ratios = _free_ratios(e, judge, known)
+    return {
+        item: r.but(free_ratio=ratios[item]) if item in ratios else r for item, r in results.items()
+    }
+
+
+def _partial_oracle(e: Evidence, wanted: list[Item]) -> Trace | None:
+    """The oracle with the values of these items and no others.
+
+    What is forced at both ends hangs on nothing else: the parts of a large model are computed one
+    after the other, each in a run of its own that leaves out the others.
+    """
+    forced = e.alignment.forced_on_reference(e.free_reference)
+    values = new_values()
+    gradients: dict[str, np.ndarray] = {}
+    trace = None
+    for part in _parts(e, wanted):
+        backward = any(item.phase in ("backward", "parameter_gradient") for item in part)
+        runner = e.reference if backward else replace(e.reference, cotangents=None)
+        keys = frozenset(key for item in part for key in item.reference_keys)
+        trim_heap()
+        trace = oracle(runner, forced, needless=_spared(e, part, forced), wanted=keys)
+        if trace is None:
+            return None
+        values.update(trace.values)
+        names = set(_parameters_of(part)) & set(trace.info.parameter_gradients)
+        gradients |= {name: trace.info.parameter_gradients[name] for name in names}
+    assert trace is not None
+    return replace(trace, values=values, info=replace(trace.info, parameter_gradients=gradients))
+
+
+def _parts(e: Evidence, items: list[Item]) -> list[list[Item]]:
+    """The items by the outermost calls that they lie in, those of as many calls in each part."""
+    adapter = e.reference.adapter
+    shapes = e.free_reference.shapes().values()
+    large = sum(map(math.prod, shapes)) >= LARGE
+    if e.reference.train or not adapter.capabilities.leaves_out or not large:
+        return [items]
+    parents = e.free_reference.info.parents
+    calls: dict[str, list[Item]] = {}
+    for item in items:
+        call = owner(item.reference)
+        while parents.get(parents.get(call, "")) is not None:
+            call = parents[call]
+        calls.setdefault(call, []).append(item)
+    count = -(-len(calls) // PARTS)
+    groups = list(calls.values())
+    return [
+        [item for group in groups[i : i + count] for item in group]
+        for i in range(0, len(groups), count)
+    ]
+
+
+def _free_ratios(
+    e: Evidence, judge: Judge, known: Mapping[Item, SiteResult]
+) -> Mapping[Item, float | None]:
+    """The free ratios of what was judged while the candidate ran: bounds, or measured now."""
+    if e.free_bounds is not None or judge.free_oracle is None:
+        return e.free_bounds or {}
+    freely = replace(judge, oracle=judge.free_oracle, free_oracle=None)
+    items = [item for item in known if item.phase == "forward"]
+    found = freely.judge_many(items, e.free_candidate)
+    return {item: r.ratio for item, r in found.items() if r.noise_floor > 0.0}
 
 
 def _is_doubtful(item: Item, result: SiteResult, judge: Judge) -> bool:
@@ -74,16 +145,16 @@ def _spared(e: Evidence, items: list[Item], forced: Mapping[Key, object]) -> fro
     return needless(e.free_reference, items, forced, adapter.parameters())
 
 
-def _is_certain(result: SiteResult) -> bool:
+def is_certain(result: SiteResult) -> bool:
     unit = coarser_unit(result.dtype, result.candidate_dtype or result.dtype)
     return result.ratio == 0.0 or (unit <= COARSEST and 1.0 + result.ratio <= CERTAIN)
 
 
-def _bounded(result: SiteResult) -> SiteResult:
+def bounded(result: SiteResult) -> SiteResult:
     """With the bound as its ratio."""
     notes = tuple(note for note in result.notes if note != NO_ORACLE)
     exact = result.noise_floor == 0.0  # integers and flags
-    return replace(result, ratio=result.ratio if exact else 1.0 + result.ratio, notes=notes)
+    return result.but(ratio=result.ratio if exact else 1.0 + result.ratio, notes=notes)
 
 
 def needless(
@@ -102,8 +173,10 @@ def needless(
     running: set[str] = set()
     for item in wanted:
         for _, site in item.reference_keys if item.phase in ("forward", "backward") else ():
-            # What goes into a call was made by the code in front of it, in the call around it.
-            call = parents.get(owner(site)) if item.kind == "input" else owner(site)
+            # What goes into a call was made by the code in front of it, in the call around it;
+            # the cotangent at its output by the code behind it.
+            around = item.kind in ("input", "cotangent")
+            call = parents.get(owner(site)) if around else owner(site)
             while call is not None and call not in running:
                 running.add(call)
                 call = parents.get(call)
@@ -127,14 +200,16 @@ def needless(
 
 def _layers_of(wanted: Iterable[Item], parameters: Iterable[Parameter]) -> set[str]:
     """Paths of the layers that use a wanted parameter."""
-    names = {
-        name
-        for item in wanted
-        if item.kind == "parameter"
-        for name in (item.pullback.references if item.pullback else (item.reference,))
-    }
+    names = set(_parameters_of(wanted))
     owners = [one for p in parameters if p.name in names for one in (p, *p.also)]
     return {one.layer for one in owners}
+
+
+def _parameters_of(wanted: Iterable[Item]) -> Iterator[str]:
+    """Names of the reference's parameters whose gradients are wanted."""
+    for item in wanted:
+        if item.kind == "parameter":
+            yield from item.pullback.references if item.pullback else (item.reference,)
 
 
 def _holds(call: str, layers: set[str]) -> bool:

@@ -50,20 +50,26 @@ def replace_leaves(value: Any, is_leaf: IsLeaf, function: Callable[[str, Any], A
     """
     first = True
 
-    def visit(node: Any, path: str) -> Any:
+    def replaced(path: str, leaf: Any) -> Any:
         nonlocal first
-        if is_leaf(node):
-            suffix, first = ("", False) if first else (path, False)
-            return function(suffix, node)
-        children = _children(node)
-        if not children:
-            return node
-        new = [visit(item, f"{path}:{name}") for name, item in children]
-        if all(a is b for a, (_, b) in zip(new, children, strict=True)):
-            return node
-        return _rebuild(node, new)
+        suffix, first = ("", False) if first else (path, False)
+        return function(suffix, leaf)
 
-    return visit(value, "")
+    return _replaced(value, is_leaf, replaced, "")
+
+
+def _replaced(node: Any, is_leaf: IsLeaf, function: Callable[[str, Any], Any], path: str) -> Any:
+    # Not within `replace_leaves`: a function that calls itself there is a cycle, and would keep the
+    # arrays in memory until it is collected.
+    if is_leaf(node):
+        return function(path, node)
+    children = _children(node)
+    if not children:
+        return node
+    new = [_replaced(item, is_leaf, function, f"{path}:{name}") for name, item in children]
+    if all(a is b for a, (_, b) in zip(new, children, strict=True)):
+        return node
+    return _rebuild(node, new)
 
 
 def _rebuild(node: Any, items: list[Any]) -> Any:

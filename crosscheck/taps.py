@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, TypeVar
@@ -164,6 +164,9 @@ class Session:
         """The framework cannot show the cotangent at this place after all."""
         self._awaiting.pop((COTANGENT_OF[kind], site), None)
         self.unobservable.add((COTANGENT_OF[kind], site))
+
+    def let_go(self, keys: Collection[tuple[Kind, str]]) -> None:
+        """The observer has dropped what it was shown under ``keys``."""
 
     def flush(self) -> None:
         """Report every cotangent that never arrived as the zero that it is."""

@@ -9,8 +9,10 @@ runs and checks take turns, and the best of N counts. Time is wall time and, sin
 may be running, CPU time of all threads. Memory is the high-water mark of the process (imports,
 both models, everything). "trace" is the size of what one run of the reference shows.
 
-With ``--against polygraphy`` (pip install polygraphy), both tools compare every value of one ONNX
-file under ONNX Runtime with and without graph optimisation, whole process against whole process.
+With ``--against polygraphy`` (pip install polygraphy), both tools compare one ONNX file under ONNX
+Runtime, whole process against whole process: crosscheck the values between all layers, unoptimised
+against optimised, at either effort and else by default; Polygraphy every value of two equal
+sessions. Cases are those of `ENCODERS`.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from scripts.bench_models import CASES, MEDIUM, Case, made, reference
+from scripts.bench_models import CASES, LARGE, MEDIUM, Case, Sizes, made, reference
 
 Row = dict[str, Any]
 
@@ -42,7 +45,7 @@ def main() -> None:
         print(json.dumps(_measured(options.cases[0], options.child)))
         return
     if options.against:
-        table = _against_polygraphy(options.repeat)
+        table = "\n\n".join(_against_polygraphy(name, options) for name in options.cases)
     else:
         jobs = ["bare", *options.effort, "trace"]
         table = _table([_case(name, jobs, options) for name in options.cases], options.effort)
@@ -61,10 +64,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.cases = options.cases or list(CASES)
-    unknown = set(options.cases) - set(CASES)
+    known = list(ENCODERS if options.against else CASES)
+    options.cases = options.cases or known[: 2 if options.against else None]
+    unknown = set(options.cases) - set(known)
     if unknown:
-        parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+        parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     return options
 
 
@@ -243,59 +247,79 @@ def _mib(count: float) -> str:
 
 # -- against Polygraphy ----------------------------------------------------------------------------
 
+ENCODERS = {
+    "medium": ("8 layers, width 384, 4 x 128 tokens", MEDIUM),
+    "twelve": ("12 layers, width 384, 512 tokens", Sizes(384, 12, 12, 8192, 1, 512)),
+    "large": ("12 layers, width 768, 4 x 128 tokens", LARGE),
+}
 _CHECK = """
 import crosscheck
 a, b = (crosscheck.adapt({path!r}, optimization=level) for level in ("none", "all"))
-report = crosscheck.check(a, b, {{"ids": "int64[{batch},{length}] 0..{words}"}})
-assert report.verdict == "agree", report
+inputs = {{"ids": "int64[{s.batch},{s.length}] 0..{s.words}"}}
+report = crosscheck.check(a, b, inputs, effort={effort!r})
+assert report.verdict == "agree" and report.environment["effort"] == {effort!r}, report
 """
-
-
 _POLYGRAPHY = "import sys; from polygraphy.tools import main; sys.exit(main())"
 
 
-def _against_polygraphy(repeat: int) -> str:
+@dataclass(frozen=True)
+class _Cost:
+    """Of a process, from its start to its end: seconds, seconds of all its threads, bytes."""
+
+    wall: float
+    cpu: float
+    peak: int
+
+
+def _against_polygraphy(name: str, options: argparse.Namespace) -> str:
     """Both tools, end to end, on one file."""
+    what, sizes = ENCODERS[name]
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "encoder.onnx")
-        _export(path)
-        program = _CHECK.format(
-            path=path, batch=MEDIUM.batch, length=MEDIUM.length, words=MEDIUM.words
-        )
+        _export(sizes, path)
         commands = {
-            "crosscheck": [sys.executable, "-c", program],
-            "Polygraphy": [
-                *(sys.executable, "-c", _POLYGRAPHY, "run", path, "--onnxrt", "--onnxrt"),
-                *("--onnx-outputs", "mark", "all", "--val-range", f"[0,{MEDIUM.words - 1}]"),
-                *("--atol", "1e-3", "--rtol", "1e-3"),
-            ],
+            f"crosscheck, {effort}": _python(_CHECK.format(path=path, s=sizes, effort=effort))
+            for effort in options.effort
         }
-        runs: dict[str, list[tuple[float, int]]] = {name: [] for name in commands}
-        for _ in range(repeat):
-            for name, command in commands.items():
-                runs[name].append(_whole_process(command))
-    lines = ["| tool | wall | peak |", "|---|---|---|"]
-    best = {n: (min(t for t, _ in found), min(m for _, m in found)) for n, found in runs.items()}
-    lines += [f"| {n} | {t:.2f} s | {_mib(m)} |" for n, (t, m) in best.items()]
-    ours, theirs = best["crosscheck"], best["Polygraphy"]
-    lines.append(f"\nPolygraphy takes {theirs[0] / ours[0]:.1f} x the time of crosscheck and ")
-    lines[-1] += f"{theirs[1] / ours[1]:.1f} x its memory."
+        commands["Polygraphy"] = [
+            *(*_python(_POLYGRAPHY), "run", path, "--onnxrt", "--onnxrt"),
+            *("--onnx-outputs", "mark", "all", "--val-range", f"[0,{sizes.words - 1}]"),
+            *("--atol", "1e-3", "--rtol", "1e-3"),
+        ]
+        runs: dict[str, list[_Cost]] = {tool: [] for tool in commands}
+        for _ in range(options.repeat):
+            for tool, command in commands.items():
+                runs[tool].append(_whole_process(command))
+    lines = [f"| {what} | wall | CPU | peak | x wall | x CPU | x peak |", "|---" * 7 + "|"]
+    best = {tool: _least(found) for tool, found in runs.items()}
+    theirs = best["Polygraphy"]
+    for tool, own in best.items():
+        line = f"| {tool} | {own.wall:.2f} s | {own.cpu:.2f} s | {_mib(own.peak)} "
+        ratios = theirs.wall / own.wall, theirs.cpu / own.cpu, theirs.peak / own.peak
+        lines.append(line + "".join(f"| {ratio:.1f} " for ratio in ratios) + "|")
     return "\n".join(lines)
 
 
-def _export(path: str) -> None:
+def _python(program: str) -> list[str]:
+    return [sys.executable, "-c", program]
+
+
+def _least(found: Sequence[_Cost]) -> _Cost:
+    return _Cost(*(min(getattr(one, f.name) for one in found) for f in fields(_Cost)))
+
+
+def _export(sizes: Sizes, path: str) -> None:
     import torch
 
-    ids = torch.zeros(MEDIUM.batch, MEDIUM.length, dtype=torch.int64)
-    program = torch.onnx.export(reference(MEDIUM), (ids,), dynamo=True, verbose=False)
+    ids = torch.zeros(sizes.batch, sizes.length, dtype=torch.int64)
+    program = torch.onnx.export(reference(sizes), (ids,), dynamo=True, verbose=False)
     assert program is not None
     program.save(path, external_data=False)
 
 
-def _whole_process(command: Sequence[str]) -> tuple[float, int]:
-    """Wall time and high-water mark of a process from its start to its end."""
+def _whole_process(command: Sequence[str]) -> _Cost:
     root = str(Path(__file__).resolve().parent.parent)
-    clock = time.perf_counter()
+    clock, before = time.perf_counter(), os.times()
     child = subprocess.Popen(
         command,
         env={**os.environ, "PYTHONPATH": root},
@@ -308,7 +332,9 @@ def _whole_process(command: Sequence[str]) -> tuple[float, int]:
         time.sleep(0.02)
     if child.returncode:
         raise subprocess.CalledProcessError(child.returncode, command)
-    return time.perf_counter() - clock, peak
+    wall, after = time.perf_counter() - clock, os.times()
+    cpu = after.children_user + after.children_system
+    return _Cost(wall, cpu - before.children_user - before.children_system, peak)
 
 
 def _peak_of(pid: int) -> int:

@@ -160,6 +160,8 @@ def run_one(
         if defect.name not in known:
             row = {"name": defect.name, "family": family, "candidate": candidate, "set": "defect"}
             row |= {"kind": kind_of(defect), "phase": defect.phase, "mistake": defect.mistake}
+            row |= {"site": f"{defect.phase}: {defect.site}"}
+            row |= {"expected": sorted(expected_of(defect))}
             yield from _checked(row, pair, lambda d=defect: _planted(pair, d), defect)
 
 
@@ -179,6 +181,11 @@ def expected_of(defect: Any) -> set[str]:
     return SYSTEMATIC[kind] if kind in SYSTEMATIC else expected(defect)
 
 
+def has_gradients(defect: Any) -> bool:
+    """Not an altered graph: its backward pass was exported apart, and knows nothing of that."""
+    return defect is None or defect.candidate != "onnx"
+
+
 def _planted(pair: Pair, defect: Any) -> tuple[Any, Any]:
     kept: list[Any] = []
 
@@ -188,8 +195,7 @@ def _planted(pair: Pair, defect: Any) -> tuple[Any, Any]:
 
     from dataclasses import replace
 
-    # A graph's backward pass is exported apart, and knows nothing of what was done to the graph.
-    more = {"gradients": False} if defect.candidate == "onnx" else {}
+    more = {} if has_gradients(defect) else {"gradients": False}
     report = check_defect(pair, replace(defect, inject=inject), seed=1, **more)
     return report, kept[-1]
 
@@ -206,17 +212,16 @@ def _checked(row: Row, pair: Pair, check: Callable[[], Any], defect: Any) -> Ite
     row["seconds"] = time.monotonic() - begun
     marks, first = outcome(report, 1, defect), report.first_divergence
     # Of a layer that is called twice, either call may be the first to differ.
-    place = defect is not None and f"{defect.phase}: {defect.site}"
-    located = marks.located or marks.first.partition("#")[0] == place
+    located = marks.located or marks.first.partition("#")[0] == row.get("site")
     row |= {"verdict": report.verdict, "located": located, "first": marks.first}
     row |= {"ratio": min(marks.ratio, 1e300)}
     if defect is not None:
         causes = [] if first is None else first.causes
-        row["expected"] = sorted(expected_of(defect))
-        row["site"] = f"{defect.phase}: {defect.site}"
         row["causes"] = [[c.name, c.statement, c.verified] for c in causes]
     train = defect is not None and defect.train
-    values = values_by_hand(pair, row["candidate"], model, seed=1, train=train)
+    values = values_by_hand(
+        pair, row["candidate"], model, seed=1, train=train, gradients=has_gradients(defect)
+    )
     row["peers"] = {name: condemned_by(name, values) for name in PEERS}
     yield row
 

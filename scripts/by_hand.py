@@ -26,7 +26,13 @@ Values = tuple[list[tuple[np.ndarray, np.ndarray]], list[tuple[np.ndarray, np.nd
 
 
 def values_by_hand(
-    pair: Pair, candidate: str, model: Any, *, seed: int, train: bool = False
+    pair: Pair,
+    candidate: str,
+    model: Any,
+    *,
+    seed: int,
+    train: bool = False,
+    gradients: bool = True,
 ) -> Values:
     """Both models as they run by themselves, each output and gradient in the reference's layout."""
     sides = adapt(make(pair.reference)), adapt(model)
@@ -36,7 +42,7 @@ def values_by_hand(
     given = given.get(candidate) if isinstance(given, dict) else given
     if callable(given):
         theirs = make_inputs(given({k: v.copy() for k, v in inputs.items()}), seed=seed)
-    backward = all(side.capabilities.cotangents for side in sides)
+    backward = gradients and all(side.capabilities.cotangents for side in sides)
     seeded = ReferenceCotangents(seed)
     ours = Runner("reference", sides[0], inputs, seeded if backward else None, train, seed)
     reference = ours.record(recorder=Recorder(), passive=True)
@@ -55,7 +61,7 @@ def values_by_hand(
             default=value,
         )
         outputs.append((truth, near))
-    gradients = []
+    of_parameters = []
     if backward:
         for item in gradient_items(match, reference, free)[0]:
             truth, value = (
@@ -63,8 +69,8 @@ def values_by_hand(
                 for trace, side in ((reference, "reference"), (free, "candidate"))
             )
             if truth is not None and value is not None:
-                gradients.append((truth, in_reference_layout(item, value, truth)))
-    return outputs, gradients
+                of_parameters.append((truth, in_reference_layout(item, value, truth)))
+    return outputs, of_parameters
 
 
 def _numpy(**tolerances: float) -> Callable[[np.ndarray, np.ndarray], None]:

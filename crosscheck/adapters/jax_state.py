@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax._src import dtypes
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.extend.core.primitives import convert_element_type_p, remat_p
 
@@ -25,6 +26,7 @@ __all__ = ["bare_caches", "computing", "device_of", "explaining", "inlining_rema
 _KEY: Any = jax.make_user_context(None)  # type: ignore[no-untyped-call]
 _generation = 0
 _wide: ContextVar[bool] = ContextVar("crosscheck_jax_wide", default=False)
+_REINTERPRETING = {"bitcast_convert_type", "view"}  # a wider dtype would be other numbers there
 
 
 def device_of(kind: str) -> Any:
@@ -72,6 +74,7 @@ def computing(*, float64: bool, device: str = "cpu") -> Iterator[None]:
         if float64:
             stack.enter_context(jax.enable_x64(True))
             stack.enter_context(_without_narrowing())
+            stack.enter_context(_asking_for_float64())
         yield
 
 
@@ -116,12 +119,16 @@ def explaining(session: JaxSession) -> Iterator[None]:
 
 @contextmanager
 def _without_narrowing() -> Iterator[None]:
-    """Casts from float64 to less do nothing (the oracle's run)."""
+    """Casts from float64 to less do nothing (the oracle's run).
+
+    But for numbers of Python's: those are cast to the dtype of what stands next to them.
+    """
 
     def bind(bound: Callable[..., Any], operand: Any, **params: Any) -> Any:
         if (
             _wide.get()
             and getattr(operand, "dtype", None) == jnp.float64
+            and not dtypes.is_weakly_typed(operand)
             and jnp.issubdtype(params["new_dtype"], jnp.floating)
         ):
             return operand
@@ -133,6 +140,23 @@ def _without_narrowing() -> Iterator[None]:
             yield
     finally:
         _wide.reset(token)
+
+
+@contextmanager
+def _asking_for_float64() -> Iterator[None]:
+    """A floating ``dtype=`` that a model asks for is float64 (positions, the carry of a scan)."""
+    original = dtypes.check_and_canonicalize_user_dtype
+
+    def canonical(dtype: Any, fun_name: str | None = None) -> Any:
+        asked = original(dtype, fun_name)
+        widens = _wide.get() and fun_name not in _REINTERPRETING
+        return jnp.dtype("float64") if widens and jnp.issubdtype(asked, jnp.floating) else asked
+
+    dtypes.check_and_canonicalize_user_dtype = canonical
+    try:
+        yield
+    finally:
+        dtypes.check_and_canonicalize_user_dtype = original
 
 
 @contextmanager

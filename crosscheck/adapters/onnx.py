@@ -38,9 +38,11 @@ from crosscheck.adapters.onnx_options import Options, Placed, runtime
 from crosscheck.adapters.onnx_parameters import anonymous, describe, to_array
 from crosscheck.adapters.onnx_providers import CPU
 from crosscheck.adapters.onnx_quantised import dequantised, steps_of
+from crosscheck.adapters.onnx_run import GraphRun
 from crosscheck.adapters.onnx_scopes import exporter_notes
 from crosscheck.adapters.onnx_sessions import LIMIT, Sessions
 from crosscheck.adapters.onnx_structure import Structure, graph_inputs
+from crosscheck.adapters.onnx_weights import Weights, same_bits
 
 __all__ = ["OnnxAdapter", "find", "refuse"]
 
@@ -49,29 +51,28 @@ class OnnxAdapter(Placed, Adapter):
     """An ONNX model in ONNX Runtime.
 
     Args:
-        proto: the model. `load` writes into it.
+        model: it, or its parts. `load` writes into a ModelProto.
         options: how sessions are made.
         limit: bytes of weights above which a model goes through files (see `LIMIT`).
     """
 
     framework = "onnx"
-    capabilities = Capabilities(cotangents=False, float64=False, train=False, cuda=True)
+    capabilities = Capabilities(cotangents=False, float64=False, train=False, cuda=True, lends=True)
 
     def __init__(
-        self, proto: onnx.ModelProto, options: Options | None = None, *, limit: int = LIMIT
+        self,
+        model: onnx.ModelProto | Weights,
+        options: Options | None = None,
+        *,
+        limit: int = LIMIT,
     ) -> None:
         self.pin(options or Options())
         self.version = runtime().__version__
-        self.structure = Structure.of(proto.graph)
-        self._sessions = Sessions(proto, self.structure, self._options, limit)
-        self._tensors = {t.name: t for t in proto.graph.initializer}
-        elsewhere = [t.name for t in self._tensors.values() if t.data_location == t.EXTERNAL]
-        if elsewhere:
-            raise InvalidArgument(
-                f"the values of {capped(elsewhere)} are in another file, which this ModelProto was "
-                "loaded without.\n  Fix: give the path of the .onnx file, or onnx.load(path)"
-            )
-        self._arrays: dict[str, np.ndarray] = {}
+        self._given = None if isinstance(model, Weights) else model
+        self._weights = model if isinstance(model, Weights) else _parts(model)
+        self.structure = Structure.of(self._weights.proto.graph)
+        self._sessions = Sessions(self._weights, self.structure, self._options, limit)
+        self._tensors = self._weights.tensors
         self._watching: str | None = None  # what watching changes; "" for nothing
 
     @property
@@ -143,9 +144,14 @@ class OnnxAdapter(Placed, Adapter):
 
     def write(self, values: Mapping[str, np.ndarray]) -> None:
         """Replace initializers, parameters or not."""
-        for name, tensor in self._as_tensors(values).items():
-            self._tensors[name].CopyFrom(tensor)
-            self._arrays.pop(name, None)
+        made = self._as_arrays(values)
+        other = {n: array for n, array in made.items() if not same_bits(array, self._array(n))}
+        if not other:
+            return
+        self._weights.put(other)
+        for tensor in self._given.graph.initializer if self._given is not None else ():
+            if tensor.name in other:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(other[tensor.name], tensor.name))
         self._sessions.forget()
         self._watching = None
 
@@ -159,18 +165,17 @@ class OnnxAdapter(Placed, Adapter):
         return self._array(name)
 
     def _array(self, name: str) -> np.ndarray:
-        if name not in self._arrays:
-            self._arrays[name] = to_array(self._tensors[name])
-        return self._arrays[name]
+        return self._weights.array(name)
 
-    def _as_tensors(self, values: Mapping[str, np.ndarray]) -> dict[str, onnx.TensorProto]:
+    def _as_arrays(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Copies, of the types in the file."""
         made = {}
         for name, value in values.items():
             shape, array = tuple(self._tensors[name].dims), np.asarray(value)
             if array.shape != shape:
                 raise ValueError(f"{name}: shape {array.shape}, expected {shape}")
             dtype = onnx.helper.tensor_dtype_to_np_dtype(self._tensors[name].data_type)
-            made[name] = onnx.numpy_helper.from_array(np.array(array, dtype, order="C"), name)
+            made[name] = np.array(array, dtype, order="C")
         return made
 
     # -- run -----------------------------------------------------------------------------------
@@ -191,9 +196,10 @@ class OnnxAdapter(Placed, Adapter):
         self._sessions.use(self.options)
         given = check_inputs(graph_inputs(self.structure.graph), inputs)
         feeds = {graph: np.array(inputs[name], order="C") for graph, name in given.items()}
-        overridden = self._as_tensors(overrides or {})
+        overridden = self._as_arrays(overrides or {})
         self._sessions.learn_types([e.value for e in self.structure.events if e.value not in feeds])
-        run = _Run(self._sessions, self.structure, feeds, overridden)
+        changes = bool(overridden) and getattr(observer, "changes_only", False)
+        run = GraphRun(self._sessions, self.structure, feeds, overridden, changes_only=changes)
         session = OnnxSession(self.structure, given, observer, passive=passive)
         if passive:
             values = run.values({})
@@ -206,15 +212,20 @@ class OnnxAdapter(Placed, Adapter):
             outputs=tuple(e.site for e in run.events if e.call == 0),
         )
 
-    def _unwatched(self, run: _Run, watched: Mapping[Key, np.ndarray]) -> dict[Key, np.ndarray]:
+    def _unwatched(self, run: GraphRun, watched: Mapping[Key, np.ndarray]) -> dict[Key, np.ndarray]:
         """The outputs of the model as it is: showing values costs it fusions.
 
-        Compared bit for bit once for these weights; if watching changes nothing, nothing is run.
+        Compared bit for bit once for these weights; if watching changes nothing, nothing is run. Of
+        a model that is run as it is written, only a half precision that was shown may: between
+        kernels that lack it, ONNX Runtime leaves out the casts to it.
         """
+        halves = {"tensor(float16)", "tensor(bfloat16)"} & {*self._sessions.types.values()}
+        if self.options.level == "none" and not halves:
+            self._watching = ""
         if self._watching == "":
             return {}
         bare = run.bare()
-        changed = [k for k, v in bare.items() if v.tobytes() != watched[k].tobytes()]
+        changed = [k for k, v in bare.items() if not same_bits(v, watched[k])]
         self._watching = ""
         if changed:
             worst = max(_relative(watched[key], bare[key]) for key in changed)
@@ -228,66 +239,9 @@ class OnnxAdapter(Placed, Adapter):
 
 def _relative(a: np.ndarray, b: np.ndarray) -> float:
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        wide = a.astype(np.float64), b.astype(np.float64)
-        return float(np.linalg.norm(wide[0] - wide[1]) / np.linalg.norm(wide[1]))
-
-
-class _Run:
-    """One run's feeds and weights; `values` executes it with given replacements.
-
-    Attributes:
-        events: what can be shown (values of types that NumPy has), without the model's inputs.
-    """
-
-    def __init__(
-        self,
-        sessions: Sessions,
-        structure: Structure,
-        feeds: Mapping[str, np.ndarray],
-        overridden: Mapping[str, onnx.TensorProto],
-    ) -> None:
-        self.sessions, self.structure = sessions, structure
-        self.feeds, self.overridden = feeds, overridden
-        self.events = [e for e in structure.events if self._type(e.value) is not None]
-
-    @cached_property
-    def keys(self) -> dict[Key, str]:
-        """Everything that can be shown and replaced -> the value in the graph, in order."""
-        inputs: dict[Key, str] = {("activation", input_site(name)): name for name in self.feeds}
-        return inputs | {event.key: event.value for event in self.events}
-
-    def _type(self, value: str) -> np.dtype | None:
-        if value in self.feeds:
-            return self.feeds[value].dtype
-        return numpy_type(self.sessions.types[value])
-
-    def values(self, plan: Mapping[Key, np.ndarray]) -> dict[Key, np.ndarray]:
-        """Key -> value as produced, with the replacements of ``plan`` in effect behind it."""
-        passed: dict[Key, Key | None] = {}
-        for event in self.events:
-            earlier = [key for key in self.structure.before(event) if key in plan]
-            passed[event.key] = earlier[-1] if earlier else None
-        wanted = [e.value for e in self.events if passed[e.key] is None]
-        names = list(dict.fromkeys(v for v in wanted if v not in self.feeds))
-        fed = {key: self._prepared(key, value) for key, value in plan.items()}
-        found = self.sessions.run(names, self.feeds, fed, self.overridden)
-        produced = {**found, **self.feeds}
-        shown = {}
-        for key, value in self.keys.items():
-            source = passed.get(key)
-            shown[key] = produced[value] if source is None else fed[source]
-        return shown
-
-    def _prepared(self, key: Key, replacement: np.ndarray) -> np.ndarray:
-        dtype = self._type(self.keys[key])
-        return np.array(replacement, dtype, order="C")
-
-    def bare(self) -> dict[Key, np.ndarray]:
-        """The outputs of the model as it is, nothing shown."""
-        outputs = [e for e in self.events if e.call == 0]
-        names = list(dict.fromkeys(e.value for e in outputs))
-        found = self.sessions.run_bare(names, self.feeds, self.overridden)
-        return {e.key: found[e.value] for e in outputs}
+        wide = np.result_type(a.dtype, np.float32)
+        a, b = a.astype(wide, copy=False), b.astype(wide, copy=False)
+        return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def refuse(*, cotangents: object, float64: bool, train: bool) -> None:
@@ -351,15 +305,25 @@ def find(
     return None
 
 
-def _read(path: Path) -> onnx.ModelProto:
+def _parts(proto: onnx.ModelProto) -> Weights:
+    elsewhere = [t.name for t in proto.graph.initializer if t.data_location == t.EXTERNAL]
+    if elsewhere:
+        raise InvalidArgument(
+            f"the values of {capped(elsewhere)} are in another file, which this ModelProto was "
+            "loaded without.\n  Fix: give the path of the .onnx file, or onnx.load(path)"
+        )
+    return Weights.of(proto)
+
+
+def _read(path: Path) -> Weights:
     if not path.is_file():
         raise InvalidArgument(f"{path}: there is no such file")
     try:
-        proto = onnx.load(path)
+        weights = Weights.read(path)
     except FileNotFoundError as error:
         raise InvalidArgument(f"{path}: its weights are in another file: {error}") from error
     except Exception as error:  # the parser's, and the checker's, of classes that are not public
         raise InvalidArgument(f"{path} is not a readable ONNX file: {error}") from error
-    if not proto.graph.node:
+    if not weights.proto.graph.node:
         raise InvalidArgument(f"{path} is not an ONNX model: its graph is empty")
-    return proto
+    return weights

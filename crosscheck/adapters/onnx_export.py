@@ -27,6 +27,7 @@ from crosscheck.adapters.onnx_backward import FORMULAS, Argument, BackwardRun, B
 from crosscheck.adapters.onnx_forcing import OnnxSession, run_forced
 from crosscheck.adapters.onnx_options import Options, Placed, runtime
 from crosscheck.adapters.onnx_scopes import CALLS, scopes
+from crosscheck.adapters.onnx_weights import Weights
 from crosscheck.errors import InvalidArgument, MissingFramework
 from crosscheck.observers import Key, Recorder
 from crosscheck.taps import Kind, Observer
@@ -165,7 +166,7 @@ class ExportedAdapter(Placed, Adapter):
             proto = export(self.model, inputs)
             changed = None if self.transform is None else self.transform(proto)
             proto = proto if changed is None else changed
-            self._exported = OnnxAdapter(proto, self._options)
+            self._exported = OnnxAdapter(Weights.of(proto), self._options)
             self._backward, self._shapes = None, shapes
         if self._exported.device != self.device:
             self._exported.use(self.device)
@@ -216,7 +217,7 @@ class _Keeper:
 
     def __call__(self, site: str, kind: Kind, value: np.ndarray) -> np.ndarray | None:
         replacement = self._observer(site, kind, value)
-        self.values[kind, site] = np.array(value if replacement is None else replacement)
+        self.values[kind, site] = np.asarray(value if replacement is None else replacement)
         return replacement
 
 

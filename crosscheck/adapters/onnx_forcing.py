@@ -97,7 +97,7 @@ def _executed(run: Run, plan: Mapping[Key, np.ndarray]) -> dict[Key, np.ndarray]
     except ModelRaised:
         free = run.values({})
         for key, value in plan.items():
-            if value.shape != free[key].shape:
+            if key in free and value.shape != free[key].shape:
                 raise AssertionError(
                     f"replacement for {key[0]} of {key[1]}: shape {value.shape}, "
                     f"not {free[key].shape}"

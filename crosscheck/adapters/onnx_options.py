@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import onnx
 
 from crosscheck.adapters.onnx_providers import (
@@ -104,16 +105,45 @@ class Options:
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
         return options
 
-    def session(self, source: bytes | str, graph: onnx.GraphProto) -> Any:
+    @property
+    def lends(self) -> bool:
+        """Whether sessions can be lent weights: the caller's own options are left as they are."""
+        return self.session_options is None
+
+    def session(
+        self,
+        source: bytes | str,
+        graph: onnx.GraphProto,
+        lent: Mapping[str, np.ndarray] | None = None,
+    ) -> Any:
         """A session of a serialised model, or of one in a file; ``graph`` is its graph.
+
+        Args:
+            lent: initializers that the model marks as external; the session works on this memory,
+                which must stay as it is for as long.
 
         Raises:
             DeviceUnavailable: ONNX Runtime would run any of it elsewhere than asked.
         """
         chosen = [(name, OPTIONS.get(name, {})) for name in self.providers]
-        made = runtime().InferenceSession(source, self.make(), providers=chosen)
+        options = self.make()
+        if lent:
+            values = {name: _borrowed(array) for name, array in lent.items()}
+            options.add_external_initializers(list(values), list(values.values()))
+            for name, value in values.items() if self.device == "cpu" else ():
+                options.add_initializer(name, value)  # not copied either, then
+        made = runtime().InferenceSession(source, options, providers=chosen)
         require_assigned(made, self.providers, graph)
         return made
+
+
+def _borrowed(array: np.ndarray) -> Any:
+    """ONNX Runtime's view of an array, which keeps it alive."""
+    made = runtime().OrtValue
+    if array.dtype.name == "bfloat16":  # no type of NumPy's own
+        bits = array.view(np.uint16)
+        return made.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.BFLOAT16)
+    return made.ortvalue_from_numpy(array)
 
 
 class Placed:

@@ -2,6 +2,10 @@
 
 In a forced variant a site's value becomes a graph output (what was produced), and what lies behind
 the site reads a new graph input (what is forced), so that one session judges every layer.
+
+Sessions borrow the weights (`crosscheck.adapters.onnx_weights`): another variant costs a graph and
+what the kernels rearrange, not the model. Options that the caller made cannot be added to, so there
+the weights go along: in the message, or in files where they are too large for one.
 """
 
 from __future__ import annotations
@@ -20,23 +24,28 @@ import onnx
 
 from crosscheck.adapters.base import ModelRaised
 from crosscheck.adapters.onnx_options import Options, runtime
-from crosscheck.adapters.onnx_structure import Structure, subgraphs
+from crosscheck.adapters.onnx_structure import Structure, reads, subgraphs
 from crosscheck.adapters.onnx_versions import refusal
+from crosscheck.adapters.onnx_weights import Weights, embedded
 from crosscheck.errors import DeviceUnavailable, InvalidArgument
 from crosscheck.observers import Key
 
 __all__ = ["LIMIT", "Sessions"]
 
 LIMIT = 2**31 - 2**24
-"""Bytes of weights above which a model is handed over in files: a protobuf ends at 2 GB."""
-KEPT = 3
+"""Bytes of weights above which those that go along go in files: a protobuf ends at 2 GB."""
+KEPT = 2
+HELD = 2**26
+"""Bytes of weights up to which sessions are kept. Kernels hold a copy of them in an order of their
+own, and making it takes a fraction of one run of a large model."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Variant:
-    """A session, and where its weights are if they did not fit elsewhere."""
+    """A session, what it borrows, and where its weights are if they did not fit elsewhere."""
 
     session: Any
+    weights: Weights
     folder: tempfile.TemporaryDirectory[str] | None
 
 
@@ -44,15 +53,18 @@ class Sessions:
     """The variants of one model, made when they are needed; the latest few are kept.
 
     Args:
-        proto: the model; `forget` must be called when its weights change.
+        weights: the model; `forget` must be called when they change.
         limit: see `LIMIT`.
+
+    Attributes:
+        options: how they are made; `use` changes it.
     """
 
     def __init__(
-        self, proto: onnx.ModelProto, structure: Structure, options: Options, limit: int
+        self, weights: Weights, structure: Structure, options: Options, limit: int
     ) -> None:
-        self.proto, self.structure = proto, structure
-        self._options = options
+        self.weights, self.structure = weights, structure
+        self.options = options
         self._limit = limit
         self._kept: OrderedDict[Any, Variant] = OrderedDict()
         self.types: dict[str, str] = {}
@@ -60,8 +72,8 @@ class Sessions:
 
     def use(self, options: Options) -> None:
         """Make sessions that way from now on."""
-        if options != self._options:
-            self._options = options
+        if options != self.options:
+            self.options = options
             self.forget()
 
     def forget(self) -> None:
@@ -76,13 +88,14 @@ class Sessions:
         """
         if not self.types:
             self._all = list(dict.fromkeys(values))
-            self.types = {o.name: o.type for o in self._showing({}).session.get_outputs()}
+            self._kept["showing"] = variant = self._showing({})  # the run to come takes it
+            self.types = {o.name: o.type for o in variant.session.get_outputs()}
 
     def run_bare(
         self,
         names: Sequence[str],
         feeds: Mapping[str, np.ndarray],
-        overridden: Mapping[str, onnx.TensorProto],
+        overridden: Mapping[str, np.ndarray],
     ) -> dict[str, np.ndarray]:
         """The model's outputs, with nothing shown or forced."""
         variant = self._get("bare", overridden, lambda graph: None)
@@ -93,18 +106,23 @@ class Sessions:
         names: Sequence[str],
         feeds: Mapping[str, np.ndarray],
         forced: Mapping[Key, np.ndarray],
-        overridden: Mapping[str, onnx.TensorProto],
+        overridden: Mapping[str, np.ndarray],
+        *,
+        alone: bool = False,
     ) -> dict[str, np.ndarray]:
         """Values by name.
 
         Args:
             forced: replacements; what lies behind these sites reads them.
             overridden: initializers to use instead of the model's own, this once.
+            alone: the graph is cut down to what these values take, for this run.
 
         Raises:
             ModelRaised: what ONNX Runtime raised, with the site of the node that it names.
         """
-        if not forced:
+        if not names:
+            return {}
+        if not forced and not alone:
             return self._run(self._showing(overridden), names, feeds)
         types = {k: onnx.helper.np_dtype_to_tensor_dtype(v.dtype) for k, v in forced.items()}
 
@@ -112,13 +130,15 @@ class Sessions:
             for key, dtype in types.items():
                 graph.input.append(onnx.helper.make_tensor_value_info(feed_name(key), dtype, None))
             self._redirect(graph, forced.keys())
+            if alone:
+                _cut_down(graph, names)
             _show(graph, names)
 
-        name = "forced", frozenset(types.items()), tuple(names)
+        name = "alone" if alone else "forced", frozenset(types.items()), tuple(names)
         fed = {feed_name(key): value for key, value in forced.items()}
         return self._run(self._get(name, overridden, change), names, {**feeds, **fed})
 
-    def _showing(self, overridden: Mapping[str, onnx.TensorProto]) -> Variant:
+    def _showing(self, overridden: Mapping[str, np.ndarray]) -> Variant:
         return self._get("showing", overridden, lambda graph: _show(graph, self._all))
 
     def _run(
@@ -130,6 +150,8 @@ class Sessions:
             found = variant.session.run(list(names), dict(feeds))
         except Exception as error:  # ONNX Runtime has a class of its own for every status
             raise ModelRaised(self.site_in(str(error)), "forward") from error
+        if variant not in self._kept.values():  # what it made would hold on to all of its memory
+            found = [np.array(value) for value in found]
         return dict(zip(names, found, strict=True))
 
     def site_in(self, message: str) -> str | None:
@@ -150,47 +172,67 @@ class Sessions:
     def _get(
         self,
         name: Any,
-        initializers: Mapping[str, onnx.TensorProto],
+        overridden: Mapping[str, np.ndarray],
         change: Callable[[onnx.GraphProto], None],
     ) -> Variant:
-        if not initializers and name in self._kept:
-            self._kept.move_to_end(name)
-            return self._kept[name]
-        made = self._make(_copy(self.proto, initializers), change)
-        if not initializers:  # those are for one run
+        if overridden:
+            return self._make(self.weights.with_values(overridden), change)
+        made = self._kept.pop(name, None) or self._make(self.weights.with_values({}), change)
+        if name != "bare" and self.weights.nbytes <= HELD:
             self._kept[name] = made
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         return made
 
-    def _make(self, proto: onnx.ModelProto, change: Callable[[onnx.GraphProto], None]) -> Variant:
-        change(proto.graph)
+    def _make(self, weights: Weights, change: Callable[[onnx.GraphProto], None]) -> Variant:
+        """Args: ``weights``: a copy of the graph, to be changed."""
+        change(weights.proto.graph)
         folder = None
         source: bytes | str
-        if sum(_size(t) for t in proto.graph.initializer) > self._limit:
-            folder = tempfile.TemporaryDirectory(prefix="crosscheck-")
-            source = str(Path(folder.name) / "model.onnx")
-            onnx.save_model(
-                proto, source, save_as_external_data=True, location="weights", size_threshold=0
-            )
+        if self.options.lends:
+            used = _leave_out_unused(weights.proto.graph)  # they cannot be lent
+            lent = {name: array for name, array in weights.lent.items() if name in used}
+            source = weights.proto.SerializeToString()
         else:
-            source = proto.SerializeToString()
+            source, folder = self._with_weights(weights)
+            lent = {}
         try:
-            session = self._options.session(source, proto.graph)
+            session = self.options.session(source, weights.proto.graph, lent)
         except DeviceUnavailable:
             raise
         except Exception as error:  # as above: unknown operators, types that do not fit
             with contextlib.suppress(AttributeError):
                 folder.cleanup()  # type: ignore[union-attr]
-            reason = refusal(str(error), proto, runtime().__version__)
+            reason = refusal(str(error), weights.proto, runtime().__version__)
             if reason is not None:
                 raise InvalidArgument(reason) from error
             raise ModelRaised(self.site_in(str(error)), "forward") from error
-        return Variant(session, folder)
+        return Variant(session, weights, folder)
+
+    def _with_weights(
+        self, weights: Weights
+    ) -> tuple[bytes | str, tempfile.TemporaryDirectory[str] | None]:
+        whole = embedded(weights)
+        if weights.nbytes < self._limit:
+            return whole.SerializeToString(), None
+        folder = tempfile.TemporaryDirectory(prefix="crosscheck-")
+        path = str(Path(folder.name) / "model.onnx")
+        onnx.save_model(
+            whole, path, save_as_external_data=True, location="weights", size_threshold=0
+        )
+        return path, folder
 
     def _redirect(self, graph: onnx.GraphProto, forced: Collection[Key]) -> None:
         for node, stack in zip(graph.node, self.structure.stacks, strict=True):
             _rename(node, lambda value, stack=stack: self._reads(value, stack, forced))  # type: ignore[misc]
+
+    def reached(self, initializers: Collection[str], forced: Collection[Key]) -> set[str]:
+        """The values that depend on any of these initializers, what is forced in between."""
+        found = set(initializers)
+        for node, stack in zip(self.structure.graph.node, self.structure.stacks, strict=True):
+            if any(self._reads(value, stack, forced) in found for value in reads(node)):
+                found.update(node.output)
+        return found
 
     def _reads(self, value: str, stack: tuple[int, ...], forced: Collection[Key]) -> str:
         if not value:
@@ -211,6 +253,28 @@ def _show(graph: onnx.GraphProto, values: Sequence[str]) -> None:
             graph.output.append(onnx.ValueInfoProto(name=value))  # the type is inferred
 
 
+def _cut_down(graph: onnx.GraphProto, values: Sequence[str]) -> None:
+    """Leave only what the values take."""
+    needed = set(values)
+    for i in reversed(range(len(graph.node))):
+        node = graph.node[i]
+        if needed.intersection(node.output):
+            needed.update(reads(node))
+        else:
+            del graph.node[i]
+    del graph.output[:]
+
+
+def _leave_out_unused(graph: onnx.GraphProto) -> set[str]:
+    """Take out initializers that nothing reads. Returns all that is read."""
+    used = {value for node in graph.node for value in reads(node)}
+    used |= {output.name for output in graph.output}
+    for i in reversed(range(len(graph.initializer))):
+        if graph.initializer[i].name not in used:
+            del graph.initializer[i]
+    return used
+
+
 def _rename(node: onnx.NodeProto, name: Callable[[str], str]) -> None:
     """Change what a node reads, in its bodies too (names are unique over all of them)."""
     for i, value in enumerate(node.input):
@@ -226,25 +290,3 @@ def _rename(node: onnx.NodeProto, name: Callable[[str], str]) -> None:
             _rename(inner, outer)
         for output in body.output:
             output.name = outer(output.name)
-
-
-def _size(tensor: onnx.TensorProto) -> int:
-    return len(tensor.raw_data) or 8 * int(np.prod(tensor.dims, dtype=np.int64))
-
-
-def _copy(proto: onnx.ModelProto, initializers: Mapping[str, onnx.TensorProto]) -> onnx.ModelProto:
-    """A copy, tensor by tensor: a message of more than 2 GB cannot be copied at once."""
-    copied = onnx.ModelProto()
-    for name in ("ir_version", "producer_name", "producer_version", "domain", "model_version"):
-        setattr(copied, name, getattr(proto, name))
-    copied.opset_import.extend(proto.opset_import)
-    copied.functions.extend(proto.functions)
-    graph, ours = proto.graph, copied.graph
-    ours.name = graph.name
-    ours.node.extend(graph.node)
-    ours.input.extend(graph.input)
-    ours.output.extend(graph.output)
-    ours.value_info.extend(graph.value_info)
-    ours.sparse_initializer.extend(graph.sparse_initializer)
-    ours.initializer.extend(initializers.get(t.name, t) for t in graph.initializer)
-    return copied

@@ -36,6 +36,7 @@ from crosscheck.adapters.torch_taps import (
     Hooks,
     TorchSession,
     from_host,
+    shared,
     to_host,
 )
 from crosscheck.adapters.torch_widened import widened
@@ -96,7 +97,7 @@ class TorchAdapter(Adapter):
                 target = tensors[name]
                 if target.shape != array.shape:
                     raise ValueError(f"{name}: shape {array.shape}, expected {tuple(target.shape)}")
-                target.copy_(from_host(array, target))
+                target.copy_(shared(array, target))
 
     def run(
         self,
@@ -178,10 +179,7 @@ class TorchAdapter(Adapter):
                 if casts is not None:
                     gradients = casts.gradients(gradients)
                 session.flush()
-            held = dict(self.model.named_buffers()) | replaced
-            buffers = {
-                p.name: np.array(to_host(held[p.name])) for p in self.parameters() if p.buffer
-            }
+            buffers = self._buffers(replaced) if train else {}
             overwritten = frozenset() if loans is None else loans.overwritten(self.model)
         self._copied |= overwritten
         return RunInfo.of(
@@ -189,7 +187,7 @@ class TorchAdapter(Adapter):
             inputs=tuple(input_site(name) for name in inputs),
             outputs=tuple(site for site, _ in seen.outputs),
             parameter_gradients=gradients,
-            buffers=buffers if train else None,
+            buffers=buffers,
             overwritten=overwritten,
         )
 
@@ -207,6 +205,10 @@ class TorchAdapter(Adapter):
         with OperationRecorder(site) as recorder:
             self.run(inputs, observer, train=train, seed=seed)
         return tuple(recorder.operations)
+
+    def _buffers(self, replaced: Tensors) -> dict[str, np.ndarray]:
+        held = dict(self.model.named_buffers()) | replaced
+        return {p.name: np.array(to_host(held[p.name])) for p in self.parameters() if p.buffer}
 
     # -- what a run is made of, for other kinds of programs to replace -----------------------
 

@@ -93,6 +93,7 @@ def _given(
 
         replace_leaves((args, kwargs), is_tensor, note)
         known = session.observer.planned(site, "activation")  # type: ignore[attr-defined]
+        session.given.add(("activation", site))
         device = tensors[0].device if tensors else None
         floating = "float" in known.dtype.name
         dtype = torch.get_default_dtype() if floating else torch.from_numpy(known).dtype

@@ -8,7 +8,7 @@ is then made again, and those values are copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -28,17 +28,26 @@ class Loans:
     def __init__(self, copied: frozenset[Key]) -> None:
         self.copied = copied
         self._lent: list[tuple[Key, torch.Tensor, int]] = []
+        self._changed: set[Key] = set()
 
     def note(self, key: Key, tensor: torch.Tensor) -> None:
         """``tensor`` was shown as it is."""
         self._lent.append((key, tensor.detach(), tensor._version))
 
+    def end(self, keys: Collection[Key]) -> None:
+        """What was lent under ``keys`` has been dropped: what is written to it from now on does
+        not matter."""
+        for key, alias, version in self._lent:
+            if key in keys and alias._version != version:
+                self._changed.add(key)
+        self._lent = [one for one in self._lent if one[0] not in keys]
+
     def overwritten(self, model: torch.nn.Module) -> frozenset[Key]:
         """What has been written to since, or may be by the next run."""
         if not self._lent:
-            return frozenset()
+            return frozenset(self._changed)
         held = {_memory(tensor) for tensor in _held(model)}
-        return frozenset(
+        return frozenset(self._changed).union(
             key
             for key, alias, version in self._lent
             if alias._version != version or _memory(alias) in held

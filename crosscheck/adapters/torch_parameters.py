@@ -23,9 +23,9 @@ _ROLES = {
     "in_proj_bias": "bias",
 }
 _RECURRENT = (
-    (("LSTM", "LSTMCell"), "lstm", "ifgo"),
-    (("GRU", "GRUCell"), "gru", "rzn"),
-    (("RNN", "RNNCell"), "rnn", "h"),
+    ((nn.LSTM, nn.LSTMCell), "lstm", "ifgo"),
+    ((nn.GRU, nn.GRUCell), "gru", "rzn"),
+    ((nn.RNN, nn.RNNCell), "rnn", "h"),
 )
 _NORMS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._NormBase,
@@ -49,8 +49,8 @@ def _kind(module: nn.Module) -> str:
 
 def _recurrent(module: nn.Module) -> tuple[str, str]:
     """(kind, order of its gates) of a recurrent module; ``"other"`` and none for the rest."""
-    for names, kind, gates in _RECURRENT:
-        if isinstance(module, tuple(getattr(nn, name) for name in names)):
+    for types, kind, gates in _RECURRENT:
+        if isinstance(module, types):
             return kind, gates
     return "other", ""
 
@@ -93,15 +93,16 @@ def describe(
     found = [(name, tensor, False) for name, tensor in model.named_parameters()]
     found += [(n, b, True) for n, b in model.named_buffers() if _is_state(modules, n, b)]
     order = {name: i for i, name in enumerate(modules)}
-    shared = _other_names(model, {id(tensor): name for name, tensor, _ in found})
+    shared = _other_names(modules, {id(tensor): name for name, tensor, _ in found})
     described = []
     for name, tensor, buffer in found:
         value = to_host(tensor)
         one = _describe(modules, name, tensor, value, buffer=buffer)
-        also = [
-            _describe(modules, n, tensor, value, buffer=buffer) for n in shared.get(id(tensor), ())
-        ]
-        described.append(replace(one, also=tuple(also)))
+        names = shared.get(id(tensor))
+        if names:
+            also = [_describe(modules, n, tensor, value, buffer=buffer) for n in names]
+            one = replace(one, also=tuple(also))
+        described.append(one)
     return tuple(sorted(described, key=lambda p: order[p.layer]))
 
 
@@ -127,16 +128,16 @@ def _describe(
     )
 
 
-def _other_names(model: nn.Module, first: dict[int, str]) -> dict[int, list[str]]:
+def _other_names(modules: dict[str, nn.Module], first: dict[int, str]) -> dict[int, list[str]]:
     """Tensor -> the names, but for its first, under which modules share it (tied weights).
 
     A module that is reached by several paths is one layer, not several.
     """
     found: dict[int, list[str]] = {}
-    for layer, module in model.named_modules():
-        for leaf, tensor in module.named_parameters(recurse=False):
+    for layer, module in modules.items():
+        for leaf, tensor in module._parameters.items():
             name = f"{layer}.{leaf}" if layer else leaf
-            if first.get(id(tensor), name) != name:
+            if tensor is not None and first.get(id(tensor), name) != name:
                 found.setdefault(id(tensor), []).append(name)
     return found
 

@@ -9,7 +9,7 @@ the replacement and whose backward passes the cotangent on.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,10 +18,20 @@ import torch
 
 from crosscheck.adapters.torch_lending import Loans
 from crosscheck.errors import CannotCompare, DeviceUnavailable
+from crosscheck.observers import Key
 from crosscheck.structure import replace_leaves
 from crosscheck.taps import COTANGENT_OF, Kind, Observer, Session
 
-__all__ = ["Boundaries", "Hooks", "Replace", "TorchSession", "from_host", "is_tensor", "to_host"]
+__all__ = [
+    "Boundaries",
+    "Hooks",
+    "Replace",
+    "TorchSession",
+    "from_host",
+    "is_tensor",
+    "shared",
+    "to_host",
+]
 
 
 def is_tensor(value: Any) -> bool:
@@ -69,6 +79,14 @@ def from_host(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(array, dtype=like.dtype, device=like.device)
 
 
+def shared(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    """A tensor to read from: in the array's own memory, in its dtype, where PyTorch can."""
+    known = array.dtype.isnative and array.dtype.name in ("float64", "float32", "float16")
+    if known and array.flags.writeable and min(array.strides, default=0) >= 0:
+        return torch.from_numpy(array)
+    return from_host(np.array(array, order="C"), like)
+
+
 class Replace(torch.autograd.Function):
     """Forward: the replacement. Backward: the identity onto the value that was replaced.
 
@@ -92,6 +110,7 @@ class TorchSession(Session):
     kept; else only copies may.
 
     Attributes:
+        given: values of layers that are left out: they are what would replace them.
         replaying: the backward pass has begun. A layer that is called now is computed once more,
             out of a checkpoint: it has been seen, and is forced as it was the first time.
     """
@@ -109,10 +128,12 @@ class TorchSession(Session):
         super().__init__(observer, separator=separator, root=root, passive=passive)
         self._device = device
         self._loans = loans
+        self.given: set[tuple[Kind, str]] = set()
         self.replaying = False
         self._scopes: list[str] = []  # the layers being replayed, outermost first
         # Kept for a replay only; an observer that knows its plan is asked once more instead.
         self._planned = getattr(observer, "planned", None)
+        self._keeps = getattr(observer, "keeps", None)  # None: whatever it is shown
         self._forced: dict[tuple[Kind, str], np.ndarray | None] = {}
         self._watched: dict[int, weakref.ref[torch.Tensor]] = {}
         self._views: list[tuple[str, torch.Tensor, int]] = []
@@ -120,7 +141,11 @@ class TorchSession(Session):
     def tap_value(self, site: str, kind: Kind, value: torch.Tensor) -> torch.Tensor:
         self._require_device(site, value)
         host = self._lent(site, kind, value, self._host(site, value))
-        replacement = self.observe(site, kind, host)
+        if (kind, site) in self.given:
+            self.observer(site, kind, host)
+            replacement = None
+        else:
+            replacement = self.observe(site, kind, host)
         if replacement is not None and not (kind == "input" and np.array_equal(replacement, host)):
             value = Replace.apply(value, [from_host(replacement, value)])  # type: ignore[no-untyped-call]
             self._forced[kind, site] = replacement if self._planned is None else None
@@ -171,12 +196,16 @@ class TorchSession(Session):
 
     def _lent(self, site: str, kind: Kind, value: torch.Tensor, host: np.ndarray) -> np.ndarray:
         """What the observer may keep."""
-        if self._loans is None:
+        if self._loans is None or (self._keeps is not None and not self._keeps(kind, host)):
             return host
         if (kind, site) in self._loans.copied:
             return np.array(host)
         self._loans.note((kind, site), value)
         return host
+
+    def let_go(self, keys: Collection[Key]) -> None:
+        if self._loans is not None:
+            self._loans.end(keys)
 
     def _require_device(self, site: str, value: torch.Tensor) -> None:
         # A number without axes may lie on the host: PyTorch passes it to the kernel by itself.

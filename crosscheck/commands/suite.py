@@ -38,6 +38,16 @@ def size(context: click.Context, option: click.Parameter, value: str) -> int | N
     return parsed
 
 
+def least(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
+    """A `size` of at least 1 MiB, which is what a check takes for a limit."""
+    if value is None:
+        return None
+    parsed = size(context, option, value)
+    if parsed is None or parsed < UNITS["mi"]:
+        raise click.BadParameter(f"{value!r}: write a size of at least 1 MiB, such as 2GiB")
+    return parsed
+
+
 @click.command()
 @click.argument("paths", nargs=-1, type=click.Path(), metavar="[PATH]...")
 @click.option(
@@ -54,12 +64,32 @@ def size(context: click.Context, option: click.Parameter, value: str) -> int | N
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--forward-only", is_flag=True, help="Leave out cotangents and gradients.")
 @click.option(
+    "--effort",
+    type=click.Choice(["quick", "thorough"]),
+    help="quick: one free run of each side; thorough where that does not clear it. [default: what "
+    "the pair says, else thorough]",
+)
+@click.option(
+    "--max-memory",
+    callback=least,
+    metavar="SIZE",
+    help="What the runs of each check may hold in memory; the rest goes to TMPDIR.",
+)
+@click.option(
     "--jobs",
     "-j",
     type=click.IntRange(min=1),
     metavar="N",
     help="How many at a time. [default: the cores, at most 8, as memory allows; 1 on cuda; with "
     "ray: what the machines have room for]",
+)
+@click.option(
+    "--split",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="Check each pair in N parts, each in a process of its own (PyTorch leaves out the layers "
+    "of the other parts); as a whole where a part does not clear its stretch.",
 )
 @click.option(
     "--timeout",
@@ -211,16 +241,27 @@ def _wanted(
     from crosscheck.suite.jobs import Limits
     from crosscheck.suite.run import Wanted
 
+    if options["split"] > 1 and options["effort"] == "quick":
+        raise InvalidArgument(
+            "--split is for thorough checks, whose forced runs can be split; drop --effort quick"
+        )
     return Wanted(
         paths or ("models",),
         keyword=options["keyword"],
         candidates=options["candidates"],
         seeds=seeds,
         device=options["device"],
-        options={"gradients": False} if options["forward_only"] else {},
+        options=_of_the_check(options),
         limits=Limits(options["timeout"], options["memory"]),
         html=html,
+        split=options["split"],
     )
+
+
+def _of_the_check(options: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `crosscheck.check`; what is not given is the pair's own."""
+    given = {name: options[name] for name in ("effort", "max_memory") if options[name] is not None}
+    return given | ({"gradients": False} if options["forward_only"] else {})
 
 
 def _seeds(given: tuple[int, ...], count: int | None) -> tuple[int, ...]:

@@ -5,29 +5,6 @@ called verified only where a proposal reproduced the candidate's value on the in
 *and*, with the same constants, on fresh ones.
 """
 
-from crosscheck.explain import (  # noqa: F401  (they register their hypotheses)
-    absent,
-    activations,
-    attention,
-    between,
-    dense,
-    fused,
-    gradients,
-    heads,
-    losses,
-    norms,
-    outputs,
-    pools,
-    rearranged,
-    recurrent,
-    resize,
-    rotary,
-    sums,
-    transposed,
-    updates,
-    weights,
-    windows,
-)
 from crosscheck.explain.evidence import Evidence, Proposal, Use
 from crosscheck.explain.registry import hypotheses, register, unregister
 from crosscheck.explain.verify import causes

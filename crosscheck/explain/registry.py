@@ -11,6 +11,7 @@ A project registers its own in its pair file; an installed package, by an entry 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.metadata
 import warnings
 from collections.abc import Callable, Iterable
@@ -27,6 +28,11 @@ GROUP = "crosscheck.hypotheses"
 Hypothesis = Callable[[Evidence], Iterable[Proposal]]
 
 _REGISTERED: dict[Hypothesis, tuple[Phase, ...]] = {}
+_OWN = (
+    "absent activations attention between dense fused gradients heads losses norms outputs pools "
+    "rearranged recurrent resize rotary sums transposed updates weights windows"
+)
+_PACKAGE = "crosscheck.explain."
 
 
 def register(*phases: Phase) -> Callable[[Hypothesis], Hypothesis]:
@@ -79,7 +85,16 @@ def load_installed() -> tuple[str, ...]:
     return tuple(loaded)
 
 
+@functools.cache
+def _load_own() -> None:
+    for name in _OWN.split():
+        importlib.import_module(_PACKAGE + name)
+
+
 def hypotheses(phase: Phase) -> list[Hypothesis]:
-    """Those registered for a phase, in the order of registration; installed packages' last."""
+    """Those registered for a phase: crosscheck's own, then others in the order of registration,
+    installed packages' last."""
+    _load_own()
     load_installed()
-    return [hypothesis for hypothesis, phases in _REGISTERED.items() if phase in phases]
+    found = [hypothesis for hypothesis, phases in _REGISTERED.items() if phase in phases]
+    return sorted(found, key=lambda one: not one.__module__.startswith(_PACKAGE))

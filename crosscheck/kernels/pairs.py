@@ -22,12 +22,15 @@ from crosscheck.kernels import blocked
 from crosscheck.kernels.blocked import PairSums
 from crosscheck.kernels.combine import combined
 from crosscheck.kernels.plan import BLOCK, FIELDS, PIECES, plan, supported
+from crosscheck.kernels.stacked import stacked_sums
 from crosscheck.kernels.threads import share
 
 __all__ = ["LARGE", "MANY", "group_sums", "moments", "pair_sums"]
 
 LARGE, MANY = 1 << 18, 1 << 22
 """Elements in one group and in all groups of a call, from which on it is compiled."""
+SHORT = 1 << 11
+"""Groups of so many elements do not count: `stacked` is as fast for them."""
 ALONE = 1 << 19  # elements that one thread compares sooner than others are woken up
 _PAIRS = {
     2: np.array([[0, 1]]),
@@ -74,6 +77,8 @@ def group_sums(
         sums = _compiled_sums(kernels, [groups[i] for i in able], [bounds[i] for i in able])
         # What overflows is taken in larger units by the other implementation.
         found = {i: s for i, s in zip(able, sums, strict=True) if all(map(_finite, s))}
+    elif groups:
+        found = stacked_sums(groups, bounds, _PAIRS[len(groups[0])].tolist())
     return [
         found[i] if i in found else _plain_sums(arrays, bounds[i])
         for i, arrays in enumerate(groups)
@@ -98,6 +103,7 @@ def _kernels(sizes: Sequence[int]) -> ModuleType | None:
     choice = os.environ.get("CROSSCHECK_KERNELS") or "auto"
     if choice not in ("auto", "numpy", "numba"):
         raise InvalidArgument(f"CROSSCHECK_KERNELS={choice}: must be auto, numpy or numba")
+    sizes = [size for size in sizes if size > SHORT]
     worth = choice == "numba" or max(sizes, default=0) >= LARGE or sum(sizes) >= MANY
     return _load() if worth and choice != "numpy" else None
 

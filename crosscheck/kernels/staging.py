@@ -26,6 +26,7 @@ __all__ = ["begin_of", "cached", "carray", "compiled", "enter", "place_in", "poi
 X, Y, Z = AXES - 3, AXES - 2, AXES - 1  # the axes of a block
 WORDS = 8  # turned at once
 LINE = 64  # bytes of a cache line
+SOURCES = ("compiled", "plan", "staging")  # what compiled code is made of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,8 +49,9 @@ def cached(function: F) -> F:
 
 
 def _folder(given: str) -> str:
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+    here = Path(__file__).parent
+    sources = b"".join((here / f"{name}.py").read_bytes() for name in SOURCES)
+    digest = hashlib.sha256(sources).hexdigest()[:16]
     base = given or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return os.path.join(base, "crosscheck", f"kernels-{digest}")
 

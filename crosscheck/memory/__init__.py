@@ -4,6 +4,7 @@ limits      what a limit is and how it is written; `limited`, within which it ho
 budget      what is held, which values go first, the thread that writes them
 scratch     the file that they go to
 values      `Values`: the mapping that a run is recorded into
+recalled    `Recalled`: what was dropped, and is made again if somebody asks for it
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from crosscheck.memory.limits import (
     spilled,
     within_limit,
 )
+from crosscheck.memory.recalled import Recalled
 from crosscheck.memory.values import Overlaid, Values
 
 __all__ = [
     "Overlaid",
+    "Recalled",
     "Values",
     "is_limited",
     "limited",

@@ -15,6 +15,7 @@ import numpy as np
 
 from crosscheck.adapters.base import Parameter
 from crosscheck.arrays import is_float
+from crosscheck.compare import compare
 from crosscheck.cotangents import ReferenceCotangents
 from crosscheck.errors import CannotCompare, CrosscheckError, SideFailed
 from crosscheck.observers import Comparer, Forcer, Key, chain
@@ -58,14 +59,9 @@ def has_moved(value: np.ndarray, before: np.ndarray) -> bool:
         return True
     if not is_float(before):
         return not np.array_equal(value, before)
-    now, then = value.astype(np.float64), before.astype(np.float64)
-    finite = np.isfinite(then)
-    if not np.array_equal(finite, np.isfinite(now)):
-        return True
-    size = float(np.max(np.abs(then), initial=0.0, where=finite))
     step = float(np.finfo(before.dtype).eps) if before.dtype.kind == "f" else 2.0**-8
-    gap = np.abs(np.subtract(now, then, where=finite, out=np.zeros_like(then)))
-    return float(np.max(gap, initial=0.0)) > SAME * step * size
+    found = compare(value, before)
+    return found.mismatch > 0 or found.maximum > SAME * step * found.truth_max
 
 
 def unreached(evidence: Evidence, *, seed: int) -> Reach:
@@ -186,7 +182,9 @@ class _Search:
             for u in batch
         }
         comparer = Comparer(
-            lambda key, value: has_moved(value, self._before.values[key]), self._wanted
+            lambda key, value: has_moved(value, self._before.values[key]),
+            self._wanted,
+            changes_only=True,
         )
         self.runs += 1
         try:

@@ -121,6 +121,10 @@ def check_all(sides: Sides, inputs: Any, request: Request, probes: Probes) -> Re
 def _require_models(sides: Sides, request: Request, probes: Probes) -> None:
     if not probes.several and not probes.randomise:
         return
+    if request.part is not None:
+        raise InvalidArgument(
+            "part=: a check with probes=, seeds= or randomise= cannot be split; leave one out"
+        )
     what = "probes= and seeds=" if probes.several else "randomise=True"
     if any(isinstance(side, TraceAdapter) for side in sides):
         raise InvalidArgument(
@@ -215,7 +219,8 @@ class _Run:
         self._sides, self._request = sides, request
         self._match, self._base = base.evidence.match, base.report
         thorough = base.report.environment.get("effort") != "quick"  # else it has not been forced
-        self._look = probes.blind_spots and thorough and base.report.verdict == "agree"
+        once = request.part is None or request.part[0] == 1  # they are of the whole check
+        self._look = probes.blind_spots and once and thorough and base.report.verdict == "agree"
         self.blind: dict[str, str] = self._blind_in(base) if self._look else {}
 
     def probe(

@@ -57,7 +57,8 @@ def _legend(rows: Sequence[SiteResult], page: Page) -> list[Text]:
     verdicts = {words.verdict_text(row, page.unit) for row in rows}
     lines = []
     if "free" in _fitting([_cells(row, page) for row in rows], page):
-        lines.append("ratio: given the reference's inputs; free: each side given its own")
+        most = " (at most)" if all(row.verdict == "agree" for row in rows) else ""
+        lines.append(f"ratio{most}: given the reference's inputs; free: each side given its own")
     if "inherited" in verdicts:
         lines.append("inherited: right for its inputs, which are wrong")
     both = "; ".join(lines)

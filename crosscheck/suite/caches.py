@@ -9,7 +9,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["cache_folders", "compilation_cache"]
+__all__ = ["cache_folders", "compilation_cache", "processor"]
 
 JAX_FOLDER = "JAX_COMPILATION_CACHE_DIR"
 _NAMED = (  # variables that name a folder of what can be made again
@@ -39,7 +39,7 @@ def compilation_cache(variables: Mapping[str, str]) -> dict[str, str]:
     """
     if JAX_FOLDER in variables:
         return {}
-    folder = _base(variables) / "crosscheck" / "jax" / _processor()
+    folder = _base(variables) / "crosscheck" / "jax" / processor()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
@@ -61,7 +61,7 @@ def _base(variables: Mapping[str, str]) -> Path:
 
 
 @functools.cache
-def _processor() -> str:
+def processor() -> str:
     """A short name for what this processor can do."""
     text = f"{platform.system()} {platform.machine()} {platform.processor()}"
     try:

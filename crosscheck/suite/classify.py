@@ -32,6 +32,7 @@ def classify(outcome: Outcome) -> JobResult:
             answer["status"],
             message=answer["message"] + where,
             stage=outcome.stage if failed else "",
+            html=outcome.task.html if "page" in answer else None,
             output=_tail(outcome.output) if failed else "",
         )
     code = outcome.returncode
@@ -45,6 +46,7 @@ def classify(outcome: Outcome) -> JobResult:
         reference=answer["reference"],
         candidate_side=answer["candidate"],
         coverage=answer["coverage"],
+        effort=answer["effort"],
         signal=signal_name(-code) if code is not None and code < 0 else None,
         exit_status=code if code is not None and code > 0 else None,
         html=outcome.task.html,

@@ -63,6 +63,8 @@ class Job:
         path: what `crosscheck run` takes: a folder with ``pair.py``, or a Python file.
         pair: the pair's own name; the path's last part where the pair could not be loaded.
         candidate: None where the pair could not be loaded, and so has no known candidates.
+        flags: further words of the command line that does this job alone.
+        part: of a job that is split: its number, from 1, and how many there are.
     """
 
     path: str
@@ -70,20 +72,25 @@ class Job:
     candidate: str | None
     seed: int = 0
     device: str = "cpu"
+    flags: tuple[str, ...] = field(default=(), compare=False)
+    part: tuple[int, int] | None = None
 
     @property
     def id(self) -> str:
         """``models/mlp::numpy::seed0``; the path alone where there are no known candidates."""
         if self.candidate is None:
             return self.path
-        return f"{self.path}::{self.candidate}::seed{self.seed}"
+        part = "::part{}of{}".format(*self.part) if self.part else ""
+        return f"{self.path}::{self.candidate}::seed{self.seed}{part}"
 
     @property
     def title(self) -> str:
         """For a line of progress."""
         if self.candidate is None:
             return f"{self.pair} (load)"
-        return f"{self.pair}: {self.candidate}" + (f", seed {self.seed}" if self.seed else "")
+        part = ", part {} of {}".format(*self.part) if self.part else ""
+        seed = f", seed {self.seed}" if self.seed else ""
+        return f"{self.pair}: {self.candidate}{seed}{part}"
 
     @property
     def command(self) -> str:
@@ -95,6 +102,7 @@ class Job:
             words += ["--candidate", self.candidate, "--seed", str(self.seed)]
         if self.device != "cpu":
             words += ["--device", self.device]
+        words += self.flags
         return shlex.join(words)
 
 
@@ -104,16 +112,22 @@ class Task:
 
     Attributes:
         action: ``"list"``: load the pair and name its candidates. ``"check"``: check the job's.
+            ``"join"``: put the reports of its parts together.
         options: further arguments of `crosscheck.Pair.check`.
         html: where the report's page goes (a file or a URL); the worker gives it with its answer,
             as ``page``. None: no page is made.
+        group: a name that tasks of one pair, seed, device and options have in common, whose
+            reference then does the same; empty where there is but one of them.
+        parts: to join: what the parts answered, in order.
     """
 
-    action: Literal["list", "check"]
+    action: Literal["list", "check", "join"]
     job: Job
     limits: Limits
     options: Mapping[str, Any] = field(default_factory=dict)
     html: str | None = None
+    group: str = ""
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,7 +176,8 @@ class JobResult:
         largest_ratio: of all comparisons, to the rounding floor.
         coverage: as in ``report.json``, with numbers in place of lists of names; also ``sites``,
             how many comparisons there are, and ``gradients``, whether any of them is of one.
-        html: the report's page, if one was written.
+        effort: of the check that decided: ``"quick"`` or ``"thorough"``; empty without a verdict.
+        html: the report's page, or the one that says why there is none, if it was written.
         files: what the result was made from (paths), as far as the worker could tell; None:
             more than it keeps count of.
         host: as in `Outcome`.
@@ -184,6 +199,7 @@ class JobResult:
     reference: Mapping[str, Any] | None = None
     candidate_side: Mapping[str, Any] | None = None
     coverage: Mapping[str, Any] | None = None
+    effort: str = ""
     html: str | None = None
     files: tuple[str, ...] | None = ()
     host: str = ""

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from crosscheck.suite.engine import Watcher
 from crosscheck.suite.guardian import Guardian
 from crosscheck.suite.jobs import Outcome, Task
 from crosscheck.suite.processes import Process, Tree, kernel_oom_kills, snapshot
-from crosscheck.suite.worker import START
+from crosscheck.suite.worker import START, THREADS
 
 __all__ = ["LocalEngine", "Surroundings", "default_jobs", "worker_environment"]
 
@@ -36,16 +36,6 @@ GRACE = 10.0  # seconds to end after the answer has been given
 ABANDON = 30.0  # seconds after the kill, where even the kernel cannot end it
 KEPT_OUTPUT = 32_768  # bytes
 MOST_READS = 64  # of what has ended
-THREADS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "TF_NUM_INTRAOP_THREADS",
-    "TF_NUM_INTEROP_THREADS",
-)
 SHARED_GPU = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 MEMORY_PER_JOB = 3 * 2**30  # bytes; what a job with two frameworks needs, with room
 
@@ -75,12 +65,14 @@ class Surroundings:
         folder: its current folder; None: this process's.
         search_path: for modules; None: this process's.
         variables: of its environment; None: this process's.
+        shared: a folder for what the tasks of a group share; None: one that goes with the run.
     """
 
     threads: int | None = None
     folder: str | None = None
     search_path: tuple[str, ...] | None = None
     variables: Mapping[str, str] | None = None
+    shared: str | None = None
 
 
 class LocalEngine:
@@ -111,6 +103,8 @@ class LocalEngine:
             share = max(1, cores() // max(1, min(self.jobs, len(tasks))))
             around = replace(around, threads=share)
         folder = tempfile.mkdtemp(prefix="crosscheck-")
+        around = replace(around, shared=around.shared or folder)
+        left = Counter(task.group for task in tasks)
         guardian = Guardian(folder)
         selector = selectors.DefaultSelector()
         running: list[_Child] = []
@@ -132,6 +126,9 @@ class LocalEngine:
                     watcher.stage(child.task.job, child.stage, child.memory)
                     if outcome is not None:
                         running.remove(child)
+                        left[child.task.group] -= 1
+                        if not left[child.task.group]:
+                            _forget(folder, child.task.group)
                         yield outcome
         finally:
             for child in running:
@@ -139,6 +136,12 @@ class LocalEngine:
             selector.close()
             guardian.close()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _forget(folder: str, group: str) -> None:
+    """Remove what the tasks of a group shared, if that was in this folder."""
+    for path in Path(folder).glob(f"{group}*") if group else ():
+        path.unlink(missing_ok=True)
 
 
 def _not_started(task: Task, error: OSError) -> Outcome:
@@ -219,7 +222,11 @@ class _Child:
                 "candidate": job.candidate,
                 "seed": job.seed,
                 "options": dict(self.task.options),
+                "command": job.command,
+                "title": job.title,
                 "page": self.task.html is not None,
+                "shared": self._shared(around),
+                "parts": self.task.parts,
                 "answer": str(self._answer),
                 "stages": stages,
                 "search_path": [os.path.abspath(entry) for entry in search_path],
@@ -228,6 +235,12 @@ class _Child:
         path = self._folder / "job.json"
         path.write_text(text, encoding="utf-8")
         return path
+
+    def _shared(self, around: Surroundings) -> str | None:
+        """The file for the runs of the reference that the task's group shares."""
+        if not self.task.group or around.shared is None:
+            return None
+        return os.path.join(around.shared, f"{self.task.group}.safetensors")
 
     # -- what it says ------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -103,6 +104,7 @@ class RayCluster:
         self.address = address or os.environ.get("RAY_ADDRESS") or HERE
         self.ships = ship and self.address != HERE
         self.sent_at = time.time()
+        self._session = secrets.token_hex(8)
         self._quiet = contextlib.redirect_stdout(_WithoutRay(sys.stdout))
         self._connect()
         self._quiet.__enter__()
@@ -184,7 +186,12 @@ class RayCluster:
             search_path=None if self.ships else path,
             variables=variables,
             whole=own,
+            session=self._session,
         )
+
+    def forget(self, group: str) -> None:
+        """The last job of a group has ended; what they shared goes."""
+        self._board.forget.remote(group)
 
     def ended(self, handles: Sequence[Any], seconds: float) -> list[Any]:
         """Those that have ended, after so many seconds at most."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -112,6 +112,7 @@ class RayEngine:
         waiting = deque(_Attempt(task, 0, 0.0) for task in tasks)
         running: dict[Any, _Attempt] = {}
         seen: dict[Job, News] = {}
+        left = Counter(task.group for task in tasks)
         active = time.monotonic()
         try:
             while waiting or running:
@@ -131,6 +132,9 @@ class RayEngine:
                     last = seen.pop(attempt.task.job, None)
                     outcome = self._ended(handle, attempt, last, watcher)
                     if outcome is not None:
+                        left[attempt.task.group] -= 1
+                        if attempt.task.group and not left[attempt.task.group]:
+                            self._cluster.forget(attempt.task.group)
                         yield outcome
                     else:
                         waiting.appendleft(replace(attempt, lost=attempt.lost + 1))

@@ -22,11 +22,13 @@ import crosscheck
 from crosscheck.suite.engine import Silent
 from crosscheck.suite.jobs import Job, Outcome, Task
 from crosscheck.suite.local import LocalEngine, Surroundings
+from crosscheck.suite.ray_shared import with_exchange
 from crosscheck.suite.stamps import software
 
-__all__ = ["Answer", "Board", "News", "Sent", "run_task", "shared_variables"]
+__all__ = ["Answer", "Board", "News", "RayStore", "Sent", "run_task", "shared_variables"]
 
 PACKAGE = str(Path(crosscheck.__file__).parent)
+GONE = 10.0  # seconds in which a machine asks again while it makes what others wait for
 PAUSE = 0.5  # seconds between two messages of one job, at least
 BEHAVIOUR = (
     "CUBLAS_",
@@ -62,6 +64,7 @@ class Sent:
         search_path: of the suite; None: the Ray worker's.
         variables: of the suite's environment.
         whole: whether these are all; else they are added to those of the Ray worker.
+        session: of the suite, a name for what its jobs share on one machine.
     """
 
     folder: str
@@ -71,6 +74,7 @@ class Sent:
     search_path: tuple[str, ...] | None
     variables: Mapping[str, str]
     whole: bool
+    session: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,13 @@ class News:
 
 
 class Board:
-    """An actor: the jobs write on it what they do, the suite reads it."""
+    """An actor: the jobs write on it what they do, the suite reads it. And it knows which machine
+    makes what a group of jobs shares, and where in the object store that is."""
 
     def __init__(self) -> None:
         self._news: dict[Job, News] = {}
+        self._makers: dict[str, tuple[str, float]] = {}
+        self._handles: dict[str, list[Any]] = {}
 
     def put(self, job: Job, news: News) -> None:
         """Of one job, only the last is kept."""
@@ -110,6 +117,67 @@ class Board:
         """What is new since the last call."""
         news, self._news = self._news, {}
         return news
+
+    def claim(self, group: str, machine: str) -> Any:
+        """See `Store`. Who makes it and has not asked for a while is gone."""
+        if group in self._handles:
+            return self._handles[group]
+        now = time.monotonic()
+        maker, asked = self._makers.get(group, (machine, now))
+        if maker == machine or now > asked + GONE:
+            self._makers[group] = machine, now
+            return "make"
+        return "wait"
+
+    def release(self, group: str, machine: str) -> None:
+        """See `Store`."""
+        if self._makers.get(group, ("",))[0] == machine:
+            del self._makers[group]
+
+    def give(self, group: str, content: Any) -> None:
+        """What the group shares. Put into the object store from here, it stays there when the
+        machine that made it is gone."""
+        import ray
+
+        self.keep(group, ray.put(content))
+
+    def keep(self, group: str, handle: Any) -> None:
+        """What the group shares is in the object store."""
+        self._handles[group] = [handle]  # in a list Ray passes it on as it is
+
+    def forget(self, group: str) -> None:
+        """All jobs of the group have ended: nobody needs it any more."""
+        self._handles.pop(group, None)
+        self._makers.pop(group, None)
+
+
+class RayStore:
+    """The cluster's object store and its `Board`; see `crosscheck.suite.ray_shared.Store`."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def claim(self, group: str, machine: str) -> Any:
+        import ray
+
+        return ray.get(self._board.claim.remote(group, machine))
+
+    def put(self, group: str, path: Path) -> None:
+        import numpy as np
+        import ray
+
+        # An array, since the object store lends its memory for those, and for bytes does not.
+        size = path.stat().st_size
+        content = np.asarray(np.memmap(path, np.uint8, "r")) if size else np.empty(0, np.uint8)
+        ray.get(self._board.give.remote(group, content))
+
+    def get(self, handle: Any) -> Any:
+        import ray
+
+        return ray.get(handle)
+
+    def release(self, group: str, machine: str) -> None:
+        self._board.release.remote(group, machine)
 
 
 def shared_variables(variables: Mapping[str, str]) -> dict[str, str]:
@@ -130,8 +198,10 @@ def run_task(task: Task, sent: Sent, board: Any, attempt: int) -> Answer:
     folder = os.getcwd() if sent.shipped else sent.folder
     around = Surroundings(sent.threads, folder, _search_path(sent), _variables(sent))
     teller = _Teller(board, attempt)
-    with closing(LocalEngine(1, around).run([task], teller)) as ended:
-        outcome = next(ended)
+    with with_exchange(sent.session, task.group, RayStore(board)) as shared:
+        engine = LocalEngine(1, replace(around, shared=shared))
+        with closing(engine.run([task], teller)) as ended:
+            outcome = next(ended)
     if sent.shipped:
         outcome = _at_home(outcome, {folder: sent.folder, PACKAGE: sent.package})
     return Answer(replace(outcome, host=platform.node()), software())

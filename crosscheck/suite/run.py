@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -17,10 +19,11 @@ from crosscheck.errors import InvalidArgument, capped
 from crosscheck.suite.classify import classify
 from crosscheck.suite.engine import Engine, Silent, Watcher
 from crosscheck.suite.find import find_pairs
-from crosscheck.suite.jobs import Job, JobResult, Limits, Outcome, SuiteResult, Task
+from crosscheck.suite.jobs import FAILED, Job, JobResult, Limits, Outcome, SuiteResult, Task
 from crosscheck.suite.local import LocalEngine, default_jobs
 from crosscheck.suite.log import Log
 from crosscheck.suite.select import Selection, parse_selection, selects
+from crosscheck.suite.split import run_in_parts
 from crosscheck.suite.stamps import Stamps, versions
 from crosscheck.suite.storage import is_url, join, write
 
@@ -41,6 +44,7 @@ class Wanted:
         options: further arguments of `crosscheck.check`, in the types of JSON.
         limits: of each job.
         html: a folder for the reports' pages, or the URL of one; None: none are written.
+        split: into so many parts each job is split (`crosscheck.suite.split`).
     """
 
     paths: Sequence[str | os.PathLike[str]]
@@ -51,6 +55,7 @@ class Wanted:
     options: Mapping[str, Any] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     html: str | None = None
+    split: int = 1
 
 
 def run_suite(
@@ -160,6 +165,7 @@ def _list_pairs(
         for outcome in ended:
             outcomes[outcome.task.job.path] = outcome
     known = set()
+    flags = _flags(wanted.options)
     for task in tasks:
         outcome = outcomes[task.job.path]
         if outcome.answer is None or outcome.answer["kind"] != "pair":
@@ -172,10 +178,19 @@ def _list_pairs(
             for candidate in candidates
             for seed in wanted.seeds
             if not wanted.candidates or candidate in wanted.candidates
-            for job in [Job(task.job.path, name, candidate, seed, wanted.device)]
+            for job in [Job(task.job.path, name, candidate, seed, wanted.device, flags)]
             if selection is None or selects(selection, f"{job.id} {name}")
         ]
     _require_jobs(wanted, known, collected)
+
+
+def _flags(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The options of a check as words for `crosscheck run`."""
+    words = [] if options.get("gradients", True) else ["--forward-only"]
+    for name in ("effort", "max_memory"):
+        if name in options:
+            words += [f"--{name.replace('_', '-')}", str(options[name])]
+    return tuple(words)
 
 
 def _not_loaded(
@@ -221,13 +236,16 @@ def _run_jobs(
         elif job not in collected.results:
             options = {"device": wanted.device, **wanted.options}
             tasks.append(Task("check", job, wanted.limits, options, page))
+    tasks = _grouped(tasks, wanted.split)
     kept_jobs = [r for r in collected.results.values() if r.resumed]
     watcher.planned(len(collected.jobs), len(kept_jobs))
     for result in kept_jobs:
         watcher.finished(result)
     if collected.enough or not tasks:
         return
-    with closing(engine.run(tasks, watcher)) as ended:
+    split = wanted.split > 1
+    run = run_in_parts(engine, tasks, wanted.split, watcher) if split else None
+    with closing(run or engine.run(tasks, watcher)) as ended:
         for outcome in ended:
             result = _with_page(classify(outcome), outcome)
             collected.add(result)
@@ -236,6 +254,25 @@ def _run_jobs(
             watcher.finished(result)
             if collected.enough:
                 break
+
+
+def _grouped(tasks: list[Task], parts: int) -> list[Task]:
+    """The same tasks; those whose reference does the same know it of each other.
+
+    Args:
+        parts: of each task; its parts do the same.
+    """
+    names = [
+        hashlib.sha256(
+            json.dumps([t.job.path, t.job.seed, t.job.device, t.options], sort_keys=True).encode()
+        ).hexdigest()[:16]
+        for t in tasks
+    ]
+    several = {name for name, count in Counter(names).items() if count * parts > 1}
+    return [
+        replace(task, group=name) if name in several else task
+        for task, name in zip(tasks, names, strict=True)
+    ]
 
 
 def _with_page(result: JobResult, outcome: Outcome) -> JobResult:
@@ -247,6 +284,10 @@ def _with_page(result: JobResult, outcome: Outcome) -> JobResult:
     except (InvalidArgument, OSError) as error:
         reason = " ".join(str(error).split())
         message = f"the report could not be written: {reason}"
+        if (
+            result.status in FAILED
+        ):  # that is no verdict already, and the reason for it matters more
+            return replace(result, details=(*result.details, message), html=None)
         return replace(result, status="could-not-compare", message=message, html=None)
     return result
 
@@ -284,6 +325,7 @@ def _environment(wanted: Wanted, engine: Engine) -> dict[str, Any]:
         **versions(),
         **engine.describe(),
         "device": wanted.device,
+        "options": dict(wanted.options),
         "timeout_seconds": wanted.limits.seconds,
         "memory_limit_bytes": wanted.limits.memory,
     }

@@ -28,9 +28,13 @@ class Sources:
 
     What a library opens without Python's knowledge is not seen. What libraries keep for themselves
     (compiled programs, lists of fonts) is no input of a job, and left out.
+
+    Args:
+        shared: of a job, what jobs make for each other: the beginning of those files' paths.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shared: str | None = None) -> None:
+        self._shared = shared
         self._read: set[str] = set()
         self._written: set[str] = set()
 
@@ -62,6 +66,7 @@ class Sources:
             for path in read - self._written
             if not path.endswith(".pyc")
             and not path.startswith(_KERNEL)
+            and not (self._shared and path.startswith(self._shared))
             and not is_installed(path)
             and not os.path.realpath(path).startswith(caches)
             and os.path.isfile(path)

@@ -74,6 +74,7 @@ def _job(r: JobResult) -> dict[str, Any]:
         "reference": r.reference,
         "candidate_side": r.candidate_side,
         "coverage": r.coverage,
+        "effort": r.effort or None,
         "stage": r.stage,
         "signal": r.signal,
         "exit_status": r.exit_status,
@@ -137,6 +138,8 @@ def _evidence(r: JobResult) -> Text:
         text += f", largest ratio {r.largest_ratio:.2g}"
     if not coverage.get("gradients"):
         text += ", no gradients"
+    if r.effort == "quick":
+        text += ", quick"
     if r.signal or r.exit_status:
         text += f"; {r.details[-1]}"
     return Text(text, style="dim")

@@ -2,8 +2,10 @@
 
 The job is a JSON file (its path is the only argument):
 
-    {"action": "list" | "check", "path": ..., "candidate": ..., "seed": 0, "options": {...},
-     "page": false, "answer": F, "stages": file descriptor | null, "search_path": [...]}
+    {"action": "list" | "check" | "join", "path": ..., "candidate": ..., "seed": 0,
+     "options": {...}, "command": "crosscheck run ...", "title": "pair: candidate", "page": false,
+     "shared": F | null, "parts": [...], "answer": F, "stages": file descriptor | null,
+     "search_path": [...]}
 
 Before each stage a line is written to ``stages``. The answer is written to ``answer``, whole or
 not at all; if there is none, the process ended too early and its exit status says how. One of
@@ -12,8 +14,9 @@ not at all; if there is none, the process ended too early and its exit status sa
     {"kind": "verdict", "verdict": ..., ...}
     {"kind": "error", "type": ..., "status": ..., "message": ..., "where": ...}
 
-each with "peak_memory" (bytes) and "files" (what it was made from; null: too many to tell); a
-verdict also with "page", the report as HTML, if that was asked for.
+each with "peak_memory" (bytes) and "files" (what it was made from; null: too many to tell). If that
+was asked for, a verdict also comes with "page", the report as HTML, and an error with the page that
+says why there is none. The verdict of a part comes with "part", its report as JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +25,6 @@ import contextlib
 import faulthandler
 import json
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -30,15 +32,27 @@ from pathlib import Path
 from typing import Any
 
 from crosscheck.errors import CrosscheckError, MissingFramework, SideFailed
+from crosscheck.suite.caches import processor
 from crosscheck.suite.sources import Sources
+from crosscheck.suite.stamps import software
 
-__all__ = ["START", "main"]
+__all__ = ["START", "THREADS", "main"]
 
 # How the parent starts it: with the parent's own search path, so that both find the same modules.
 START = (
     "import json, sys; job = json.load(open(sys.argv[1], encoding='utf-8')); "
     "sys.path[:] = job['search_path']; "
     "from crosscheck.suite.worker import main; main(job)"
+)
+THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
 )
 OOM_SCORE = 500  # of 1000: before the suite, if memory runs out
 OUT_OF_MEMORY = {"OutOfMemoryError", "ResourceExhaustedError"}
@@ -50,13 +64,13 @@ def main(job: Mapping[str, Any]) -> None:
     from crosscheck.report.write import write_atomically
 
     _prepare()
-    sources = Sources()
+    sources = Sources(job["shared"])
     sources.watch()
     say = _stages(job["stages"])
     try:
-        answer = _listed(job, say) if job["action"] == "list" else _checked(job, say)
+        answer = DOES[job["action"]](job, say)
     except BaseException as error:  # whatever the pair's code raises is the answer
-        answer = failure(error)
+        answer = failure(error) | _page_of(error, job)
     answer |= {"peak_memory": _peak_memory(), "files": sources.files()}
     write_atomically(job["answer"], json.dumps(answer, default=str))
 
@@ -99,21 +113,46 @@ def _pair(job: Mapping[str, Any], say: Callable[[str], None]) -> Any:
 
 
 def _checked(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    from crosscheck.traces.shared import sharing
+
     pair = _pair(job, say)
     say(f"build {pair.name}: {job['candidate']}")
-    report = pair.check(job["candidate"], seed=job["seed"], progress=say, **job["options"])
+    options = {"seed": job["seed"], "progress": say, **job["options"]}
+    with sharing(job["shared"], here=_surroundings()):
+        report = pair.check(job["candidate"], **options)
+    answer = _answer(report, job, say)
+    if "part" in report.environment:  # a recorded run is compared as a whole
+        from crosscheck.report.json import dumps
+
+        answer["part"] = dumps(report)
+    return answer
+
+
+def _joined(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    from crosscheck.parts import joined
+    from crosscheck.report.load import loads
+
+    say("put the parts together")
+    return _answer(joined([loads(text) for text in job["parts"]]), job, say)
+
+
+DOES = {"list": _listed, "check": _checked, "join": _joined}
+
+
+def _answer(report: Any, job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     answer = verdict(report)
     if job["page"]:
         from crosscheck.report.html import render
 
         say("write the report")
-        answer["page"] = render(report.with_command(_again(job)))
+        answer["page"] = render(report.with_command(job["command"]))
     return answer
 
 
-def _again(job: Mapping[str, Any]) -> str:
-    words = [job["path"], "--candidate", job["candidate"], "--seed", str(job["seed"])]
-    return shlex.join(["crosscheck", "run", *words])
+def _surroundings() -> str:
+    """What rounding hangs on beside the model: runs of a reference are shared with equal ones."""
+    threads = {name: os.environ.get(name) for name in THREADS}
+    return f"{processor()} {threads} {sorted(software().items())}"
 
 
 def verdict(report: Any) -> dict[str, Any]:
@@ -136,6 +175,7 @@ def verdict(report: Any) -> dict[str, Any]:
         "first_divergence": document["first_divergence"],
         "reference": document["reference"],
         "candidate": document["candidate"],
+        "effort": report.environment.get("effort", ""),
         "largest_ratio": max((site["ratio"] for site in sites), default=None),
         "coverage": {
             "sites": len(sites),
@@ -164,6 +204,19 @@ def failure(error: BaseException) -> dict[str, Any]:
     if not isinstance(error, CrosscheckError) or error.__cause__ is not None:
         traceback.print_exception(error)  # the parent shows the end of it
     return answer
+
+
+def _page_of(error: BaseException, job: Mapping[str, Any]) -> dict[str, str]:
+    """The page of an error, if one is wanted; what keeps it from being made hides nothing."""
+    if not job["page"] or _status(error) == "skipped":
+        return {}
+    try:
+        from crosscheck.report.html import render_failure
+
+        return {"page": render_failure(error, name=job["title"], command=job["command"])}
+    except Exception:  # out of memory, say
+        traceback.print_exc()
+        return {}
 
 
 def _status(error: BaseException) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from crosscheck.api import check
-from crosscheck.errors import DeviceUnavailable, Diverged, InvalidArgument, capped
+from crosscheck.errors import CrosscheckError, DeviceUnavailable, Diverged, InvalidArgument, capped
 from crosscheck.pair import Pair, load_pair
+from crosscheck.report.write import write_atomically
 from crosscheck.results import Report
 from crosscheck.testing.marks import AXES, OF_THE_PLUGIN, axis, marked
 from crosscheck.testing.pages import page_path
@@ -74,6 +75,19 @@ class Fixture:
                 raise
             pytest.skip(" ".join(str(error).split()))
 
+    @contextlib.contextmanager
+    def paged(self, *, again: str) -> Iterator[None]:
+        """Write the page of an error that ends the check, if pages were asked for; what keeps it
+        from being written hides nothing."""
+        __tracebackhide__ = True
+        try:
+            yield
+        except Exception as error:
+            self.count += 1
+            if self.config.getoption("--crosscheck-html"):
+                error.add_note(self._page_of(error, again))
+            raise
+
     def judged(self, report: Report, *, again: str) -> Report:
         """Write the page that was asked for; raise `Diverged` unless the verdict is ``agree``."""
         __tracebackhide__ = True
@@ -83,14 +97,29 @@ class Fixture:
         report = report.with_command(self._again(again))
         lines = [str(report), ""]
         if directory and (not agrees or self.config.getoption("--crosscheck-html-all")):
-            page = page_path(directory, self.node.nodeid, self.count)
-            report.save_html(self.config.invocation_params.dir / page)
-            self.node.user_properties.append(("crosscheck_html", page))
-            lines.append(f"page: {page}")
+            from crosscheck.report.html import render
+
+            lines.append(self._page(render(report)))
         if not agrees:
             lines.append(f"again: {self._again(again)}")
             raise Diverged("\n".join(lines), report)
         return report
+
+    def _page_of(self, error: Exception, again: str) -> str:
+        from crosscheck.report.html import render_failure
+
+        text = render_failure(error, name=self.node.name, command=self._again(again))
+        try:
+            return self._page(text)
+        except (CrosscheckError, OSError) as refused:
+            return f"no page: {refused}"
+
+    def _page(self, text: str) -> str:
+        """Write the page of this check; gives the line that says where it is."""
+        page = page_path(self.config.getoption("--crosscheck-html"), self.node.nodeid, self.count)
+        write_atomically(self.config.invocation_params.dir / page, text)
+        self.node.user_properties.append(("crosscheck_html", page))
+        return f"page: {page}"
 
     def _again(self, options: str) -> str:
         return f"pytest {shlex.quote(self.node.nodeid)} {options}".rstrip()
@@ -118,14 +147,15 @@ class Checking(Fixture):
         given = self.arguments(options, check, but=("pair", "candidate"))
         pair = self._pair(reference, inputs, given.pop("pair", None))
         chosen = given.pop("candidate", None)
-        with self.skipped_without_device():
+        again = f"--crosscheck-seed={given['seed']}"
+        with self.paged(again=again), self.skipped_without_device():
             if pair is None:
                 if chosen is not None:
                     raise InvalidArgument(f"candidate {chosen!r}: only a pair has named candidates")
                 report = check(reference, candidate, inputs, **given)
             else:
                 report = pair.check(candidate or chosen, **given)
-        return self.judged(report, again=f"--crosscheck-seed={given['seed']}")
+        return self.judged(report, again=again)
 
     def _pair(self, reference: Any, inputs: Any, marked_pair: Any) -> Pair | None:
         given = marked_pair if reference is None else reference

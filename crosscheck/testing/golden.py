@@ -56,12 +56,16 @@ class Golden(Fixture):
         elif not path.is_file():
             pytest.fail(f"no golden trace: `{path}`\n{self._fix('Fix')}", pytrace=False)
         compared = {k: v for k, v in given.items() if k not in NOT_COMPARED}
-        with self.skipped_without_device():
-            try:
+        try:
+            with self.paged(again=""), self.skipped_without_device():
                 report = check(path, model, inputs, seed=given["seed"], **compared)
-            except (CannotCompare, TraceFormatError) as error:
-                fix = self._fix("Or, if the trace is out of date")
-                pytest.fail(f"{type(error).__name__}: {error}\n{fix}", pytrace=False)
+        except (CannotCompare, TraceFormatError) as error:
+            lines = [
+                f"{type(error).__name__}: {error}",
+                self._fix("Or, if the trace is out of date"),
+            ]
+            lines += getattr(error, "__notes__", [])  # where its page is
+            pytest.fail("\n".join(lines), pytrace=False)
         return self.judged(report, again="")
 
     def path(self, name: str | None) -> Path:

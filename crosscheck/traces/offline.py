@@ -29,7 +29,7 @@ from crosscheck.comparisons import (
 from crosscheck.cotangents import require_finite
 from crosscheck.details import details
 from crosscheck.errors import CannotCompare
-from crosscheck.judging import judge_weights
+from crosscheck.judging_weights import judge_weights
 from crosscheck.layout import relative_error
 from crosscheck.noise import Tolerance
 from crosscheck.reductions import Reductions
@@ -252,13 +252,14 @@ def without_cotangent(alignment: Alignment, reference: RecordedTrace) -> list[st
 
 def _weights(match: Match, reference: RecordedTrace, candidate: RecordedTrace) -> list[SiteResult]:
     """Parameters of which both traces hold the values."""
-    return [
-        judge_weights(item, pair.truth, pair.candidate.value)
+    cases = [
+        (item, pair.truth, pair.candidate.value)
         for item, pair in zip(weight_items(match), match.pairs, strict=True)
         if reference.held.issuperset(p.name for p in pair.references)
         and pair.candidate.name in candidate.held
         and pair.transform.function is None
     ]
+    return judge_weights(cases)
 
 
 # -- the report ------------------------------------------------------------------------------------

@@ -59,10 +59,10 @@ def _numpy(cls: type, change: Change | None, sent_back: float) -> dict[str, Any]
 
     def forward(self: Any, *xs: Array) -> Array:
         y = cls.forward(self, *xs)  # type: ignore[attr-defined]
-        return y if change is None else change.value(arrays, y)
+        return y if change is None else _of_first(change, arrays, y)
 
-    def backward(self: Any, dy: Array) -> Any:
-        dx = cls.backward(self, dy if change is None else change.pullback(dy))  # type: ignore[attr-defined]
+    def backward(self: Any, dy: Array, *others: Array) -> Any:
+        dx = cls.backward(self, dy if change is None else change.pullback(dy), *others)  # type: ignore[attr-defined]
         if sent_back == 1.0:
             return dx
         if isinstance(dx, tuple):
@@ -86,7 +86,7 @@ def _keras(cls: type, change: Change | None, sent_back: float) -> dict[str, Any]
 
     def call(self: Any, x: Array, *args: Any, **options: Any) -> Array:
         y = cls.call(self, _first(x, scaled_back, sent_back), *args, **options)  # type: ignore[attr-defined]
-        return y if change is None else change.value(arrays, y)
+        return y if change is None else _of_first(change, arrays, y)
 
     return {"call": call}
 
@@ -110,7 +110,7 @@ def _jax(cls: type, change: Change | None, sent_back: float) -> dict[str, Any]:
 
     def call(self: Any, x: Array, *args: Any, **options: Any) -> Array:
         y = cls.__call__(self, _first(x, scaled_back, sent_back), *args, **options)  # type: ignore[operator]
-        return y if change is None else change.value(arrays, y)
+        return y if change is None else _of_first(change, arrays, y)
 
     return {"__call__": call}
 
@@ -138,9 +138,16 @@ def _torch(cls: type, change: Change | None, sent_back: float) -> dict[str, Any]
 
     def forward(self: Any, x: Array, *args: Any, **options: Any) -> Array:
         y = cls.forward(self, _first(x, ScaledBack.apply, sent_back), *args, **options)  # type: ignore[attr-defined]
-        return y if change is None else change.value(arrays, y)
+        return y if change is None else _of_first(change, arrays, y)
 
     return {"forward": forward}
+
+
+def _of_first(change: Change, arrays: Arrays, y: Any) -> Any:
+    """What is made of an output, or of the first of several."""
+    if isinstance(y, tuple):
+        return (change.value(arrays, y[0]), *y[1:])
+    return change.value(arrays, y)
 
 
 def _first(x: Any, scaled_back: Callable[[Array], Array], sent_back: float) -> Any:

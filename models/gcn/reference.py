@@ -17,8 +17,8 @@ class GraphConv(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(inputs, outputs))
-        self.bias = nn.Parameter(torch.empty(outputs))
+        self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(inputs, outputs)))
+        self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
         return adjacency @ (x @ self.weight) + self.bias  # (N, in) -> (N, out)

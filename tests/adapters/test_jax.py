@@ -244,6 +244,29 @@ def test_float64_through_casts_and_dtypes_of_layers() -> None:
         assert jnp.ones(2, jnp.float64).astype(jnp.float32).dtype == np.float32
 
 
+def test_float64_of_numbers_and_of_requested_dtypes() -> None:
+    """Rotary angles (a number to the power of positions asked for in float32), the carry of a scan,
+    a constant of the model's own beside a number; bits stay bits."""
+    constant = jnp.float32(0.1)
+
+    def forward(m: nnx.Module, x: jax.Array) -> jax.Array:
+        angle = 10000.0 ** (-jnp.arange(0, 3, dtype=jnp.float32) / 3)
+        carry = jnp.zeros(3, jnp.float32)
+        _, sums = jax.lax.scan(lambda c, r: (c + jnp.sin(r * angle),) * 2, carry, m.fc(x))
+        bits = jax.lax.bitcast_convert_type(jnp.int32(0x3FC00000), jnp.float32)
+        return sums * (2.0 * constant) * bits
+
+    adapter = adapt(forward, fc=nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+    narrow, wide = record(adapter)[0], record(adapter, float64=True)[0]
+    assert {v.dtype for v in narrow.values()} == {np.dtype(np.float32)}
+    assert {v.dtype for v in wide.values()} == {np.dtype(np.float64)}
+    rows = wide["activation", "fc"]
+    sums = np.sin(rows * 10000.0 ** (-np.arange(3) / 3)).cumsum(0)
+    expected = sums * (2 * float(np.float32(0.1))) * 1.5
+    np.testing.assert_allclose(wide["activation", "output"], expected, rtol=1e-12)
+    assert jnp.zeros(1, jnp.float32).dtype == np.float32
+
+
 def test_two_models_at_once_do_not_mix() -> None:
     kit = JaxKit()
     outer, inner = kit.adapt(kit.build("mlp")), kit.adapt(kit.build("shared"))

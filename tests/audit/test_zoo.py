@@ -36,3 +36,16 @@ def test_what_an_audit_takes_of_a_pair() -> None:
     assert (chosen.inputs["x"] != of_pair(pair, "numpy").inputs["x"]).any()
     with pytest.raises(InvalidArgument, match="no candidate 'numpie'"):
         of_pair(pair, "numpie")
+
+
+@pytest.mark.parametrize("family", audit_zoo.families())
+def test_a_constructor_leaves_no_memory_as_it_is(family: str) -> None:
+    """What `torch.empty` gives is filled with NaN here."""
+    torch = pytest.importorskip("torch")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        model = audit_zoo.fresh(family)
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert all(value.isfinite().all() for value in model.state_dict().values())

@@ -28,6 +28,17 @@ def own() -> Iterator[list[object]]:
         unregister(one)  # type: ignore[arg-type]
 
 
+def test_own_hypotheses_come_first_whoever_registers_when(own: list[object]) -> None:
+    def others(evidence: Evidence) -> Iterator[Proposal]:
+        yield from ()
+
+    register("forward")(others)
+    own.append(others)
+    found = hypotheses("forward")
+    assert found.index(others) == len(found) - 1
+    assert len({one.__module__ for one in found}) > 10
+
+
 def test_a_mistake_that_no_hypothesis_knows_is_not_verified() -> None:
     assert not told(forward(np.sin, lambda x: np.sin(x) + 0.01 * np.cos(3 * x)))
     assert not told(forward(lambda x: x**2, lambda x: x**2 + 1e-3 * normal(x.shape, 99)))

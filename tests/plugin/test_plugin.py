@@ -261,6 +261,51 @@ def test_two(crosscheck):
     assert all("<html" in (folder.path / "out" / name).read_text() for name in names)
 
 
+def test_pages_of_checks_that_could_not_be_made(folder: pytest.Pytester) -> None:
+    written(
+        folder,
+        """
+from crosscheck import tap
+
+class Tapped(Net):
+    def forward(self, x):
+        return tap("scaled", super().forward(x))
+
+class Raises(Tapped):
+    def forward(self, x):
+        super().forward(x)
+        raise RuntimeError("out of luck")
+
+class Wider(Net):
+    def __init__(self):
+        super().__init__()
+        self.W = self.W[:, :2]
+
+def test_raises(crosscheck):
+    crosscheck(Tapped(), Raises(), X, gradients=False)
+
+def test_cannot(crosscheck):
+    crosscheck(Net(), Wider(), X)
+
+@pytest.mark.crosscheck(devices=["cpu", "cuda"])
+def test_skips(crosscheck):
+    crosscheck(Net(), Net(), X)
+""",
+    )
+    result = run(folder, "--crosscheck-html=out")
+    result.assert_outcomes(passed=1, failed=2, skipped=1)
+    result.stdout.re_match_lines([r".*page: out.test_port.py-test_raises-\w{8}\.html$"])
+    result.stdout.fnmatch_lines(["crosscheck: 2 pages in out"])
+    pages = {p.name.split("-")[1]: p.read_text() for p in (folder.path / "out").iterdir()}
+    assert set(pages) == {"test_raises", "test_cannot"}
+    assert "one side raised" in pages["test_raises"] and "out of luck" in pages["test_raises"]
+    assert "scaled" in pages["test_raises"]  # what had been compared until then
+    assert "cannot be put side by side" in pages["test_cannot"]
+    (folder.path / "file").write_text("")
+    refused = run(folder, "--crosscheck-html=file/out", "-k", "test_raises")
+    refused.stdout.fnmatch_lines(["*out of luck*", "*no page: *file/out*"])
+
+
 GOLDEN = """
 @pytest.mark.crosscheck(devices=["cpu", "cuda"])
 def test_net(crosscheck_golden):

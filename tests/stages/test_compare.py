@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from crosscheck.compare import compare, describe
+from crosscheck.compare import compare, compare_two, describe, equal, root_mean_square
 from crosscheck.kernels.blocked import BLOCK, PairSums, pair_sums
 
 INF, NAN = float("inf"), float("nan")
@@ -250,3 +250,45 @@ def test_integers_do_not_wrap(dtype: str) -> None:
     a, b = np.array([0, 1], dtype), np.array([1, 0], dtype)
     assert describe(a, b).max_abs == 1.0
     assert (describe(a, b).worst_candidate, describe(a, b).worst_reference) == (0.0, 1.0)
+
+
+# -- many at once ----------------------------------------------------------------------------------
+
+
+def test_two_at_a_time_are_what_each_is() -> None:
+    rng = np.random.default_rng(3)
+    pairs = [(rng.normal(size=n), rng.normal(size=n)) for n in (1, 7, 300, BLOCK + 5)]
+    pairs.append((np.array([np.nan, 1.0]), np.array([np.nan, 2.0])))
+    for two, (a, b) in zip(compare_two(pairs), pairs, strict=True):
+        assert two.between == compare(a, b)
+        assert two.metrics == describe(a, b)
+
+
+def test_of_equal_arrays_the_cosine_is_one() -> None:
+    x = np.random.default_rng(4).normal(size=1001) / 3.0
+    assert describe(x, x.copy()).cosine == 1.0
+
+
+def test_equal_numbers() -> None:
+    x = np.array([1.0, np.nan, np.inf, -0.0])
+    other = x.copy()
+    other[0] = np.nextafter(1.0, 2.0)
+    tiny = np.array([5e-324, 0.0])
+    pairs = [
+        (x, x.copy()),
+        (x, np.array([1.0, np.nan, np.inf, 0.0])),
+        (x, other),
+        (x, np.array([1.0, np.nan, -np.inf, 0.0])),
+        (tiny, np.zeros(2)),
+        (np.array([1, 2]), np.array([1, 2])),
+        (np.array([1, 2]), np.array([1, 3])),
+        (np.array([1j]), np.array([2j])),
+        (np.zeros((2, 3)), np.zeros((3, 2))),
+    ]
+    assert equal(pairs) == [True, True, False, False, False, True, False, False, False]
+
+
+def test_root_mean_square_is_of_finite_elements() -> None:
+    assert root_mean_square(np.array([3.0, np.nan, -3.0, np.inf])) == 3.0
+    assert root_mean_square(np.array([1e300, -1e300])) == pytest.approx(1e300)
+    assert root_mean_square(np.array([np.nan])) == root_mean_square(np.zeros(0)) == 0.0

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from crosscheck.inputs import Spec, cotangent, draw, normal, parse_spec
+from crosscheck.inputs import Spec, _stream, cotangent, draw, normal, parse_spec
 
 GOLDEN = {
     "float32[3,5]": "f5e4c70cf502ac66",
@@ -205,3 +205,15 @@ def test_a_cotangent_has_its_outputs_shape_and_dtype() -> None:
     assert (one.shape, one.dtype) == ((2, 3), value.dtype)
     assert np.array_equal(one, cotangent("output", value + 1, seed=0))
     assert not np.array_equal(one, cotangent("output:1", value, seed=0))
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 8191, 8192, 8193, 20000])
+def test_normals_are_those_of_the_raw_words(count: int) -> None:
+    """However they are made, block by block or at once."""
+    words = _stream(3, "x").random_raw(3 * count)
+    pieces = np.asarray(words, "<u8").view("<u2").reshape(count, 12).astype(np.int64)
+    expected = (2 * pieces.sum(axis=1) - 12 * 65535) / 131072.0
+    np.testing.assert_array_equal(normal(3, "x", (count,)), expected)
+    narrow = normal(3, "x", (count,), np.float32)
+    assert narrow.dtype == np.float32
+    np.testing.assert_array_equal(narrow.astype(np.float64), expected)

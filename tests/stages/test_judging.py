@@ -28,10 +28,10 @@ from crosscheck.judging import (
     Perturbation,
     exact,
     in_reference_layout,
-    judge_weights,
     shrinks,
     without_fill,
 )
+from crosscheck.judging_weights import judge_weights
 from crosscheck.layout import Layout
 from crosscheck.noise import Tolerance
 from crosscheck.observers import Comparer, Forcer, Recorder, chain
@@ -216,15 +216,13 @@ def test_integer_widths_do_not_matter_and_large_ones_are_exact() -> None:
 
 def test_weights_are_equal_up_to_the_cast() -> None:
     item = Item("weights", "parameter", "w", "w", Transform((1, 0)), "parameter")
-    assert judge_weights(item, REFERENCE, REFERENCE.T.copy()).verdict == "agree"
-    half = judge_weights(item, REFERENCE, REFERENCE.T.astype(np.float16))
-    assert half.verdict == "agree" and half.candidate_dtype == "float16"
     rounded = REFERENCE.T.astype(ml_dtypes.bfloat16).astype(np.float32)
-    assert judge_weights(item, REFERENCE, rounded).verdict == "diverge"
     one = REFERENCE.T.copy()
     one[0, 0] *= np.float32(1.001)
-    assert judge_weights(item, REFERENCE, one).verdict == "diverge"
-    assert judge_weights(item, REFERENCE, REFERENCE).ratio == INF
+    held = [REFERENCE.T.copy(), REFERENCE.T.astype(np.float16), rounded, one, REFERENCE]
+    found = judge_weights([(item, REFERENCE, value) for value in held])
+    assert [one.verdict for one in found] == ["agree", "agree", "diverge", "diverge", "diverge"]
+    assert found[1].candidate_dtype == "float16" and found[4].ratio == INF
 
 
 @pytest.mark.parametrize(
@@ -411,3 +409,12 @@ def test_a_mask_that_differs_stays_and_so_does_what_is_small() -> None:
 def relative_l2(value: np.ndarray, truth: np.ndarray) -> float:
     found = compare(value, truth)
     return found.l2 / found.truth_l2
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex")
+def test_complex_weights_are_equal_or_not() -> None:
+    """Nothing compares only the real parts."""
+    truth = np.array([1.0 + 1.0j, 2.0])
+    item = Item("weights", "parameter", "w", "w", Transform(), "parameter")
+    same, other = judge_weights([(item, truth, truth.copy()), (item, truth, truth.conj())])
+    assert (same.verdict, other.verdict) == ("agree", "diverge")

@@ -51,6 +51,50 @@ pair = crosscheck.Pair(
 MODEL = "class Bad(Net):\n    def forward(self, x):\n        "
 """A candidate ``Bad`` whose forward pass is what follows."""
 
+LOGGED = """
+class Logged(Net):
+    def __init__(self):
+        super().__init__()
+        self.log = os.path.join({folder!r}, "runs")
+
+    def forward(self, x):
+        self.x = x
+        open(self.log, "a").write("f")
+        return super().forward(x)
+
+    def backward(self, d):
+        open(self.log, "a").write("b")
+        self.dW, self.db = self.x.T @ d, d.sum(0)
+        return d @ self.W.T
+
+class Port(Net):
+    def forward(self, x):
+        self.x = x
+        return super().forward(x)
+
+    backward = Logged.backward
+
+    def __init__(self):
+        super().__init__()
+        self.log = os.devnull
+"""
+"""A reference whose runs are counted, forward and backward, and a port of it."""
+
+
+def write_logged_pair(folder: Path, log: Path, names: str) -> None:
+    """A pair whose candidates are all the same port."""
+    write_pair(
+        folder,
+        LOGGED.format(folder=str(log)),
+        "{" + ", ".join(f"'{name}': Port" for name in names) + "}",
+    )
+    text = (folder / "pair.py").read_text()
+    text = text.replace("reference=right", "reference=Logged").replace(
+        "gradients=False", "blind_spots=False"
+    )
+    (folder / "pair.py").write_text(text)
+
+
 HANGS = (
     "import subprocess\n"
     + MODEL
@@ -129,6 +173,7 @@ VERDICT = {
     "reference": {"framework": "numpy"},
     "candidate": {"framework": "numpy"},
     "coverage": {},
+    "effort": "thorough",
     "largest_ratio": 1.0,
     "peak_memory": 1,
 }
@@ -145,6 +190,7 @@ class MadeUp:
     files: list[str] | None = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
     options: list[dict[str, Any]] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
 
     def run(self, tasks: Sequence[Task], watcher: Watcher) -> Generator[Outcome, None, None]:
         for task in tasks:
@@ -154,6 +200,7 @@ class MadeUp:
             if task.action == "check":
                 self.ran.append(task.job.id)
                 self.options.append(dict(task.options))
+                self.groups.append(task.group)
                 verdict = self.verdicts.get(task.job.candidate or "", "agree")
                 answer = {**VERDICT, "verdict": verdict, "files": self.files, "page": "page"}
                 answer = None if verdict == "crashed" else answer

@@ -27,6 +27,9 @@ def suite(*arguments: str) -> Result:
         (("--memory", "lots"), "write a size such as 8GiB"),
         (("--memory", "0"), "write a size such as 8GiB"),
         (("--timeout", "0"), "--timeout"),
+        (("--effort", "some"), "'quick', 'thorough'"),
+        (("--max-memory", "1kB"), "write a size of at least 1 MiB"),
+        (("--max-memory", "none"), "write a size of at least 1 MiB"),
         (("--jobs", "0"), "--jobs"),
         (("--seed", "1", "--seeds", "2"), "give --seed or --seeds"),
         (("-k", "a b"), "put `and` or `or` between words"),
@@ -56,6 +59,31 @@ def test_sizes(text: str, size: int) -> None:
 
     assert parsed(None, None, text) == size  # type: ignore[arg-type]
     assert parsed(None, None, "none") is None  # type: ignore[arg-type]
+
+
+def test_effort_and_memory_of_the_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They reach every check, and a log of quick results answers no thorough question."""
+    from crosscheck.suite import local
+    from tests.suite.kit import MadeUp
+
+    write_pair(tmp_path / "models" / "a")
+    monkeypatch.chdir(tmp_path)
+    engine = MadeUp()
+    monkeypatch.setattr(local, "LocalEngine", lambda jobs: engine)
+    resumed = ("--jobs", "1", "--resume", "log", "-q")
+    for arguments, ran in [
+        (("--effort", "quick", "--max-memory", "2GiB"), 2),
+        (("--effort", "quick", "--max-memory", "2GiB"), 0),
+        (("--effort", "thorough"), 2),
+        (("--effort", "quick"), 2),
+        ((), 2),
+    ]:
+        engine.ran.clear()
+        assert suite(*arguments, *resumed).exit_code == 0
+        assert len(engine.ran) == ran, arguments
+    cpu = {"device": "cpu"}
+    quick, thorough = {**cpu, "effort": "quick"}, {**cpu, "effort": "thorough"}
+    assert engine.options[::2] == [{**quick, "max_memory": 2**31}, thorough, quick, cpu]
 
 
 def test_a_live_table_on_a_terminal(tmp_path: Path) -> None:

@@ -210,11 +210,16 @@ def test_junit(folder: Path, done: Any) -> None:
     assert "crosscheck run models/bad --candidate segfaults" in (error.text or "")
 
 
-def test_a_page_for_each_verdict(folder: Path, jobs: Any) -> None:
-    pages = {name for name, job in jobs.items() if job["html"]}
-    assert pages == {"agrees", "diverges", "again"}
-    assert len(list((folder / "html").glob("*.html"))) == 3
-    assert "<html" in Path(jobs["diverges"]["html"]).read_text()
+def test_a_page_for_each_check(folder: Path, jobs: Any) -> None:
+    """None where a framework is missing, and where no process was left to write it."""
+    pages = {name: Path(job["html"]).read_text() for name, job in jobs.items() if job["html"]}
+    assert set(pages) == {"agrees", "diverges", "again", "raises", "cannot", "exits"}
+    assert len(list((folder / "html").glob("*.html"))) == 6
+    assert "<html" in pages["diverges"]
+    assert "one side raised" in pages["raises"] and "out of luck" in pages["raises"]
+    assert "the two cannot be put side by side" in pages["cannot"]
+    assert jobs["cannot"]["command"] in pages["cannot"]
+    assert "called sys.exit" in jobs["exits"]["message"]
 
 
 def test_plain_lines_where_there_is_no_terminal(done: Any) -> None:

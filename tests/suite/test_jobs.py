@@ -12,7 +12,7 @@ from crosscheck.suite import local
 from crosscheck.suite.jobs import Job, Limits, SuiteResult, Task
 from crosscheck.suite.local import LocalEngine, Surroundings, worker_environment
 from crosscheck.suite.run import Wanted, run_suite
-from tests.suite.kit import MadeUp
+from tests.suite.kit import MadeUp, documents, write_logged_pair
 
 
 @pytest.fixture
@@ -99,3 +99,38 @@ def test_a_process_that_cannot_be_started(folder: Path, monkeypatch: pytest.Monk
     result = run_suite(Wanted(["models"]), engine=LocalEngine(1))
     assert (result.exit_status, [r.status for r in result.results]) == (2, ["crashed"] * 2)
     assert "could not be started" in result.results[0].message
+
+
+def test_the_command_that_does_a_job_alone(folder: Path) -> None:
+    options = {"gradients": False, "effort": "quick", "max_memory": 2**30}
+    result = run_suite(Wanted(["models/a"], options=options), engine=MadeUp())
+    alone = "crosscheck run models/a --candidate x --seed 0"
+    alone += " --forward-only --effort quick --max-memory 1073741824"
+    assert result.results[0].job.command == alone
+    assert result.environment["options"] == options
+
+
+def test_jobs_whose_reference_does_the_same_know_it(folder: Path) -> None:
+    engine = MadeUp()
+    run_suite(Wanted(["models"], seeds=(0, 1)), engine=engine)
+    groups = dict(zip(engine.ran, engine.groups, strict=True))
+    assert len(set(groups.values())) == 4 and "" not in groups.values()
+    assert groups["models/a::x::seed0"] == groups["models/a::y::seed0"]
+    engine = MadeUp()
+    run_suite(Wanted(["models"], candidates=["x"]), engine=engine)
+    assert engine.groups == ["", ""]
+
+
+def test_the_reference_is_made_once_for_all_candidates(tmp_path: Path) -> None:
+    """Forward it runs in every job, to tell whether it is the same."""
+    counts, found = {}, {}
+    for names in ("a", "abc"):
+        log = tmp_path / names
+        log.mkdir()
+        write_logged_pair(log / "models" / "p", log, names)
+        status, document = documents(log, "--jobs", "2", "--effort", "quick")
+        assert status == 0, document
+        counts[names] = (log / "runs").read_text().count("b")
+        found[names] = [(j["status"], j["largest_ratio"], j["coverage"]) for j in document["jobs"]]
+    assert counts["abc"] == counts["a"] == 1
+    assert found["abc"] == found["a"] * 3

@@ -27,6 +27,7 @@ from tests.suite.kit import (
     documents,
     environment,
     eventually,
+    write_logged_pair,
     write_pair,
 )
 
@@ -160,6 +161,29 @@ def test_a_node_is_killed_in_the_middle(
     pids = started(log)
     assert len(pids) == 5  # four jobs, one of them twice
     assert eventually(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_the_reference_is_made_once_for_all_machines(tmp_path: Path) -> None:
+    """Two machines that do not see each other's temporary files: it goes by the object store."""
+    from ray.cluster_utils import Cluster
+
+    write_logged_pair(tmp_path / "models" / "p", tmp_path, "abcdef")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        made = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0})
+        for name in "ab":
+            (tmp_path / name).mkdir()
+            made.add_node(**NODE, env_vars={"TMPDIR": str(tmp_path / name)})
+        try:
+            options = ("--engine", "ray", "--address", made.address, "--effort", "quick")
+            status, document = documents(tmp_path, *options, "--no-ship")
+        finally:
+            made.shutdown()
+    assert status == 0, document
+    assert (tmp_path / "runs").read_text().count("b") == 1
+    left = [p.name for name in "ab" for p in (tmp_path / name).glob("crosscheck-*")]
+    assert left == []
 
 
 def test_a_pair_that_kills_its_ray_worker(cluster: Any, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ class MadeUp(RayCluster):
     has: list[dict[str, float]] = field(default_factory=lambda: [MACHINE])
     started: list[tuple[str, int]] = field(default_factory=list)
     cancelled: list[Any] = field(default_factory=list)
+    forgotten: list[tuple[str, int]] = field(default_factory=list)
     address: str = "far:1"
     sent_at: float = 7.0
     said: dict[Job, News] = field(default_factory=dict)
@@ -71,6 +72,9 @@ class MadeUp(RayCluster):
 
     def news(self) -> dict[Job, News]:
         return self.said
+
+    def forget(self, group: str) -> None:
+        self.forgotten.append((group, len(self.started)))
 
     def cancel(self, handles: Any) -> None:
         self.cancelled += list(handles)
@@ -134,6 +138,13 @@ def test_what_is_lost_with_a_machine_is_started_again() -> None:
         "models/mlp::b::seed0: lost on far (align), started again (1 of 3): the node died"
     )
     assert notes.begun.count(JOBS[1]) == 1
+
+
+def test_what_a_group_shares_goes_with_its_last_job() -> None:
+    cluster = MadeUp(lost_until(1))
+    tasks = [replace(task, group="g" if task is not TASKS[2] else "") for task in TASKS]
+    assert len(list(RayEngine(cluster=cluster, jobs=1).run(tasks, Silent()))) == 3
+    assert cluster.forgotten == [("g", 3)]  # a, b, and b again
 
 
 def test_what_is_lost_every_time_is_given_up() -> None:

@@ -10,6 +10,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
+from crosscheck.errors import CannotCompare  # noqa: E402
+from models.defects.around import Change, around  # noqa: E402
 from models.defects.systematic import KINDS, systematic  # noqa: E402
 from models.rewrites import REWRITES  # noqa: E402
 from scripts.bench_verdict import HEADING, explained, pair_of, run_one, summary, wrong  # noqa: E402
@@ -76,3 +78,26 @@ def test_the_page_counts_what_happened() -> None:
     page = summary([mistaken, alarm])
     assert "* wrong cause: " in page and "* false alarm: " in page and "| all | 1 | 1 |" in page
     assert HEADING.startswith("# ")
+
+
+def test_what_could_not_be_checked_counts_as_planted_and_not_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(pair: Any, defect: Any) -> Any:
+        raise CannotCompare("refused")
+
+    monkeypatch.setattr("scripts.bench_verdict._planted", refuse)
+    rows = [row for row in run_one("mlp", "numpy", 1, 0, set()) if row["set"] == "defect"]
+    page = summary(rows)
+    assert f"{len(rows)} planted mistakes" in page and page.count("* not found: ") == len(rows) > 0
+    assert f"| crosscheck | 0 of {len(rows)} (0.0 %)" in page
+
+
+@pytest.mark.parametrize("candidate", ["numpy", "torch"])
+def test_of_several_outputs_the_first_is_altered(candidate: str) -> None:
+    negated = Change(lambda arrays, y: -y, lambda dy: -dy)
+    report = pair_of("vae").check(
+        candidate, alter=around(candidate, "encoder", change=negated), explain=False
+    )
+    wrong = {s.candidate for s in report.sites if s.verdict != "agree"}
+    assert report.first_divergence.candidate == "encoder" and "encoder:1" not in wrong, wrong

@@ -1,0 +1,151 @@
+"""What the jobs of a group share, between the machines of a Ray cluster.
+
+On one machine they share files in a folder (`crosscheck.traces.shared`): whoever holds the lock
+makes the reference's free run, the others wait for the file. Between machines a thread beside each
+job keeps that up. The `Board` names one machine that makes it. On every other one the thread holds
+the lock in its place, until it has the bytes from Ray's object store, into which they are put once;
+the jobs of one machine then map one file. When the machine that makes it dies, another is named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+import shutil
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+__all__ = ["Exchange", "Store", "shared_folder", "with_exchange"]
+
+PAUSE = 0.3  # seconds between two questions
+
+
+class Store(Protocol):
+    """The cluster, as an exchange sees it."""
+
+    def claim(self, group: str, machine: str) -> Any:
+        """What the machine is to do: ``"make"``, ``"wait"``, or a list with the handle."""
+
+    def put(self, group: str, path: Path) -> None:
+        """Give the file to all."""
+
+    def get(self, handle: Any) -> Any:
+        """What the file holds, as a buffer."""
+
+    def release(self, group: str, machine: str) -> None:
+        """This machine does not make it after all."""
+
+
+class Exchange:
+    """Keeps the file of one group on one machine; use it as a context, around a job.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, store: Store, path: Path) -> None:
+        self._store, self._path = store, path
+        state = os.stat(path.parent)  # what sees one folder is one machine, whatever Ray calls it
+        self._machine = f"{platform.node()}/{state.st_dev}/{state.st_ino}"
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="crosscheck-shared", daemon=True)
+
+    def __enter__(self) -> Exchange:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._ends.set()
+        self._thread.join()
+
+    def _keep(self) -> None:
+        """`_share`; what goes wrong with the cluster costs the sharing, and not the job."""
+        try:
+            with open(f"{self._path}.lock", "a") as lock:
+                self._share(lock)
+        except Exception:  # of Ray, or of the file system
+            traceback.print_exc()
+
+    def _share(self, lock: IO[str]) -> None:
+        """Until the file is here and known to all, or the job ends."""
+        group, makes = self._path.name, False
+        while not self._ends.is_set():
+            said = self._store.claim(group, self._machine)
+            makes = said == "make"
+            if isinstance(said, list):
+                self._write(said[0])
+                return
+            if makes and self._path.exists():
+                break
+            _hold(lock, held=not makes)
+            self._ends.wait(PAUSE)
+        if makes and self._path.exists():
+            self._give(group)
+        elif makes:
+            self._store.release(group, self._machine)
+
+    def _give(self, group: str) -> None:
+        """Put the file into the store, unless another job's thread on this machine has."""
+        with open(f"{self._path}.given", "a") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            if self._store.claim(group, self._machine) == "make":
+                self._store.put(group, self._path)
+
+    def _write(self, handle: Any) -> None:
+        if self._path.exists():
+            return
+        temporary = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        temporary.write_bytes(self._store.get(handle))
+        os.replace(temporary, self._path)
+
+
+def _hold(lock: IO[str], *, held: bool) -> None:
+    """Hold a lock, or let go of it. Who holds it already, another job's thread here or a job that
+    makes the file itself, does as well."""
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB if held else fcntl.LOCK_UN)
+
+
+@contextlib.contextmanager
+def shared_folder(session: str) -> Iterator[Path]:
+    """A folder that the jobs of one suite have in common on this machine, as long as there are any;
+    the last one removes it."""
+    folder = Path(tempfile.gettempdir()) / f"crosscheck-{os.getuid()}-{session}"
+    users = _users(folder)
+    try:
+        yield folder
+    finally:
+        with users, contextlib.suppress(BlockingIOError):
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _users(folder: Path) -> IO[str]:
+    """The folder's own lock, shared; anew where the last user has just removed it."""
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            users = open(folder / "users", "a")  # noqa: SIM115
+        except FileNotFoundError:
+            continue
+        fcntl.flock(users, fcntl.LOCK_SH)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(users.fileno()), os.stat(folder / "users")):
+                return users
+        users.close()
+
+
+@contextlib.contextmanager
+def with_exchange(session: str, group: str, store: Store) -> Iterator[str | None]:
+    """The folder for what the jobs of a group share; None for a job that has no group."""
+    if not group:
+        yield None
+        return
+    with shared_folder(session) as folder, Exchange(store, folder / f"{group}.safetensors"):
+        yield str(folder)

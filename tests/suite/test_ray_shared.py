@@ -1,0 +1,140 @@
+"""What jobs of a group share between machines: made once, also when a machine dies."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crosscheck.suite import ray_shared, ray_tasks
+from crosscheck.suite.ray_shared import Exchange, shared_folder
+from crosscheck.suite.ray_tasks import Board
+from crosscheck.traces.shared import sharing
+from tests.suite.kit import eventually
+from tests.suite.test_shared_runs import Net, check, runs
+
+
+class Store:
+    """A cluster in memory."""
+
+    def __init__(self, *, lost: bool = False) -> None:
+        self.board, self.lost = Board(), lost
+        self.puts: list[bytes] = []
+        self.gets = 0
+        self.asked = False
+
+    def claim(self, group: str, machine: str) -> Any:
+        self.asked = True
+        return self.board.claim(group, machine)
+
+    def put(self, group: str, path: Path) -> None:
+        self.puts.append(path.read_bytes())
+        self.board.keep(group, self.puts[-1])
+
+    def get(self, handle: Any) -> bytes:
+        if self.lost:
+            raise RuntimeError("the node that held it is gone")
+        self.gets += 1
+        return bytes(handle)
+
+    def release(self, group: str, machine: str) -> None:
+        self.board.release(group, machine)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(ray_shared, "PAUSE", 0.01)
+    yield
+
+
+def machine(folder: Path, name: str) -> Path:
+    (folder / name).mkdir(exist_ok=True)
+    return folder / name / "group.safetensors"
+
+
+def job(store: Store, path: Path, reference: Net, verdicts: list[str]) -> threading.Thread:
+    """One job on the machine of ``path``, in a thread."""
+
+    def work() -> None:
+        with Exchange(store, path), sharing(str(path)):
+            time.sleep(0.2)  # imports frameworks
+            verdicts.append(check(Net(), reference)().verdict)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def test_one_machine_makes_it_and_all_have_it(tmp_path: Path) -> None:
+    store, verdicts = Store(), list[str]()
+    references = [Net() for _ in range(6)]
+    jobs = [
+        job(store, machine(tmp_path, "abc"[i % 3]), reference, verdicts)
+        for i, reference in enumerate(references)
+    ]
+    for thread in jobs:
+        thread.join(30)
+    assert verdicts == ["agree"] * 6
+    assert sorted(runs(r)[1] > 0 for r in references) == [False] * 5 + [True]
+    assert len(store.puts) == 1 and store.gets >= 2
+    files = [machine(tmp_path, name).read_bytes() for name in "abc"]
+    assert files == [store.puts[0]] * 3 and store.puts[0]
+
+
+def test_the_machine_that_makes_it_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_tasks, "GONE", 0.5)
+    store, verdicts = Store(), list[str]()
+    assert store.claim("group.safetensors", "dead") == "make"
+    reference = Net()
+    job(store, machine(tmp_path, "a"), reference, verdicts).join(30)
+    assert verdicts == ["agree"] and runs(reference)[1] and len(store.puts) == 1
+
+
+def test_its_job_fails(tmp_path: Path) -> None:
+    """Another machine need not wait until it seems to be gone."""
+    store = Store()
+    with Exchange(store, machine(tmp_path, "a")):
+        assert eventually(lambda: store.asked, 5)
+    assert store.claim("group.safetensors", "b") == "make"
+
+
+def test_what_is_lost_with_a_machine_is_made_again(tmp_path: Path) -> None:
+    store, verdicts = Store(lost=True), list[str]()
+    store.board.keep("group.safetensors", b"gone")
+    reference = Net()
+    job(store, machine(tmp_path, "a"), reference, verdicts).join(30)
+    assert verdicts == ["agree"] and runs(reference)[1]
+
+
+def test_a_job_that_ends_first_still_gives_it(tmp_path: Path) -> None:
+    store, path = Store(), machine(tmp_path, "a")
+    with Exchange(store, path):
+        assert eventually(lambda: store.asked, 5)
+        path.write_bytes(b"")
+    assert store.puts == [b""]
+
+
+def test_forgotten_with_the_last_job() -> None:
+    board = Board()
+    board.keep("g", "handle")
+    assert board.claim("g", "a") == ["handle"]
+    board.forget("g")
+    assert board.claim("g", "b") == "make"
+    board.release("g", "other")
+    assert board.claim("g", "a") == "wait"
+
+
+def test_the_folder_goes_with_its_last_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with shared_folder("s") as folder:
+        with shared_folder("s") as same:
+            assert same == folder
+        (folder / "kept").write_text("")
+        assert folder.is_dir()
+    assert list(tmp_path.iterdir()) == []

@@ -67,6 +67,7 @@ class Comparer:
 
     Args:
         changes_only: an adapter that knows what the overrides of a run reach may show that alone.
+        alone: an adapter that can (`Adapter.taken_by`) may compute only what ``wanted`` takes.
     """
 
     def __init__(
@@ -75,9 +76,11 @@ class Comparer:
         wanted: set[Key],
         *,
         changes_only: bool = False,
+        alone: bool = False,
     ) -> None:
         self._compare = compare
         self._wanted = wanted
+        self.only = frozenset(wanted) if alone else None
         self.changes_only = changes_only
         self.results: dict[Key, object] = {}
 
@@ -133,6 +136,7 @@ class _Chain:
         self._observers = observers
         self.borrows = any(getattr(observer, "borrows", False) for observer in observers)
         self.changes_only = all(getattr(observer, "changes_only", False) for observer in observers)
+        self.only = next(filter(None, (getattr(o, "only", None) for o in observers)), None)
         self.needless = frozenset[str]().union(
             *(getattr(observer, "needless", ()) for observer in observers)
         )

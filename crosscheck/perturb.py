@@ -29,7 +29,7 @@ from crosscheck.observers import Comparer, Forcer, Key, chain
 from crosscheck.precision import Grains
 from crosscheck.run import Runner
 
-__all__ = ["DRAWS", "Moved", "measure"]
+__all__ = ["DRAWS", "Moved", "measure", "taken_by"]
 
 DRAWS = 4
 
@@ -114,6 +114,23 @@ class Moved(Mapping[Key, np.ndarray]):
         return len(self._values)
 
 
+def taken_by(
+    reference: Runner,
+    items: Sequence[Item],
+    forced: Mapping[Key, np.ndarray],
+    parameters: Sequence[Parameter],
+) -> tuple[Mapping[Key, np.ndarray], Sequence[Parameter], bool]:
+    """What to move for these items: of the forced values and parameters those that the items hang
+    on, and whether a run may compute nothing else; all of them where the adapter cannot say."""
+    keys = {key for item in items for key in item.reference_keys}
+    forward = all(item.phase == "forward" for item in items)
+    taken = reference.adapter.taken_by(keys, forced.keys()) if forward else None
+    if taken is None:
+        return forced, parameters, False
+    values, names = taken
+    return {k: forced[k] for k in values}, [p for p in parameters if p.name in names], True
+
+
 def measure(
     reference: Runner,
     judge: Judge,
@@ -142,10 +159,11 @@ def measure(
         kept = ties.get(key)
         return compare(value, still) if kept is None else compare(value[kept], still[kept])
 
+    forced, parameters, alone = taken_by(reference, items, forced, parameters)
     for draw in range(draws):
         moved = Moved(forced, seed * draws + draw, grains=grains.values, steps=grains.steps)
         overrides = moved.weights(parameters, grains)
-        comparer = Comparer(response, wanted)
+        comparer = Comparer(response, wanted, alone=alone)
         try:
             info = reference.run(chain(comparer, Forcer(moved)), float64=wide, overrides=overrides)
         except SideFailed:

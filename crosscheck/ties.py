@@ -27,7 +27,7 @@ from crosscheck.errors import SideFailed
 from crosscheck.judging import Judge, in_reference_layout
 from crosscheck.noise import AGREE
 from crosscheck.observers import Comparer, Forcer, Key, chain
-from crosscheck.perturb import Moved
+from crosscheck.perturb import Moved, taken_by
 from crosscheck.precision import Grains
 from crosscheck.run import Runner
 from crosscheck.trace import Trace
@@ -64,9 +64,10 @@ def find_ties(
     factor = REACH * max(growth_of(judge, item) for item in suspected)
     wanted = {key for item in suspected for key in item.reference_keys}
     draws: dict[Item, list[np.ndarray]] = {item: [] for item in suspected}
+    forced, parameters, alone = taken_by(reference, [*suspected], forced, parameters)
     for draw in range(DRAWS):
         moved = Moved(forced, seed * DRAWS + draw, grains=grains.values, factor=factor)
-        seen = Comparer(lambda key, value: np.array(value), wanted)
+        seen = Comparer(lambda key, value: np.array(value), wanted, alone=alone)
         try:
             info = reference.run(
                 chain(seen, Forcer(moved)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from crosscheck.taps import Observer, Session
 from crosscheck.trace import RunInfo
 
 if TYPE_CHECKING:
+    from crosscheck.observers import Key
     from crosscheck.zoom import Operation
 
 __all__ = [
@@ -191,6 +192,21 @@ class Adapter(abc.ABC):
             ModelRaised: whatever the model raised, chained, with the site.
             crosscheck.CrosscheckError: raised by ``observer`` or ``cotangents``, as it is.
         """
+
+    def taken_by(
+        self, wanted: Collection[Key], forced: Collection[Key]
+    ) -> tuple[frozenset[Key], frozenset[str]] | None:
+        """What values hang on in a forced run, where the adapter can compute them alone: a run does
+        if its observer has ``only``, the values that it is made for.
+
+        Args:
+            wanted: the values.
+            forced: where values are replaced.
+
+        Returns:
+            Those of ``forced``, and the names of parameters; None where it computes everything.
+        """
+        return None
 
     def operations(
         self,

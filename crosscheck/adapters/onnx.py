@@ -7,7 +7,7 @@ There is no float64, and no backward pass but that of a module exported here
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,14 @@ class OnnxAdapter(Placed, Adapter):
         overridden = self._as_arrays(overrides or {})
         self._sessions.learn_types([e.value for e in self.structure.events if e.value not in feeds])
         changes = bool(overridden) and getattr(observer, "changes_only", False)
-        run = GraphRun(self._sessions, self.structure, feeds, overridden, changes_only=changes)
+        run = GraphRun(
+            self._sessions,
+            self.structure,
+            feeds,
+            overridden,
+            changes_only=changes,
+            only=getattr(observer, "only", None),
+        )
         session = OnnxSession(self.structure, given, observer, passive=passive)
         if passive:
             values = run.values({})
@@ -211,6 +218,21 @@ class OnnxAdapter(Placed, Adapter):
             inputs=tuple(input_site(name) for name in inputs),
             outputs=tuple(e.site for e in run.events if e.call == 0),
         )
+
+    def taken_by(
+        self, wanted: Collection[Key], forced: Collection[Key]
+    ) -> tuple[frozenset[Key], frozenset[str]]:
+        """See `Adapter.taken_by`."""
+        # Inputs may have other names in the file than the caller's.
+        replaced = {key for key in forced if key[1].startswith(input_site(""))}
+        values = []
+        for event in self.structure.events:
+            if event.key in wanted:
+                passed = [key for key in self.structure.before(event) if key in forced]
+                replaced.update(passed[-1:])
+                values += [] if passed else [event.value]
+        before, needed = self._sessions.taken_by(values, forced)
+        return frozenset(replaced | before), frozenset(needed & self._tensors.keys())
 
     def _unwatched(self, run: GraphRun, watched: Mapping[Key, np.ndarray]) -> dict[Key, np.ndarray]:
         """The outputs of the model as it is: showing values costs it fusions.

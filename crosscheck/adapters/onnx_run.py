@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -22,6 +22,7 @@ class GraphRun:
     Args:
         overridden: initializers to use instead of the model's own.
         changes_only: compute and show only what those reach past the replacements.
+        only: compute and show only these values; None: all.
 
     Attributes:
         events: what can be shown (values of types that NumPy has), without the model's inputs.
@@ -35,10 +36,11 @@ class GraphRun:
         overridden: Mapping[str, np.ndarray],
         *,
         changes_only: bool = False,
+        only: Collection[Key] | None = None,
     ) -> None:
         self.sessions, self.structure = sessions, structure
         self.feeds, self.overridden = feeds, overridden
-        self._changes_only = changes_only
+        self._changes_only, self._only = changes_only, only
         self.events = [e for e in structure.events if self._type(e.value) is not None]
 
     @cached_property
@@ -61,12 +63,18 @@ class GraphRun:
         wanted = [e.value for e in self.events if passed[e.key] is None]
         names = list(dict.fromkeys(v for v in wanted if v not in self.feeds))
         fed = {key: self._prepared(key, value) for key, value in plan.items()}
-        if self._changes_only:
+        if self._only is not None:
+            values = {e.value for e in self.events if e.key in self._only}
+            names = [name for name in names if name in values]
+        elif self._changes_only:
             return self._changed(names, passed, fed)
-        found = self.sessions.run(names, self.feeds, fed, self.overridden)
+        alone = self._only is not None
+        found = self.sessions.run(names, self.feeds, fed, self.overridden, alone=alone)
         produced = {**found, **self.feeds}
         shown = {}
         for key, value in self.keys.items():
+            if self._only is not None and key not in self._only and value not in self.feeds:
+                continue
             source = passed.get(key)
             shown[key] = produced[value] if source is None else fed[source]
         return shown

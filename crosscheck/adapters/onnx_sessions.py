@@ -234,6 +234,21 @@ class Sessions:
                 found.update(node.output)
         return found
 
+    def taken_by(
+        self, values: Collection[str], forced: Collection[Key]
+    ) -> tuple[set[Key], set[str]]:
+        """What values are computed from: forced sites in front of them, and all other values."""
+        needed, replaced = set(values), set[Key]()
+        nodes = zip(self.structure.graph.node, self.structure.stacks, strict=True)
+        for node, stack in reversed([*nodes]):
+            if needed.isdisjoint(node.output):
+                continue
+            for value in reads(node):
+                passed = [key for key in self.structure.way(value, stack) if key in forced]
+                replaced.update(passed[-1:])
+                needed.update([] if passed else [value])
+        return replaced, needed
+
     def _reads(self, value: str, stack: tuple[int, ...], forced: Collection[Key]) -> str:
         if not value:
             return value

@@ -175,6 +175,27 @@ def test_only_changes() -> None:
     assert run(adapter, seen, forced, overrides=other).keys() == free.keys()
 
 
+@pytest.mark.parametrize("wanted", ["m0", "a1", "t2", "output"])
+def test_only_what_a_value_takes(wanted: str, work: Work) -> None:
+    """Everything forced and every weight replaced, or only what one value hangs on: the same."""
+    adapter = OnnxAdapter(net())
+    free = run(adapter, passive=True)
+    forced = {
+        key: value + 1 for key, value in free.items() if key[1][0] in "at" or "input" in key[1]
+    }
+    other = {p.name: p.value * 2 for p in adapter.parameters()}
+    key: Key = ("activation", wanted)
+    whole = run(adapter, Forcer(forced), overrides=other)[key]
+    sites, names = adapter.taken_by({key}, forced.keys())
+    assert len(sites) <= 2
+    assert len(names) <= 1
+    seen = Comparer(lambda key, value: np.array(value), {key}, alone=True)
+    few = Forcer({key: forced[key] for key in sites})
+    adapter.run({"x": X}, chain(seen, few), overrides={name: other[name] for name in names})
+    np.testing.assert_allclose(seen.results[key], whole, rtol=1e-6)  # type: ignore[call-overload]
+    assert work.values[-1] == 1 or wanted == "output"  # which is what is forced in front of it
+
+
 # -- weights ---------------------------------------------------------------------------------------
 
 

@@ -22,8 +22,8 @@ import numpy as np
 from crosscheck.comparisons import Item, gradient_items
 from crosscheck.details import OTHERS
 from crosscheck.errors import CannotCompare, InvalidArgument
+from crosscheck.left_out import needless
 from crosscheck.results import PHASES, Report, SiteKey, SiteResult
-from crosscheck.sparing import needless
 from crosscheck.trace import RunInfo, Trace, owner
 
 if TYPE_CHECKING:

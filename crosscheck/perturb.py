@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,12 +25,15 @@ from crosscheck.compare import Difference, compare
 from crosscheck.comparisons import Item, gradient_of, value_of
 from crosscheck.errors import SideFailed
 from crosscheck.judging import Judge, Perturbation
+from crosscheck.left_out import lies_in, spared
 from crosscheck.noise import underflow, unit_roundoff
 from crosscheck.observers import Comparer, Forcer, Key, chain
 from crosscheck.precision import Grains
 from crosscheck.run import Runner
+from crosscheck.taps import Observer
+from crosscheck.trace import RunInfo, Trace
 
-__all__ = ["DRAWS", "Moved", "measure", "taken_by"]
+__all__ = ["DRAWS", "Moved", "Scope", "measure", "scopes"]
 
 DRAWS = 4
 
@@ -114,21 +118,78 @@ class Moved(Mapping[Key, np.ndarray]):
         return len(self._values)
 
 
-def taken_by(
+@dataclass(frozen=True)
+class Scope:
+    """What a perturbed run moves and computes.
+
+    Attributes:
+        runner: the reference; without a backward pass where nothing backward is looked at.
+        forced: the values that are moved and put in.
+        parameters: those that are moved.
+        needless: layer calls that are left out.
+        alone: whether the adapter computes only what is looked at (`Adapter.taken_by`).
+    """
+
+    runner: Runner
+    forced: Mapping[Key, np.ndarray]
+    parameters: Sequence[Parameter]
+    needless: frozenset[str] = frozenset()
+    alone: bool = False
+
+    def run(
+        self, observer: Observer, seed: int, grains: Grains, *, float64: bool, factor: float = 1.0
+    ) -> RunInfo:
+        """Run once, moved.
+
+        Raises:
+            SideFailed: it ran unmoved, and does not now.
+        """
+        steps = grains.steps if factor == 1.0 else None
+        moved = Moved(self.forced, seed, grains=grains.values, factor=factor, steps=steps)
+        return self.runner.run(
+            chain(observer, Forcer(moved, needless=self.needless)),
+            float64=float64,
+            overrides=moved.weights(self.parameters, grains),
+        )
+
+
+def scopes(
     reference: Runner,
+    free: Trace,
     items: Sequence[Item],
     forced: Mapping[Key, np.ndarray],
     parameters: Sequence[Parameter],
-) -> tuple[Mapping[Key, np.ndarray], Sequence[Parameter], bool]:
-    """What to move for these items: of the forced values and parameters those that the items hang
-    on, and whether a run may compute nothing else; all of them where the adapter cannot say."""
-    keys = {key for item in items for key in item.reference_keys}
-    forward = all(item.phase == "forward" for item in items)
-    taken = reference.adapter.taken_by(keys, forced.keys()) if forward else None
-    if taken is None:
-        return forced, parameters, False
-    values, names = taken
-    return {k: forced[k] for k in values}, [p for p in parameters if p.name in names], True
+) -> list[Scope]:
+    """For these items: as little as the adapter can do; then everything, should that fail.
+
+    Args:
+        free: the reference's free run.
+    """
+    whole, adapter = Scope(reference, forced, parameters), reference.adapter
+    if not all(item.phase == "forward" for item in items):
+        narrow = whole
+    elif (taken := adapter.taken_by(_keys(items), forced.keys())) is not None:
+        values = {key: forced[key] for key in taken[0]}
+        named = [p for p in parameters if p.name in taken[1]]
+        return [Scope(reference, values, named, alone=True)]
+    elif adapter.capabilities.transparent:
+        narrow = replace(whole, runner=replace(reference, cotangents=None))
+    else:
+        narrow = whole
+    calls = spared(reference, free, items, forced)
+    if calls:
+        used = [p for p in parameters if not _is_inside(p, calls)]
+        narrow = replace(narrow, parameters=used, needless=calls)
+    return [whole] if narrow is whole else [narrow, whole]
+
+
+def _keys(items: Sequence[Item]) -> set[Key]:
+    return {key for item in items for key in item.reference_keys}
+
+
+def _is_inside(parameter: Parameter, calls: Iterable[str]) -> bool:
+    """Whether only layers in these calls have a parameter."""
+    return all(any(lies_in(p.layer, call) for call in calls) for p in (parameter, *parameter.also))
 
 
 def measure(
@@ -146,12 +207,21 @@ def measure(
 
     Without a float64 oracle the reference's own precision takes its place.
     """
+    for scope in scopes(reference, judge.reference, items, forced, parameters):
+        try:
+            return _responses(scope, judge, items, seed, draws, grains or Grains())
+        except SideFailed:
+            pass
+    return {}  # ran unperturbed, fails perturbed: leave the floor as it is
+
+
+def _responses(
+    scope: Scope, judge: Judge, items: Sequence[Item], seed: int, draws: int, grains: Grains
+) -> dict[Item, Perturbation]:
     wide = judge.oracle is not None
     base = judge.oracle if judge.oracle is not None else judge.reference
-    grains = grains or Grains()
     sums = {item: [0.0, 0.0] for item in items}
     seen = [item for item in items if item.phase in ("forward", "backward")]
-    wanted = {key for item in seen for key in item.reference_keys}
     ties = {item.reference_key: ~judge.ties[item] for item in seen if item in judge.ties}
 
     def response(key: Key, value: np.ndarray) -> Difference:
@@ -159,15 +229,9 @@ def measure(
         kept = ties.get(key)
         return compare(value, still) if kept is None else compare(value[kept], still[kept])
 
-    forced, parameters, alone = taken_by(reference, items, forced, parameters)
     for draw in range(draws):
-        moved = Moved(forced, seed * draws + draw, grains=grains.values, steps=grains.steps)
-        overrides = moved.weights(parameters, grains)
-        comparer = Comparer(response, wanted, alone=alone)
-        try:
-            info = reference.run(chain(comparer, Forcer(moved)), float64=wide, overrides=overrides)
-        except SideFailed:
-            return {}  # ran unperturbed, fails perturbed: leave the floor as it is
+        comparer = Comparer(response, _keys(seen), alone=scope.alone)
+        info = scope.run(comparer, seed * draws + draw, grains, float64=wide)
         for item in items:
             if item.phase in ("forward", "backward"):
                 found = [comparer.results.get(key) for key in item.reference_keys]

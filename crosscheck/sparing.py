@@ -15,19 +15,18 @@ leave one out. If anything then does not agree, everything is judged by the whol
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crosscheck.adapters.base import Parameter
 from crosscheck.comparisons import Item
 from crosscheck.judging import NO_ORACLE, Judge
+from crosscheck.left_out import parameters_of, spared
 from crosscheck.memory import new_values
 from crosscheck.memory.heap import trim_heap
 from crosscheck.noise import AGREE
-from crosscheck.observers import Key
 from crosscheck.oracle import oracle
 from crosscheck.precision import coarser_unit
 from crosscheck.results import SiteResult
@@ -37,7 +36,7 @@ from crosscheck.trace import Trace, owner
 if TYPE_CHECKING:
     from crosscheck.pipeline import Evidence
 
-__all__ = ["judged", "needless"]
+__all__ = ["judged"]
 
 CERTAIN = 0.5 * AGREE
 COARSEST = 2.0**-8
@@ -86,11 +85,16 @@ def _partial_oracle(e: Evidence, wanted: list[Item]) -> Trace | None:
         runner = e.reference if backward else replace(e.reference, cotangents=None)
         keys = frozenset(key for item in part for key in item.reference_keys)
         trim_heap()
-        trace = oracle(runner, forced, needless=_spared(e, part, forced), wanted=keys)
+        trace = oracle(
+            runner,
+            forced,
+            needless=spared(e.reference, e.free_reference, part, forced),
+            wanted=keys,
+        )
         if trace is None:
             return None
         values.update(trace.values)
-        names = set(_parameters_of(part)) & set(trace.info.parameter_gradients)
+        names = set(parameters_of(part)) & set(trace.info.parameter_gradients)
         gradients |= {name: trace.info.parameter_gradients[name] for name in names}
     assert trace is not None
     return replace(trace, values=values, info=replace(trace.info, parameter_gradients=gradients))
@@ -136,15 +140,6 @@ def _is_doubtful(item: Item, result: SiteResult, judge: Judge) -> bool:
     return stands_out(item, result, judge) or (result.noise_floor == 0.0 and result.ratio > 0.0)
 
 
-def _spared(e: Evidence, items: list[Item], forced: Mapping[Key, object]) -> frozenset[str]:
-    """What the adapter shall leave out. In train mode nothing: random numbers would be drawn in
-    another order, and statistics left as they are."""
-    adapter = e.reference.adapter
-    if e.reference.train or not adapter.capabilities.leaves_out:
-        return frozenset()
-    return needless(e.free_reference, items, forced, adapter.parameters())
-
-
 def is_certain(result: SiteResult) -> bool:
     unit = coarser_unit(result.dtype, result.candidate_dtype or result.dtype)
     return result.ratio == 0.0 or (unit <= COARSEST and 1.0 + result.ratio <= CERTAIN)
@@ -155,64 +150,3 @@ def bounded(result: SiteResult) -> SiteResult:
     notes = tuple(note for note in result.notes if note != NO_ORACLE)
     exact = result.noise_floor == 0.0  # integers and flags
     return result.but(ratio=result.ratio if exact else 1.0 + result.ratio, notes=notes)
-
-
-def needless(
-    reference: Trace,
-    wanted: Iterable[Item],
-    forced: Mapping[Key, object],
-    parameters: Iterable[Parameter] = (),
-) -> frozenset[str]:
-    """The layer calls that need not be computed: all that leaves them, forward and backward, is
-    forced, and nothing inside is wanted.
-
-    A parameter may be used in a layer that does not own it, which nobody can see. Then the oracle
-    is far from the reference there, and `judged` asks the whole one.
-    """
-    parents = reference.info.parents
-    running: set[str] = set()
-    for item in wanted:
-        for _, site in item.reference_keys if item.phase in ("forward", "backward") else ():
-            # What goes into a call was made by the code in front of it, in the call around it;
-            # the cotangent at its output by the code behind it.
-            around = item.kind in ("input", "cotangent")
-            call = parents.get(owner(site)) if around else owner(site)
-            while call is not None and call not in running:
-                running.add(call)
-                call = parents.get(call)
-    layers = _layers_of(wanted, parameters)
-    found = frozenset(
-        call
-        for call in parents
-        if call not in running
-        and reference.outputs_of.get(call) == [call]
-        and ("activation", call) in forced
-        and not _holds(call, layers)
-        and all(
-            ("input_cotangent", slot) in forced
-            for slot in reference.inputs_of(call)
-            if ("input_cotangent", slot) in reference.values
-        )
-    )
-    several = {call.partition("#")[0] for call in parents if call not in found}
-    return frozenset(call for call in found if call.partition("#")[0] not in several)
-
-
-def _layers_of(wanted: Iterable[Item], parameters: Iterable[Parameter]) -> set[str]:
-    """Paths of the layers that use a wanted parameter."""
-    names = set(_parameters_of(wanted))
-    owners = [one for p in parameters if p.name in names for one in (p, *p.also)]
-    return {one.layer for one in owners}
-
-
-def _parameters_of(wanted: Iterable[Item]) -> Iterator[str]:
-    """Names of the reference's parameters whose gradients are wanted."""
-    for item in wanted:
-        if item.kind == "parameter":
-            yield from item.pullback.references if item.pullback else (item.reference,)
-
-
-def _holds(call: str, layers: set[str]) -> bool:
-    """Whether one of the layers is the called one, or lies inside it."""
-    path = call.partition("#")[0]
-    return any(f"{layer}.".startswith((f"{path}.", f"{path}/")) for layer in layers)

@@ -26,8 +26,8 @@ from crosscheck.comparisons import Item, value_of
 from crosscheck.errors import SideFailed
 from crosscheck.judging import Judge, in_reference_layout
 from crosscheck.noise import AGREE
-from crosscheck.observers import Comparer, Forcer, Key, chain
-from crosscheck.perturb import Moved, taken_by
+from crosscheck.observers import Comparer, Key
+from crosscheck.perturb import Scope, scopes
 from crosscheck.precision import Grains
 from crosscheck.run import Runner
 from crosscheck.trace import Trace
@@ -62,31 +62,38 @@ def find_ties(
     if not suspected:
         return {}
     factor = REACH * max(growth_of(judge, item) for item in suspected)
-    wanted = {key for item in suspected for key in item.reference_keys}
-    draws: dict[Item, list[np.ndarray]] = {item: [] for item in suspected}
-    forced, parameters, alone = taken_by(reference, [*suspected], forced, parameters)
-    for draw in range(DRAWS):
-        moved = Moved(forced, seed * DRAWS + draw, grains=grains.values, factor=factor)
-        seen = Comparer(lambda key, value: np.array(value), wanted, alone=alone)
+    for scope in scopes(reference, judge.reference, [*suspected], forced, parameters):
         try:
-            info = reference.run(
-                chain(seen, Forcer(moved)),
-                float64=judge.oracle is not None,
-                overrides=moved.weights(parameters, grains),
-            )
+            draws = _draws(scope, judge, [*suspected], seed, grains, factor)
+            break
         except SideFailed:
-            return {}
-        trace = Trace(cast("dict[Key, np.ndarray]", seen.results), info, "")
-        for item, values in draws.items():
-            value = value_of(item, trace, side="reference")
-            if value is not None:
-                values.append(value)
+            pass
+    else:
+        return {}
     found = {}
     for item, v in suspected.items():
         mask = ties_among((v.candidate, v.reference), v.truth, draws[item], v.near)
         if mask.any():
             found[item] = mask
     return found
+
+
+def _draws(
+    scope: Scope, judge: Judge, items: Sequence[Item], seed: int, grains: Grains, factor: float
+) -> dict[Item, list[np.ndarray]]:
+    """The oracle's values, each time moved a little."""
+    wanted = {key for item in items for key in item.reference_keys}
+    draws: dict[Item, list[np.ndarray]] = {item: [] for item in items}
+    for draw in range(DRAWS):
+        seen = Comparer(lambda key, value: np.array(value), wanted, alone=scope.alone)
+        wide = judge.oracle is not None
+        info = scope.run(seen, seed * DRAWS + draw, grains, float64=wide, factor=factor)
+        trace = Trace(cast("dict[Key, np.ndarray]", seen.results), info, "")
+        for item, values in draws.items():
+            value = value_of(item, trace, side="reference")
+            if value is not None:
+                values.append(value)
+    return draws
 
 
 def growth_of(judge: Judge, item: Item) -> float:

@@ -43,7 +43,8 @@ def by_running(
             for p in alignment.pairs
             if p.by == "output" and p.layout is not None
         ]
-        matched = sum(p.by == "value" for p in alignment.pairs)
-        return Fit(matched, min(errors, default=math.inf))
+        matched = {(p.reference, p.candidate) for p in alignment.pairs if p.by == "value"}
+        right = frozenset(c for r, c in match.anchors() if (r, c) in matched)
+        return Fit(len(matched), min(errors, default=math.inf), right)
 
     return fit

@@ -30,10 +30,12 @@ class Fit:
     Attributes:
         sites: that match by value, each on right inputs.
         error: relative, of the outputs of a free run; infinite where there is none.
+        right: paths of the candidate's layers that match by value: they hold the right weights.
     """
 
     sites: int
     error: float
+    right: frozenset[str] = frozenset()
 
     def better(self, other: Fit) -> bool:
         """Whether this is the better one by more than rounding."""
@@ -59,13 +61,20 @@ def settle(match: Match, trial: Callable[[Match], Fit]) -> Match:
         for option in options[1:]:
             if fit.error < SAME:
                 return best
-            best, fit = _better(best, fit, best.choosing(option), trial)
+            if not _owners(best, option) <= fit.right:
+                best, fit = _better(best, fit, best.choosing(option), trial)
     best, fit = _all_at_once(best, fit, choices, trial)
     for swap in swaps:
         if fit.error < SAME:
             return best
-        best, fit = _better(best, fit, _swapped(best, *swap), trial)
+        if not fit.right.issuperset(swap):
+            best, fit = _better(best, fit, _swapped(best, *swap), trial)
     return best
+
+
+def _owners(match: Match, option: Mapping[str, Transform]) -> set[str]:
+    """Paths of the candidate's layers that an option is about."""
+    return {m.candidate.layer for m in match.pairs if m.candidate.name in option}
 
 
 def _all_at_once(

@@ -175,6 +175,20 @@ def test_only_as_many_trials_as_needed() -> None:
     assert len(tried) == 3
 
 
+def test_a_layer_that_matches_is_not_tried_otherwise() -> None:
+    """A mistake elsewhere keeps the outputs apart: that says nothing against these weights."""
+    match = match_parameters(parameters("a", w=(4, 4)), parameters("b", w=(4, 4)))
+    layer = match.pairs[0].candidate.layer
+    tried: list[Match] = []
+
+    def trial(option: Match) -> Fit:
+        tried.append(option)
+        return Fit(3, 0.5, frozenset([layer]))
+
+    assert settle(match, trial).pairs[0].transform == match.pairs[0].transform
+    assert len(tried) <= 2  # it, and all choices at once
+
+
 def test_what_the_candidate_holds_decides_without_running() -> None:
     ours, theirs = parameters("a", w=(4, 4)), parameters("bb", w=(4, 4))
     match = match_parameters(ours, theirs)

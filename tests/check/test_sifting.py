@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import crosscheck
-from crosscheck import pipeline, sparing
+from crosscheck import left_out, pipeline, sparing
 from crosscheck.adapters import adapt
 from crosscheck.errors import SideFailed
 from crosscheck.memory import Recalled
@@ -217,13 +217,13 @@ def test_the_oracle_computes_only_the_code_that_is_doubtful(
         return Mixing(turned).eval()
 
     seen: list[frozenset[str]] = []
-    original = sparing.needless
+    original = left_out.needless
 
     def needless(*args: Any) -> frozenset[str]:
         seen.append(original(*args))
         return seen[-1]
 
-    monkeypatch.setattr(sparing, "needless", needless)
+    monkeypatch.setattr(left_out, "needless", needless)
     monkeypatch.setattr(sparing, "CERTAIN", 1.0 + 1e-9)  # whatever is not equal is doubtful
     report = crosscheck.check(net(False), net(True), X, blind_spots=False)
     assert report.verdict == "agree"

@@ -78,7 +78,7 @@ def test_interrupted(tmp_path: Path, temporary: Path) -> None:
     folder = tmp_path
     write_pair(folder / "models" / "b", HANGS, "{'right': right, 'bad': Bad}")
     parent, pids = begin(folder, "--json", "out.json")
-    assert eventually(lambda: len(list(temporary.glob("*/*"))) == 1)
+    assert eventually(lambda: len(list(temporary.glob("*/*/job.json"))) == 1)
     parent.send_signal(signal.SIGINT)
     out, err = parent.communicate(timeout=60)
     assert parent.returncode == 130

@@ -224,7 +224,10 @@ def test_a_reference_that_refuses_float64_has_a_floor_that_says_so(rewrite: str)
     report = FUSED.check(FUSED.honest[rewrite])
     assert_agrees(report)
     site = next(s for s in report.sites if s.phase == "forward" and s.reference == "layer")
-    assert "the reference does not run in float64" in " ".join(site.notes)
+    assert site.metrics is not None
+    equal = site.metrics.max_abs == 0.0  # bit for bit: no floor is needed
+    assert equal == (rewrite == "unfused")
+    assert equal == ("the reference does not run in float64" not in " ".join(site.notes))
 
 
 @pytest.mark.parametrize("mistake", FUSED.wrong)

@@ -179,11 +179,22 @@ def made(framework: str, fault: Fault) -> Any:
 @pytest.mark.parametrize("check", FAULTS)
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_only_this_check_finds_it(framework: str, check: str) -> None:
+    finds_it_alone(framework, check, looked_at(framework, check))
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize("check", FAULTS)
+@pytest.mark.parametrize("framework", ["keras", "jax"])
+def test_only_this_check_of_all_finds_it(framework: str, check: str) -> None:
+    finds_it_alone(framework, check, set(CHECKS))
+
+
+def finds_it_alone(framework: str, check: str, only: set[str]) -> None:
     fault = FAULTS[check]
     given = dict(fault.given)
     if fault.loss:
         given["loss"] = own_loss(framework, fault.loss)
-    report = audit(built(framework, fault), **given, only=looked_at(framework, check))
+    report = audit(built(framework, fault), **given, only=only)
     found = finding(report, check)
     assert found.failed, f"{found}\n{report}"
     assert fault.says in found.statement

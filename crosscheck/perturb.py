@@ -144,8 +144,7 @@ class Scope:
         Raises:
             SideFailed: it ran unmoved, and does not now.
         """
-        steps = grains.steps if factor == 1.0 else None
-        moved = Moved(self.forced, seed, grains=grains.values, factor=factor, steps=steps)
+        moved = Moved(self.forced, seed, grains=grains.values, factor=factor, steps=grains.steps)
         return self.runner.run(
             chain(observer, Forcer(moved, needless=self.needless)),
             float64=float64,

@@ -31,7 +31,7 @@ from crosscheck.details import OTHERS
 from crosscheck.fingerprints import SAME_VALUE
 from crosscheck.judging import Judge
 from crosscheck.kernels.pairs import LARGE, MANY
-from crosscheck.memory import Recalled, new_values, spilled, within_limit
+from crosscheck.memory import Recalled, new_values, shape_of, spilled, within_limit
 from crosscheck.noise import DIVERGE
 from crosscheck.observers import Forcer, Key, chain
 from crosscheck.parts import as_whole, left_out, of_part
@@ -154,8 +154,7 @@ def recallable(
 
     held = trace.values
     assert isinstance(held, MutableMapping)
-    shape_of = getattr(held, "shape_of", lambda key: held[key].shape)
-    shapes = {**(dropped or {}), **{key: shape_of(key) for key in held}}
+    shapes = {**(dropped or {}), **{key: shape_of(held, key) for key in held}}
     return replace(trace, values=Recalled(held, shapes, again))
 
 

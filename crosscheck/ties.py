@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -84,6 +84,7 @@ def _draws(
     """The oracle's values, each time moved a little."""
     wanted = {key for item in items for key in item.reference_keys}
     draws: dict[Item, list[np.ndarray]] = {item: [] for item in items}
+    grains = replace(grains, steps={})  # a step is no noise floor
     for draw in range(DRAWS):
         seen = Comparer(lambda key, value: np.array(value), wanted, alone=scope.alone)
         wide = judge.oracle is not None

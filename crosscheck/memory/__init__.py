@@ -18,7 +18,7 @@ from crosscheck.memory.limits import (
     within_limit,
 )
 from crosscheck.memory.recalled import Recalled
-from crosscheck.memory.values import Overlaid, Values
+from crosscheck.memory.values import Overlaid, Values, shape_of
 
 __all__ = [
     "Overlaid",
@@ -28,6 +28,7 @@ __all__ = [
     "limited",
     "new_values",
     "parse_bytes",
+    "shape_of",
     "spilled",
     "within_limit",
 ]

@@ -100,5 +100,11 @@ class Overlaid(Mapping[K, np.ndarray], Generic[K]):
 
     def shape_of(self, key: K) -> tuple[int, ...]:
         """The shape of an array; nothing is read where that can be known."""
-        side = self._side(key)
-        return side.shape_of(key) if isinstance(side, Values) else side[key].shape
+        return shape_of(self._side(key), key)
+
+
+def shape_of(values: Mapping[K, np.ndarray], key: K) -> tuple[int, ...]:
+    """The shape of one of some arrays; where they know it, the array is neither read nor made."""
+    known = getattr(values, "shape_of", None)
+    shape: tuple[int, ...] = values[key].shape if known is None else known(key)
+    return shape

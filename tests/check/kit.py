@@ -10,6 +10,8 @@ import crosscheck
 from crosscheck import Report
 
 Change = Callable[[Any], Any]
+Run = tuple[str, bool, bool]
+"""Side, in float64, with a backward pass."""
 
 
 def run(reference: Any, candidate: Any, inputs: Any = "float32[5,6]", **options: Any) -> Report:

@@ -24,9 +24,10 @@ from crosscheck.oracle import oracle
 from crosscheck.run import Runner
 from crosscheck.sparing import CERTAIN
 
+from .kit import Run
+
 ROOT = Path(__file__).resolve().parents[2]
 X = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
-Run = tuple[str, bool, bool]  # side, in float64, with a backward pass
 
 
 class Block(nn.Module):
@@ -65,20 +66,6 @@ class Port(Net):
 def net(kind: type[Net] = Net) -> Net:
     torch.manual_seed(0)
     return kind().eval()
-
-
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
-    """Every run that is made, in order."""
-    made: list[Run] = []
-    original = Runner.run
-
-    def run(self: Runner, observer: Any, **options: Any) -> Any:
-        made.append((self.side, options.get("float64", False), self.cotangents is not None))
-        return original(self, observer, **options)
-
-    monkeypatch.setattr(Runner, "run", run)
-    return made
 
 
 def test_quick_makes_one_run_of_each_side(runs: list[Run]) -> None:

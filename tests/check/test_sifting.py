@@ -21,10 +21,11 @@ from crosscheck.request import Request
 from crosscheck.run import Runner
 from crosscheck.single import run_once
 
+from .kit import Run
+
 X = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
 DEPTH = 5
 U = 2.0**-24
-Run = tuple[str, bool, bool]  # side, in float64, with a backward pass
 
 
 class Block(nn.Module):
@@ -105,19 +106,6 @@ def test_planted_defects_are_found_and_located_as_with_all_values(
     assert {s.key: s.verdict for s in found.sites} == {s.key: s.verdict for s in expected.sites}
     where = [site for site in blamed(found)[0][1:] if site is not None]
     assert any(site.startswith("blocks.") for site in where)
-
-
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
-    made: list[Run] = []
-    original = Runner.run
-
-    def run(self: Runner, observer: Any, **options: Any) -> Any:
-        made.append((self.side, options.get("float64", False), self.cotangents is not None))
-        return original(self, observer, **options)
-
-    monkeypatch.setattr(Runner, "run", run)
-    return made
 
 
 def outcome(candidate: nn.Module) -> Any:

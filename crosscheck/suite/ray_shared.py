@@ -57,6 +57,10 @@ class Exchange:
         self._thread = threading.Thread(target=self._keep, name="crosscheck-shared", daemon=True)
 
     def __enter__(self) -> Exchange:
+        """The lock is held from the start: a job that begins before the cluster has answered waits
+        for the answer, and does not make what another machine makes."""
+        self._lock = open(f"{self._path}.lock", "a")  # noqa: SIM115
+        _hold(self._lock, held=True)
         self._thread.start()
         return self
 
@@ -67,8 +71,8 @@ class Exchange:
     def _keep(self) -> None:
         """`_share`; what goes wrong with the cluster costs the sharing, and not the job."""
         try:
-            with open(f"{self._path}.lock", "a") as lock:
-                self._share(lock)
+            with self._lock:
+                self._share(self._lock)
         except Exception:  # of Ray, or of the file system
             traceback.print_exc()
 

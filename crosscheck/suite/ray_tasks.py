@@ -28,7 +28,7 @@ from crosscheck.suite.stamps import software
 __all__ = ["Answer", "Board", "News", "RayStore", "Sent", "run_task", "shared_variables"]
 
 PACKAGE = str(Path(crosscheck.__file__).parent)
-GONE = 10.0  # seconds in which a machine asks again while it makes what others wait for
+GONE = 30.0  # seconds in which a machine asks again while it makes what others wait for
 PAUSE = 0.5  # seconds between two messages of one job, at least
 BEHAVIOUR = (
     "CUBLAS_",

@@ -21,14 +21,15 @@ from tests.suite.test_shared_runs import Net, check, runs
 class Store:
     """A cluster in memory."""
 
-    def __init__(self, *, lost: bool = False) -> None:
-        self.board, self.lost = Board(), lost
+    def __init__(self, *, lost: bool = False, slow: float = 0.0) -> None:
+        self.board, self.lost, self.slow = Board(), lost, slow
         self.puts: list[bytes] = []
         self.gets = 0
         self.asked = False
 
     def claim(self, group: str, machine: str) -> Any:
         self.asked = True
+        time.sleep(self.slow)
         return self.board.claim(group, machine)
 
     def put(self, group: str, path: Path) -> None:
@@ -92,6 +93,20 @@ def test_the_machine_that_makes_it_dies(tmp_path: Path, monkeypatch: pytest.Monk
     reference = Net()
     job(store, machine(tmp_path, "a"), reference, verdicts).join(30)
     assert verdicts == ["agree"] and runs(reference)[1] and len(store.puts) == 1
+
+
+def test_a_cluster_that_answers_late(tmp_path: Path) -> None:
+    """A job that is ready before the answer does not make what another machine makes."""
+    store, verdicts = Store(slow=1.0), list[str]()
+    references = [Net(), Net()]
+    jobs = [
+        job(store, machine(tmp_path, name), reference, verdicts)
+        for name, reference in zip("ab", references, strict=True)
+    ]
+    for thread in jobs:
+        thread.join(30)
+    assert verdicts == ["agree"] * 2 and len(store.puts) == 1
+    assert sorted(runs(r)[1] > 0 for r in references) == [False, True]
 
 
 def test_its_job_fails(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def examine(names: Sequence[str] = tuple(MODULES), *, limit: float = 120.0) -> d
 def answer(name: str) -> None:
     """In the child process: import the framework and print what it says of itself."""
     try:
-        said = importlib.import_module(f"crosscheck.adapters.{name}_probe").probe()
+        said = importlib.import_module(f"crosscheck.adapters.{name}.probe").probe()
     except Exception as error:  # a broken installation raises anything
         said = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     print(_MARK + json.dumps(said, default=str), flush=True)

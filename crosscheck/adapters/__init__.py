@@ -22,13 +22,13 @@ __all__ = ["adapt"]
 # first: on its PyTorch backend a layer is an nn.Module as well. NumPy comes last: it takes any
 # object with a ``forward``, which an nn.Module has too.
 _ADAPTERS = {
-    "keras": "crosscheck.adapters.keras",
-    "torch": "crosscheck.adapters.torch",
-    "tensorflow": "crosscheck.adapters.tensorflow",
-    "jax": "crosscheck.adapters.jax",
-    "onnx": "crosscheck.adapters.onnx",
-    "cupy": "crosscheck.adapters.cupy",
-    "numpy": "crosscheck.adapters.numpy",
+    "keras": "crosscheck.adapters.keras.adapter",
+    "torch": "crosscheck.adapters.torch.adapter",
+    "tensorflow": "crosscheck.adapters.tensorflow.adapter",
+    "jax": "crosscheck.adapters.jax.adapter",
+    "onnx": "crosscheck.adapters.onnx.adapter",
+    "cupy": "crosscheck.adapters.cupy.adapter",
+    "numpy": "crosscheck.adapters.numpy.adapter",
 }
 
 

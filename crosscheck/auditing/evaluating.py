@@ -89,12 +89,12 @@ def compiled(
         sites: of the outputs, in order.
     """
     kind = f"{type(adapter).__module__}.{type(adapter).__name__}"
-    if kind == "crosscheck.adapters.jax.JaxAdapter":
-        from crosscheck.adapters.jax_evaluating import JaxEvaluator
+    if kind == "crosscheck.adapters.jax.adapter.JaxAdapter":
+        from crosscheck.adapters.jax.evaluating import JaxEvaluator
 
         return JaxEvaluator(adapter, inputs, sites, float64=float64, seed=seed)  # type: ignore[arg-type]
-    if kind == "crosscheck.adapters.keras_tensorflow.KerasAdapter":
-        from crosscheck.adapters.keras_evaluating import KerasEvaluator
+    if kind == "crosscheck.adapters.keras.tensorflow.KerasAdapter":
+        from crosscheck.adapters.keras.evaluating import KerasEvaluator
 
         return KerasEvaluator(adapter, inputs, sites, float64=float64)  # type: ignore[arg-type]
     return None

@@ -5,7 +5,7 @@
     loss=crosscheck.losses.Own(reference=torch_loss, candidate=numpy_loss)
 
 Each named loss has one definition (`definitions`); each side computes it with its framework's own
-(`crosscheck.adapters`: ``torch_losses`` and so on).
+(`crosscheck.adapters`: ``torch.losses`` and so on).
 """
 
 from crosscheck.losses.spec import NAMES, Loss, Own, parse

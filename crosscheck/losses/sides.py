@@ -57,7 +57,7 @@ class SideLoss:
         known = self.adapter.framework in _FRAMEWORKS
         name = self.adapter.framework if known else "numpy"
         try:
-            module = import_module(f"crosscheck.adapters.{name}_losses")
+            module = import_module(f"crosscheck.adapters.{name}.losses")
             fed: Any = {str(i): term.target for i, term in enumerate(terms)}
             function = _named(terms, module.NAMED, known)
             if self.own is not None:

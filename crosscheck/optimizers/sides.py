@@ -24,10 +24,10 @@ __all__ = ["SideOptimizer", "Stepper", "both", "side_optimizer"]
 Arrays = Mapping[str, np.ndarray]
 
 _OWN = {
-    "torch": "crosscheck.adapters.torch_optimizer",
-    "keras": "crosscheck.adapters.keras_optimizer",
-    "tensorflow": "crosscheck.adapters.keras_optimizer",
-    "jax": "crosscheck.adapters.jax_optimizer",
+    "torch": "crosscheck.adapters.torch.optimizer",
+    "keras": "crosscheck.adapters.keras.optimizer",
+    "tensorflow": "crosscheck.adapters.keras.optimizer",
+    "jax": "crosscheck.adapters.jax.optimizer",
 }
 _NATIVE = {"torch": "torch", "keras": "keras", "optax": "jax"}  # loaded module -> key of `_OWN`
 
@@ -180,7 +180,7 @@ def _originals(module: Any, adapter: Adapter) -> dict[str, Any]:
     model = getattr(adapter, "model", None)
     if adapter.framework != "keras" or model is None:
         return {}
-    from crosscheck.adapters.keras_calls import built_layers
+    from crosscheck.adapters.keras.calls import built_layers
 
     found: dict[str, Any] = module.originals(built_layers(model))
     return found
@@ -240,7 +240,7 @@ def _duck(given: Any, adapter: Adapter) -> SideOptimizer:
                 f"optimizer=: {what} has a step() without arguments, which works for NumPy nets "
                 "only; give one with step(params, grads)"
             )
-        from crosscheck.adapters.numpy_optimizer import BoundStepper
+        from crosscheck.adapters.numpy.optimizer import BoundStepper
 
         return SideOptimizer(
             None, False, 1, lambda wide: BoundStepper(given, model, wide=wide), what

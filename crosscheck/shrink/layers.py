@@ -70,11 +70,11 @@ def build(adapter: Adapter, path: str, side: str, *, train: bool) -> Build:
     if adapter.framework == "torch" and hasattr(model, "get_submodule"):
         return _torch(model.get_submodule(path), side, train)
     if adapter.framework == "numpy":
-        from crosscheck.adapters.numpy_layers import discover
+        from crosscheck.adapters.numpy.layers import discover
 
         return _by_hand(discover(model)[path], side)
     if adapter.framework == "keras" and "tensorflow" in adapter.version:
-        from crosscheck.adapters.keras_parameters import discover as layers_of
+        from crosscheck.adapters.keras.parameters import discover as layers_of
 
         return _keras(layers_of(model)[path], side)
     raise CannotBuild(f"layers of {adapter.framework} are not made again in a script")
@@ -163,7 +163,7 @@ def _plain(value: Any) -> Any:
 
 
 def _by_hand(layer: Any, side: str) -> Build:
-    from crosscheck.adapters.numpy_parameters import find_slots
+    from crosscheck.adapters.numpy.parameters import find_slots
 
     made = Build("numpy", layer)
     _object(layer, side, made, side, 0)

@@ -116,7 +116,7 @@ def behind(path: str, operations: list[tuple[str, Any]]) -> Edit:
 
 def _end(graph: Any, path: str) -> int | None:
     """The last node inside the module, where that is its own and not one of its children's."""
-    from crosscheck.adapters.onnx_scopes import scopes
+    from crosscheck.adapters.onnx.scopes import scopes
 
     inside = [i for i, node in enumerate(graph.node) if path in scopes(node)[:-1]]
     own = inside and scopes(graph.node[inside[-1]])[-2] == path

@@ -47,7 +47,7 @@ class _Target:
 
 def nodes(model: Any, path: str, op: str) -> list[Any]:
     """The nodes of one type that a module itself has, in order."""
-    from crosscheck.adapters.onnx_scopes import scopes
+    from crosscheck.adapters.onnx.scopes import scopes
 
     found = [n for n in model.graph.node if n.op_type == op and scopes(n)[-2:-1] == [path]]
     assert found, f"no {op} in {path}"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from crosscheck.adapters.jax import JaxAdapter, find
+from crosscheck.adapters.jax.adapter import JaxAdapter, find
 from crosscheck.taps import tap
 
 from .kit import Kit

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crosscheck.adapters.base import Adapter
-from crosscheck.adapters.keras_parameters import discover
+from crosscheck.adapters.keras.parameters import discover
 from crosscheck.errors import InvalidArgument
 from crosscheck.observers import Forcer, Recorder
 

@@ -11,8 +11,8 @@ import numpy as np
 from keras.src.backend.common import global_state
 
 from crosscheck.adapters.base import Adapter
-from crosscheck.adapters.keras import find
-from crosscheck.adapters.keras_parameters import discover, variables
+from crosscheck.adapters.keras.adapter import find
+from crosscheck.adapters.keras.parameters import discover, variables
 from crosscheck.taps import tap
 
 from .kit import IDS, Kit, X

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from crosscheck.adapters.numpy import NumpyAdapter, find
+from crosscheck.adapters.numpy.adapter import NumpyAdapter, find
 from crosscheck.taps import tap, tap_cotangent
 
 from .kit import Kit

@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from crosscheck.adapters.onnx import OnnxAdapter
+from crosscheck.adapters.onnx.adapter import OnnxAdapter
 from crosscheck.observers import Forcer, Key
 from crosscheck.trace import RunInfo
 

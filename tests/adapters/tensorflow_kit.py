@@ -11,8 +11,8 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 from tensorflow.python.ops import stateful_random_ops
 
-from crosscheck.adapters.tensorflow import TensorFlowAdapter, find
-from crosscheck.adapters.tensorflow_parameters import discover
+from crosscheck.adapters.tensorflow.adapter import TensorFlowAdapter, find
+from crosscheck.adapters.tensorflow.parameters import discover
 from crosscheck.taps import tap
 
 from .kit import Kit

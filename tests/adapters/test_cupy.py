@@ -12,7 +12,7 @@ import pytest
 
 import crosscheck
 from crosscheck import DeviceUnavailable, InvalidArgument
-from crosscheck.adapters.numpy import NumpyAdapter
+from crosscheck.adapters.numpy.adapter import NumpyAdapter
 
 from . import fake_cupy
 from .contract import Contract, X, record
@@ -25,14 +25,14 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The fake as ``cupy``, and the adapter imported with it."""
     fake = fake_cupy.module()
     monkeypatch.setitem(sys.modules, "cupy", fake)
-    sys.modules.pop("crosscheck.adapters.cupy", None)
+    sys.modules.pop("crosscheck.adapters.cupy.adapter", None)
     monkeypatch.delenv("CUPY_TF32", raising=False)
     yield fake
-    sys.modules.pop("crosscheck.adapters.cupy", None)
+    sys.modules.pop("crosscheck.adapters.cupy.adapter", None)
 
 
 def find(model: Any, **options: Any) -> Any:
-    return importlib.import_module("crosscheck.adapters.cupy").find(model, **options)
+    return importlib.import_module("crosscheck.adapters.cupy.adapter").find(model, **options)
 
 
 def moved(value: Any) -> Any:

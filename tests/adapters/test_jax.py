@@ -13,7 +13,7 @@ pytest.importorskip("flax")
 import jax.numpy as jnp  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from crosscheck.adapters.jax import find  # noqa: E402
+from crosscheck.adapters.jax.adapter import find  # noqa: E402
 from crosscheck.errors import InvalidArgument  # noqa: E402
 from crosscheck.observers import Forcer  # noqa: E402
 from crosscheck.taps import tap  # noqa: E402

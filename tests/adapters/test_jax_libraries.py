@@ -15,7 +15,7 @@ from flax import linen, nnx  # noqa: E402
 
 import crosscheck  # noqa: E402
 from crosscheck.adapters.base import ModelRaised  # noqa: E402
-from crosscheck.adapters.jax import JaxAdapter, find  # noqa: E402
+from crosscheck.adapters.jax.adapter import JaxAdapter, find  # noqa: E402
 from crosscheck.errors import InvalidArgument  # noqa: E402
 from crosscheck.observers import Forcer  # noqa: E402
 from crosscheck.taps import tap  # noqa: E402

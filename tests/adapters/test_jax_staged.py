@@ -14,7 +14,7 @@ jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
 
 from crosscheck.adapters.base import ModelRaised  # noqa: E402
-from crosscheck.adapters.jax import JaxAdapter, find  # noqa: E402
+from crosscheck.adapters.jax.adapter import JaxAdapter, find  # noqa: E402
 from crosscheck.errors import InvalidArgument  # noqa: E402
 from crosscheck.observers import Forcer, Recorder  # noqa: E402
 from crosscheck.taps import tap  # noqa: E402

@@ -17,7 +17,7 @@ if keras.config.backend() != "tensorflow":
     pytest.skip("Keras runs on another backend", allow_module_level=True)
 
 
-from crosscheck.adapters.keras import find  # noqa: E402
+from crosscheck.adapters.keras.adapter import find  # noqa: E402
 from crosscheck.errors import InvalidArgument  # noqa: E402
 
 from .contract import DY, X, record  # noqa: E402

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crosscheck.adapters.numpy import NumpyAdapter, find
+from crosscheck.adapters.numpy.adapter import NumpyAdapter, find
 from crosscheck.errors import InvalidArgument
 from crosscheck.observers import Forcer
 from crosscheck.taps import tap, tap_cotangent

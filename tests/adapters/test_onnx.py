@@ -13,9 +13,9 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from crosscheck.adapters.onnx import OnnxAdapter, find  # noqa: E402
-from crosscheck.adapters.onnx_options import Options  # noqa: E402
-from crosscheck.adapters.torch import TorchAdapter  # noqa: E402
+from crosscheck.adapters.onnx.adapter import OnnxAdapter, find  # noqa: E402
+from crosscheck.adapters.onnx.options import Options  # noqa: E402
+from crosscheck.adapters.torch.adapter import TorchAdapter  # noqa: E402
 from crosscheck.errors import InvalidArgument  # noqa: E402
 from crosscheck.observers import Forcer, Key, Recorder, chain  # noqa: E402
 

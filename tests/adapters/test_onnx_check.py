@@ -15,8 +15,8 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 import crosscheck  # noqa: E402
-from crosscheck.adapters.onnx import OnnxAdapter, find  # noqa: E402
-from crosscheck.adapters.onnx_options import Options  # noqa: E402
+from crosscheck.adapters.onnx.adapter import OnnxAdapter, find  # noqa: E402
+from crosscheck.adapters.onnx.options import Options  # noqa: E402
 
 from .onnx_kit import INPUTS, export, net, nodes_of, proto, without_metadata  # noqa: E402
 

@@ -15,8 +15,8 @@ ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 from crosscheck.adapters.base import ModelRaised  # noqa: E402
-from crosscheck.adapters.onnx import OnnxAdapter, find  # noqa: E402
-from crosscheck.adapters.onnx_options import Options  # noqa: E402
+from crosscheck.adapters.onnx.adapter import OnnxAdapter, find  # noqa: E402
+from crosscheck.adapters.onnx.options import Options  # noqa: E402
 from crosscheck.errors import DeviceUnavailable, InvalidArgument, MissingFramework  # noqa: E402
 
 from .kit import X, ones  # noqa: E402

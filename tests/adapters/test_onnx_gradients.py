@@ -19,10 +19,10 @@ from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
 
 import crosscheck  # noqa: E402
 from crosscheck.adapters.base import ModelRaised  # noqa: E402
-from crosscheck.adapters.onnx import find  # noqa: E402
-from crosscheck.adapters.onnx_decompositions import table  # noqa: E402
-from crosscheck.adapters.onnx_vjp import pair_keys  # noqa: E402
-from crosscheck.adapters.torch import TorchAdapter  # noqa: E402
+from crosscheck.adapters.onnx.adapter import find  # noqa: E402
+from crosscheck.adapters.onnx.decompositions import table  # noqa: E402
+from crosscheck.adapters.onnx.vjp import pair_keys  # noqa: E402
+from crosscheck.adapters.torch.adapter import TorchAdapter  # noqa: E402
 from crosscheck.errors import InvalidArgument  # noqa: E402
 from crosscheck.observers import Forcer, Recorder  # noqa: E402
 

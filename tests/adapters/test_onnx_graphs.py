@@ -10,9 +10,9 @@ import pytest
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from crosscheck.adapters.onnx import OnnxAdapter  # noqa: E402
-from crosscheck.adapters.onnx_scopes import CLASSES, SCOPES  # noqa: E402
-from crosscheck.adapters.onnx_structure import Structure  # noqa: E402
+from crosscheck.adapters.onnx.adapter import OnnxAdapter  # noqa: E402
+from crosscheck.adapters.onnx.scopes import CLASSES, SCOPES  # noqa: E402
+from crosscheck.adapters.onnx.structure import Structure  # noqa: E402
 from crosscheck.errors import InvalidArgument  # noqa: E402
 from crosscheck.observers import Forcer  # noqa: E402
 

@@ -11,10 +11,10 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
 import crosscheck  # noqa: E402
-from crosscheck.adapters.onnx import OnnxAdapter, find  # noqa: E402
-from crosscheck.adapters.onnx_options import Options  # noqa: E402
-from crosscheck.adapters.onnx_providers import CPU, CUDA, require_assigned  # noqa: E402
-from crosscheck.adapters.onnx_sessions import Sessions  # noqa: E402
+from crosscheck.adapters.onnx.adapter import OnnxAdapter, find  # noqa: E402
+from crosscheck.adapters.onnx.options import Options  # noqa: E402
+from crosscheck.adapters.onnx.providers import CPU, CUDA, require_assigned  # noqa: E402
+from crosscheck.adapters.onnx.sessions import Sessions  # noqa: E402
 from crosscheck.errors import DeviceUnavailable, InvalidArgument  # noqa: E402
 from crosscheck.observers import Recorder  # noqa: E402
 

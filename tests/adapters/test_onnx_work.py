@@ -14,10 +14,11 @@ ort = pytest.importorskip("onnxruntime")
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
 import crosscheck  # noqa: E402
-from crosscheck.adapters import onnx_sessions, onnx_weights  # noqa: E402
-from crosscheck.adapters.onnx import OnnxAdapter, find  # noqa: E402
-from crosscheck.adapters.onnx_options import Options  # noqa: E402
-from crosscheck.adapters.onnx_weights import Weights, embedded  # noqa: E402
+from crosscheck.adapters.onnx import sessions as onnx_sessions  # noqa: E402
+from crosscheck.adapters.onnx import weights as onnx_weights  # noqa: E402
+from crosscheck.adapters.onnx.adapter import OnnxAdapter, find  # noqa: E402
+from crosscheck.adapters.onnx.options import Options  # noqa: E402
+from crosscheck.adapters.onnx.weights import Weights, embedded  # noqa: E402
 from crosscheck.errors import InvalidArgument  # noqa: E402
 from crosscheck.observers import Comparer, Forcer, Key, Recorder, chain  # noqa: E402
 

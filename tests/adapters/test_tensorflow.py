@@ -14,8 +14,8 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 
 from crosscheck import adapt, check  # noqa: E402
-from crosscheck.adapters import tensorflow_parameters  # noqa: E402
-from crosscheck.adapters.tensorflow import TensorFlowAdapter, find  # noqa: E402
+from crosscheck.adapters.tensorflow import parameters as tensorflow_parameters  # noqa: E402
+from crosscheck.adapters.tensorflow.adapter import TensorFlowAdapter, find  # noqa: E402
 from crosscheck.errors import CannotCompare, InvalidArgument  # noqa: E402
 from crosscheck.taps import tap  # noqa: E402
 

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 import torch.nn as nn  # noqa: E402
 
-from crosscheck.adapters.torch import TorchAdapter, find  # noqa: E402
+from crosscheck.adapters.torch.adapter import TorchAdapter, find  # noqa: E402
 from crosscheck.observers import Forcer  # noqa: E402
 
 from .contract import DY, Contract, X, equal, ones, record  # noqa: E402

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from crosscheck.adapters.torch_state import deterministic, exact_arithmetic, flags  # noqa: E402
+from crosscheck.adapters.torch.state import deterministic, exact_arithmetic, flags  # noqa: E402
 
 MATMUL, CUDNN = torch.backends.cuda.matmul, torch.backends.cudnn
 

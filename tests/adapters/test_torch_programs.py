@@ -13,7 +13,7 @@ import torch.nn as nn  # noqa: E402
 
 import crosscheck  # noqa: E402
 from crosscheck import CannotCompare, InvalidArgument, SideFailed  # noqa: E402
-from crosscheck.adapters.torch import find  # noqa: E402
+from crosscheck.adapters.torch.adapter import find  # noqa: E402
 from crosscheck.observers import Forcer  # noqa: E402
 
 from .contract import DY, X, record  # noqa: E402

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from crosscheck.adapters.torch import TorchAdapter, find
+from crosscheck.adapters.torch.adapter import TorchAdapter, find
 from crosscheck.taps import tap
 
 from .kit import Kit

@@ -18,8 +18,8 @@ from torch import nn  # noqa: E402
 import crosscheck  # noqa: E402
 from crosscheck import DeviceUnavailable, InvalidArgument  # noqa: E402
 from crosscheck.adapters.base import Adapter  # noqa: E402
-from crosscheck.adapters.torch import TorchAdapter  # noqa: E402
-from crosscheck.adapters.torch_taps import TorchSession  # noqa: E402
+from crosscheck.adapters.torch.adapter import TorchAdapter  # noqa: E402
+from crosscheck.adapters.torch.taps import TorchSession  # noqa: E402
 from crosscheck.devices import as_they_ran, place  # noqa: E402
 
 needs_none = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
@@ -116,7 +116,7 @@ def test_other_frameworks_say_what_is_missing(name: str) -> None:
 def test_an_output_that_lies_elsewhere_is_an_error() -> None:
     pytest.importorskip("tensorflow")
     pytest.importorskip("keras")
-    from crosscheck.adapters.tensorflow_device import require_device
+    from crosscheck.adapters.tensorflow.device import require_device
 
     class Somewhere:
         device = "/job:localhost/replica:0/task:0/device:CPU:0"

@@ -14,7 +14,7 @@ from torch import nn
 import crosscheck
 from crosscheck import compare, streamed
 from crosscheck.adapters import adapt
-from crosscheck.adapters import torch as torch_adapter
+from crosscheck.adapters.torch import adapter as torch_adapter
 from crosscheck.errors import SideFailed
 from crosscheck.run import Runner
 from crosscheck.streamed import Streamed
@@ -238,7 +238,7 @@ def test_a_tolerance_holds_for_what_is_let_go(sparing: str) -> None:
 def test_loading_copies_no_array(monkeypatch: pytest.MonkeyPatch) -> None:
     model = net()
     values = {p.name: np.array(p.value) + 1.0 for p in adapt(net()).parameters()}
-    monkeypatch.setattr("crosscheck.adapters.torch_taps.from_host", None)
+    monkeypatch.setattr("crosscheck.adapters.torch.taps.from_host", None)
     adapt(model).load(values)
     for parameter in adapt(model).parameters():
         np.testing.assert_array_equal(parameter.value, values[parameter.name])

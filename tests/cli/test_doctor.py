@@ -121,7 +121,7 @@ def test_a_limit_of_nothing_is_refused() -> None:
 
 
 def test_the_table_says_what_the_adapters_say() -> None:
-    from crosscheck.adapters.numpy import NumpyAdapter
+    from crosscheck.adapters.numpy.adapter import NumpyAdapter
 
     class Net:
         def forward(self, x: Any) -> Any:
@@ -139,6 +139,6 @@ def test_the_table_says_what_the_adapters_say() -> None:
 
         assert same(crosscheck.adapt(torch.nn.Linear(2, 2)), "torch")
     if find_spec("onnx") and find_spec("onnxruntime"):
-        from crosscheck.adapters.onnx import OnnxAdapter
+        from crosscheck.adapters.onnx.adapter import OnnxAdapter
 
         assert same(OnnxAdapter, "onnx")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -18,6 +19,7 @@ from scripts import docs_reference
 from .markdown import ROOT, pages
 
 DOCS = ROOT / "docs"
+HOME = ROOT / "crosscheck" / "adapters"
 ADAPTERS = {  # module with a `find` -> its page
     "cupy": "gpu.md",
     "jax": "adapters/jax.md",
@@ -79,9 +81,15 @@ def test_a_missing_hypothesis_is_found() -> None:
         unregister(never_documented)
 
 
+def find_of(adapter: str) -> Path:
+    """The module with its ``find``."""
+    package = HOME / adapter / "adapter.py"
+    return package if package.exists() else HOME / f"{adapter}.py"
+
+
 @pytest.mark.parametrize("module", sorted(ADAPTERS))
 def test_every_option_of_an_adapter_is_on_its_page(module: str) -> None:
-    tree = ast.parse((ROOT / "crosscheck" / "adapters" / f"{module}.py").read_text())
+    tree = ast.parse(find_of(module).read_text())
     find = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "find")
     page = (DOCS / ADAPTERS[module]).read_text()
     for argument in find.args.kwonlyargs:
@@ -89,9 +97,8 @@ def test_every_option_of_an_adapter_is_on_its_page(module: str) -> None:
 
 
 def test_every_adapter_has_a_page() -> None:
-    folder = ROOT / "crosscheck" / "adapters"
-    finds = {p.stem for p in folder.glob("*.py") if "\ndef find(" in p.read_text()}
-    assert finds == set(ADAPTERS)
+    finds = [p for p in HOME.rglob("*.py") if "\ndef find(" in p.read_text()]
+    assert {p.parent.name if p.stem == "adapter" else p.stem for p in finds} == set(ADAPTERS)
 
 
 def test_every_check_of_an_audit_is_on_its_page() -> None:

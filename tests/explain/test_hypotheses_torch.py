@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
-from crosscheck.adapters.torch import TorchAdapter  # noqa: E402
+from crosscheck.adapters.torch.adapter import TorchAdapter  # noqa: E402
 from crosscheck.explain import causes  # noqa: E402
 
 from .kit import backward, evidence, normal, told  # noqa: E402

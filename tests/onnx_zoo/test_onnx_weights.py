@@ -19,8 +19,8 @@ pytest.importorskip("onnxscript")
 import torch.nn as nn  # noqa: E402
 
 import crosscheck  # noqa: E402
-from crosscheck.adapters.onnx import OnnxAdapter  # noqa: E402
-from crosscheck.adapters.onnx_export import export  # noqa: E402
+from crosscheck.adapters.onnx.adapter import OnnxAdapter  # noqa: E402
+from crosscheck.adapters.onnx.export import export  # noqa: E402
 from crosscheck.errors import CannotCompare  # noqa: E402
 from crosscheck.pair import load_pair  # noqa: E402
 

@@ -17,8 +17,8 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 import crosscheck  # noqa: E402
-from crosscheck.adapters.onnx_export import export  # noqa: E402
-from crosscheck.adapters.onnx_sessions import Sessions  # noqa: E402
+from crosscheck.adapters.onnx.export import export  # noqa: E402
+from crosscheck.adapters.onnx.sessions import Sessions  # noqa: E402
 from crosscheck.pair import Pair, load_pair  # noqa: E402
 from models.defects import GRAPH_DEFECTS, Defect  # noqa: E402
 from models.defects.onnx import edit_of  # noqa: E402

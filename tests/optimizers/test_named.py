@@ -40,20 +40,20 @@ OPTAX = ["rmsprop(1e-2, rho=0.9, eps=1e-3)", "rmsprop(1e-2, initial=1.0)"]
 
 
 def torch_stepper(rule: Any, wide: bool) -> Any:
-    from crosscheck.adapters import torch_optimizer as own
+    from crosscheck.adapters.torch import optimizer as own
 
     return own.TorchStepper(own.named(rule, EXEMPT), device="cpu", wide=wide, rule=rule)
 
 
 def keras_stepper(rule: Any, wide: bool) -> Any:
-    from crosscheck.adapters import keras_optimizer as own
+    from crosscheck.adapters.keras import optimizer as own
 
     make = own.named(rule, EXEMPT)
     return own.KerasStepper(make, originals={}, device="cpu", wide=wide, rule=rule, exempt=EXEMPT)
 
 
 def jax_stepper(rule: Any, wide: bool) -> Any:
-    from crosscheck.adapters import jax_optimizer as own
+    from crosscheck.adapters.jax import optimizer as own
 
     return own.OptaxStepper(own.named(rule, EXEMPT), tree=None, device="cpu", wide=wide)
 

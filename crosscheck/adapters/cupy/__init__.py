@@ -1,0 +1,1 @@
+"""CuPy nets: NumPy's adapter, with the arrays on the device."""

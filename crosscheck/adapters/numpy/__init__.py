@@ -1,0 +1,1 @@
+"""NumPy nets written by hand; `adapter` is the way in."""

@@ -1,0 +1,1 @@
+"""TensorFlow modules, functions and SavedModels; `adapter` is the way in."""

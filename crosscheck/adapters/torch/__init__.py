@@ -1,0 +1,1 @@
+"""PyTorch modules, programs and graphs; `adapter` is the way in."""

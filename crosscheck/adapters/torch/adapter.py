@@ -1,0 +1,359 @@
+"""PyTorch: any ``nn.Module``, tapped by module hooks.
+
+The taps are in `taps`, what a run changes and puts back in `state`; compiled and
+exported programs, which have no hooks, in `programs`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from crosscheck.adapters.base import (
+    Adapter,
+    Capabilities,
+    CotangentSource,
+    ModelRaised,
+    Parameter,
+    call_arguments,
+    guarded,
+    input_site,
+)
+from crosscheck.adapters.torch.left_out import leave_out
+from crosscheck.adapters.torch.lending import Loans, copies_everything
+from crosscheck.adapters.torch.parameters import describe
+from crosscheck.adapters.torch.saved import saved_within_limit
+from crosscheck.adapters.torch.state import default_float64, deterministic, flags, left_as_found
+from crosscheck.adapters.torch.taps import (
+    Boundaries,
+    Hooks,
+    TorchSession,
+    from_host,
+    shared,
+    to_host,
+)
+from crosscheck.adapters.torch.widened import widened
+from crosscheck.errors import DeviceUnavailable, InvalidArgument
+from crosscheck.memory import is_limited
+from crosscheck.observers import Key
+from crosscheck.taps import Observer
+from crosscheck.trace import RunInfo
+
+if TYPE_CHECKING:
+    from crosscheck.zoom import Operation
+
+__all__ = ["TorchAdapter", "find", "from_host", "to_host"]
+
+Tensors = dict[str, torch.Tensor]
+
+
+class TorchAdapter(Adapter):
+    """An ``nn.Module``, on the CPU or on a CUDA device."""
+
+    framework = "torch"
+    capabilities = Capabilities(cuda=True, transparent=True, lends=True, leaves_out=True)
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        _require_values(model)
+        self.model = model
+        self.version = torch.__version__.partition("+")[0]
+        children = {name for name, _ in model.named_children()}
+        self._root = "output" if "output" not in children else "model_output"
+        self._flags: dict[str, Any] = {}
+        self._copied: frozenset[Key] = frozenset()  # what models write to after it was shown
+        if copies_everything(model):
+            self.capabilities = replace(self.capabilities, lends=False)
+
+    def use(self, device: str) -> None:
+        if device == "cuda":
+            _require_cuda()
+        self.device = device
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        return self._flags
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        from crosscheck.adapters.torch.compiled import compiled_inside
+
+        inside = compiled_inside(self.model)
+        return tuple(f"`{path}` is {kind}: not observed inside" for path, kind in inside.items())
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        return describe(self.model, to_host)
+
+    def load(self, values: Mapping[str, np.ndarray]) -> None:
+        tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        with torch.no_grad():
+            for name, array in values.items():
+                target = tensors[name]
+                if target.shape != array.shape:
+                    raise ValueError(f"{name}: shape {array.shape}, expected {tuple(target.shape)}")
+                target.copy_(shared(array, target))
+
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        observer: Observer,
+        *,
+        cotangents: CotangentSource | None = None,
+        float64: bool = False,
+        overrides: Mapping[str, np.ndarray] | None = None,
+        train: bool = False,
+        seed: int = 0,
+        passive: bool = False,
+    ) -> RunInfo:
+        again = functools.partial(
+            self._run,
+            inputs,
+            observer,
+            cotangents=cotangents,
+            float64=float64,
+            overrides=overrides,
+            train=train,
+            seed=seed,
+            passive=passive,
+        )
+        if float64 and not overrides and is_limited() and type(self) is TorchAdapter:
+            # A model that keeps its parameters where no module asks for them by name does not run.
+            with suppress(ModelRaised):
+                return again(widen=True)
+        return again()
+
+    def _run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        observer: Observer,
+        *,
+        cotangents: CotangentSource | None,
+        float64: bool,
+        overrides: Mapping[str, np.ndarray] | None,
+        train: bool,
+        seed: int,
+        passive: bool,
+        widen: bool = False,
+    ) -> RunInfo:
+        """Args as for `run`; ``widen``: cast parameters where they are used (`widened`)."""
+        loans = Loans(self._copied) if getattr(observer, "borrows", False) else None
+        session = TorchSession(
+            observer,
+            separator=self.separator,
+            root=self._root,
+            passive=passive,
+            device=self.device,
+            loans=loans,
+        )
+        with ExitStack() as stack:
+            self._prepare(stack, train=train, seed=seed, float64=float64)
+            left = stack.enter_context(leave_out(session, self.model))
+            casts = stack.enter_context(widened(self.model)) if widen else None
+            here = left.names | casts.names if casts is not None else left.names
+            replaced = self._replaced(overrides or {}, float64=float64, but=here)
+            seen = self._boundaries(session, replaced, float64=float64)
+            replaced = self._in_place_of(stack, replaced)
+            stack.enter_context(seen.installed())
+            stack.enter_context(session.active())
+            stack.enter_context(torch.set_grad_enabled(cotangents is not None))
+            live = replaced.values() or self.model.parameters()
+            stack.enter_context(saved_within_limit(live, casts))
+            fed = {name: self._feed(a, float64=float64) for name, a in inputs.items()}
+            tapped = {n: self._tap_input(session, n, t) for n, t in fed.items()}
+            with guarded(session, "forward"):
+                self._forward(seen, tapped, replaced)
+            gradients: Mapping[str, np.ndarray] = {}
+            if cotangents is not None:
+                session.forget_overwritten()
+                wanted = cotangents({site: to_host(t) for site, t in seen.outputs})
+                session.replaying = True
+                with guarded(session, "backward"):
+                    gradients = self._backward(seen.outputs, wanted, fed, replaced, left.ends)
+                gradients = {n: g for n, g in gradients.items() if n not in left.names}
+                if casts is not None:
+                    gradients = casts.gradients(gradients)
+                session.flush()
+            buffers = self._buffers(replaced) if train else {}
+            overwritten = frozenset() if loans is None else loans.overwritten(self.model)
+        self._copied |= overwritten
+        return RunInfo.of(
+            session,
+            inputs=tuple(input_site(name) for name in inputs),
+            outputs=tuple(site for site, _ in seen.outputs),
+            parameter_gradients=gradients,
+            buffers=buffers,
+            overwritten=overwritten,
+        )
+
+    def operations(
+        self,
+        site: str,
+        inputs: Mapping[str, np.ndarray],
+        observer: Observer,
+        *,
+        train: bool = False,
+        seed: int = 0,
+    ) -> tuple[Operation, ...]:
+        from crosscheck.adapters.torch.operations import OperationRecorder
+
+        with OperationRecorder(site) as recorder:
+            self.run(inputs, observer, train=train, seed=seed)
+        return tuple(recorder.operations)
+
+    def _buffers(self, replaced: Tensors) -> dict[str, np.ndarray]:
+        held = dict(self.model.named_buffers()) | replaced
+        return {p.name: np.array(to_host(held[p.name])) for p in self.parameters() if p.buffer}
+
+    # -- what a run is made of, for other kinds of programs to replace -----------------------
+
+    def _prepare(self, stack: ExitStack, *, train: bool, seed: int, float64: bool) -> None:
+        stack.enter_context(left_as_found(self.model, train=train, seed=seed))
+        if self.device == "cuda":
+            stack.enter_context(deterministic())
+            name = torch.cuda.get_device_name()
+            self._flags = {"device": name, "cuda": torch.version.cuda, **flags()}
+        if float64:
+            stack.enter_context(default_float64())
+
+    def _boundaries(self, session: TorchSession, replaced: Tensors, *, float64: bool) -> Boundaries:
+        from crosscheck.adapters.torch.compiled import compiled_inside
+
+        return Hooks(session, self.model, opaque=tuple(compiled_inside(self.model)))
+
+    def _in_place_of(self, stack: ExitStack, replaced: Tensors) -> Tensors:
+        """Put values in the place of the model's own; gives those that `_forward` has to pass."""
+        return replaced
+
+    def _forward(self, seen: Boundaries, tapped: dict[str, Any], replaced: Tensors) -> Any:
+        args, kwargs = call_arguments(self.model.forward, tapped)
+        if replaced:
+            return torch.func.functional_call(self.model, replaced, tuple(args), kwargs)
+        return self.model(*args, **kwargs)
+
+    # -- values ------------------------------------------------------------------------------
+
+    def _feed(self, array: np.ndarray, *, float64: bool) -> torch.Tensor:
+        beyond = array.dtype.kind == "V"  # bfloat16 and its kin, which torch.tensor does not know
+        tensor = torch.tensor(np.array(array, np.float32 if beyond else array.dtype, order="C"))
+        tensor = tensor.to(getattr(torch, array.dtype.name)) if beyond else tensor
+        tensor = tensor.to(self.device)
+        if not tensor.is_floating_point():
+            return tensor
+        tensor = tensor.double() if float64 else tensor
+        return tensor.requires_grad_(torch.is_grad_enabled())
+
+    def _tap_input(self, session: TorchSession, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        site = input_site(name)
+        session.layers[site] = "input"
+        # A copy: the model may overwrite its input in place, which a leaf would forbid.
+        tapped = session.tap_value(site, "activation", tensor.clone())
+        session.produced(tapped, site)
+        return tapped
+
+    def _leaves(self, replaced: Tensors) -> Tensors:
+        """The parameters that get a gradient."""
+        own = {n: replaced.get(n, p) for n, p in self.model.named_parameters()}
+        return {n: p for n, p in own.items() if p.requires_grad}
+
+    def _backward(
+        self,
+        outputs: list[tuple[str, torch.Tensor]],
+        cotangents: Mapping[str, np.ndarray],
+        fed: Tensors,
+        replaced: Tensors,
+        ends: Sequence[torch.Tensor] = (),
+    ) -> dict[str, np.ndarray]:
+        """``ends``: further tensors up to which the pass is to go."""
+        leaves_ = self._leaves(replaced)
+        roots = [(t, cotangents[s]) for s, t in outputs if s in cotangents and t.requires_grad]
+        if not roots:
+            return {n: np.zeros(tuple(p.shape), np.float32) for n, p in leaves_.items()}
+        wanted = [*leaves_.values(), *(t for t in fed.values() if t.requires_grad), *ends]
+        gradients = torch.autograd.grad(
+            [t for t, _ in roots],
+            wanted,
+            [from_host(c, t) for t, c in roots],
+            allow_unused=True,
+        )
+        return {
+            name: np.zeros_like(to_host(p)) if g is None else to_host(g)
+            for (name, p), g in zip(leaves_.items(), gradients[: len(leaves_)], strict=True)
+        }
+
+    def _replaced(
+        self,
+        overrides: Mapping[str, np.ndarray],
+        *,
+        float64: bool,
+        but: frozenset[str] = frozenset(),
+    ) -> Tensors:
+        """Parameters and buffers to run with instead of the model's own; empty for its own.
+
+        Args:
+            but: names of those that the run does not need.
+        """
+        own = [*self.model.named_parameters(), *self.model.named_buffers()]
+        elsewhere = any(tensor.device.type != self.device for _, tensor in own)
+        if not float64 and not overrides and not elsewhere:
+            return {}
+        replaced = {}
+        for name, tensor in own:
+            if name in but:
+                continue
+            value = tensor.detach().to(self.device)
+            if float64 and value.is_floating_point():
+                value = value.double()
+            if name in overrides:
+                value = from_host(overrides[name], value)
+            shared = value.data_ptr() == tensor.data_ptr()
+            value = value.clone() if shared else value
+            replaced[name] = value.requires_grad_(tensor.requires_grad)
+        return replaced
+
+
+def _require_values(model: torch.nn.Module) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if torch.nn.parameter.is_lazy(tensor):
+            raise InvalidArgument(
+                f"`{name}` of the PyTorch module is lazy: it has no shape yet.\n"
+                "  Fix: run the module once before the check"
+            )
+        if tensor.is_meta:
+            raise InvalidArgument(
+                f"`{name}` of the PyTorch module is on the meta device: it has no values.\n"
+                '  Fix: module.to_empty(device="cpu"), then load its weights'
+            )
+
+
+def _require_cuda() -> None:
+    if torch.cuda.is_available():
+        # Else its random state could not be put back after the first run.
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        return
+    if torch.version.cuda is None:
+        raise DeviceUnavailable(
+            f"PyTorch {torch.__version__} is built without CUDA.\n"
+            "  Fix: install a CUDA build of PyTorch (pytorch.org says which for your driver)"
+        )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible!r})"
+    raise DeviceUnavailable(
+        f"PyTorch {torch.__version__} sees no CUDA device{hidden}.\n"
+        "  Fix: run where there is one; `crosscheck doctor` shows driver and devices"
+    )
+
+
+def find(model: Any) -> TorchAdapter | None:
+    """An adapter if ``model`` is a PyTorch module or an exported program, else None."""
+    from crosscheck.adapters.torch.programs import program
+
+    found = program(model)
+    if found is None and isinstance(model, torch.nn.Module):
+        found = TorchAdapter(model)
+    return found

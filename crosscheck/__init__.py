@@ -26,7 +26,7 @@ _HOME = {
     "TraceFormatError": "errors",
     "Divergence": "results",
     "Report": "results",
-    "Tolerance": "noise",
+    "Tolerance": "judging.noise",
     "Pair": "pair",
     "adapt": "adapters",
     "audit": "auditing.run",
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from crosscheck.errors import MissingFramework as MissingFramework
     from crosscheck.errors import SideFailed as SideFailed
     from crosscheck.errors import TraceFormatError as TraceFormatError
-    from crosscheck.noise import Tolerance as Tolerance
+    from crosscheck.judging.noise import Tolerance as Tolerance
     from crosscheck.pair import Pair as Pair
     from crosscheck.results import Divergence as Divergence
     from crosscheck.results import Report as Report

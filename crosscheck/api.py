@@ -11,8 +11,8 @@ from crosscheck.adapters import adapt
 from crosscheck.adapters.base import Adapter
 from crosscheck.collecting import seldom
 from crosscheck.errors import InvalidArgument, TraceFormatError
+from crosscheck.judging.noise import Tolerance
 from crosscheck.memory import limited
-from crosscheck.noise import Tolerance
 from crosscheck.probes.stage import Probes, check_all
 from crosscheck.request import Request
 from crosscheck.results import Report
@@ -100,7 +100,7 @@ def check(
         max_memory: bytes, or ``"2GiB"``: what the runs of the check may hold in memory; the rest
             lies in a scratch file in TMPDIR. docs/memory.md says what is counted.
         part: ``(2, 4)``: compare only the second quarter of the run, for other processes to compare
-            the rest; `crosscheck.parts.joined` puts the reports together. docs/scaling.md.
+            the rest; `crosscheck.judging.parts.joined` puts the reports together. docs/scaling.md.
         name: of the check, for the report.
         progress: called with a line before each stage.
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from crosscheck.adapters.base import Adapter
-from crosscheck.alignment import Alignment
+from crosscheck.aligning.alignment import Alignment
 from crosscheck.devices import as_they_ran
-from crosscheck.noise import Tolerance
+from crosscheck.judging.noise import Tolerance
 from crosscheck.request import Request
 from crosscheck.results import Coverage, Side
 from crosscheck.weights import Match

@@ -15,8 +15,8 @@ from typing import cast
 
 import numpy as np
 
-from crosscheck.alignment import Alignment, Edge, sum_of
-from crosscheck.layout import Layout
+from crosscheck.aligning.alignment import Alignment, Edge, sum_of
+from crosscheck.aligning.layout import Layout
 from crosscheck.observers import Key
 from crosscheck.results import Phase
 from crosscheck.taps import COTANGENT_OF, Kind
@@ -36,7 +36,7 @@ class Item:
         layout: maps the candidate's value onto the reference's; None if nothing does.
         by: how the pair was found.
         also_reference, also_candidate: further input slots of the same layer that hold the same
-            value; the cotangents of all of them are added up (`crosscheck.alignment.Edge`).
+            value; the cotangents of all of them are added up (an alignment's `Edge`).
         pullback: of a parameter gradient that takes more than a layout; else None.
     """
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from crosscheck.aligning.layout import Layout, fitting, relative_error
+from crosscheck.aligning.pairing import pair_outputs
 from crosscheck.arrays import is_float
 from crosscheck.errors import CannotCompare, capped
 from crosscheck.inputs import cotangent
-from crosscheck.layout import Layout, fitting, relative_error
-from crosscheck.pairing import pair_outputs
 from crosscheck.trace import RunInfo, Trace
 
 __all__ = ["CandidateCotangents", "ReferenceCotangents", "require_finite", "require_outputs"]

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from crosscheck.adapters.base import Adapter, CotangentSource
-from crosscheck.align import Aligner
-from crosscheck.alignment import Alignment
+from crosscheck.aligning.align import Aligner
+from crosscheck.aligning.alignment import Alignment
+from crosscheck.aligning.layout import fitting, relative_error
+from crosscheck.aligning.pairing import pair_outputs
 from crosscheck.cotangents import (
     CandidateCotangents,
     ReferenceCotangents,
@@ -22,10 +24,11 @@ from crosscheck.cotangents import (
     require_outputs,
 )
 from crosscheck.errors import SideFailed
-from crosscheck.layout import fitting, relative_error
+from crosscheck.judging.reductions import Reductions
+from crosscheck.judging.sifting import recallable
+from crosscheck.judging.streamed import Streamed
 from crosscheck.losses.stage import LossCotangents, LossStage
 from crosscheck.observers import Recorder
-from crosscheck.pairing import pair_outputs
 from crosscheck.pipeline import (
     Undecided,
     calls_of,
@@ -37,11 +40,8 @@ from crosscheck.pipeline import (
     transfer,
     with_vjps,
 )
-from crosscheck.reductions import Reductions
 from crosscheck.request import Request
 from crosscheck.run import Runner
-from crosscheck.sifting import recallable
-from crosscheck.streamed import Streamed
 from crosscheck.trace import Trace
 from crosscheck.traces.shared import Runs, first_runs
 from crosscheck.traces.stages import cotangents_of, free_run, judge_of, weights_of

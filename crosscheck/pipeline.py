@@ -7,26 +7,26 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from crosscheck.adapters.base import Adapter, Parameter
-from crosscheck.align import Aligner
-from crosscheck.alignment import Alignment
+from crosscheck.aligning.align import Aligner
+from crosscheck.aligning.alignment import Alignment
 from crosscheck.compare import equal
 from crosscheck.comparisons import Item, buffer_items, gradient_items, site_items, weight_items
 from crosscheck.cotangents import CandidateCotangents
 from crosscheck.errors import CannotCompare, SideFailed
-from crosscheck.judging import Judge
-from crosscheck.judging_weights import judge_weights
+from crosscheck.judging.judge import Judge
+from crosscheck.judging.noise import Tolerance
+from crosscheck.judging.parts import NotCleared, Part, of_part, require_cleared
+from crosscheck.judging.reductions import Reductions
+from crosscheck.judging.settle import settle
+from crosscheck.judging.sifting import sifted
+from crosscheck.judging.sparing import judged
+from crosscheck.judging.weights import judge_weights
 from crosscheck.losses.judging import LossJudge
 from crosscheck.memory import Overlaid
-from crosscheck.noise import Tolerance
 from crosscheck.observers import Forcer, Recorder
 from crosscheck.oracle import oracle
-from crosscheck.parts import NotCleared, Part, of_part, require_cleared
-from crosscheck.reductions import Reductions
 from crosscheck.results import SiteResult
 from crosscheck.run import Runner
-from crosscheck.settle import settle
-from crosscheck.sifting import sifted
-from crosscheck.sparing import judged
 from crosscheck.trace import RunInfo, Trace
 from crosscheck.weights import (
     Fit,

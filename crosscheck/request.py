@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from crosscheck.errors import InvalidArgument
+from crosscheck.judging.noise import Tolerance
 from crosscheck.memory import parse_bytes
-from crosscheck.noise import Tolerance
 from crosscheck.optimizers.sides import both
 from crosscheck.weights import WeightMap
 

@@ -87,10 +87,10 @@ class SiteResult:
         reference, candidate: site or parameter names on the two sides.
         shape, dtype: of the reference's value; the candidate's in ``candidate_shape`` / ``_dtype``.
         verdict: of the forced run: is an error *introduced* here?
-        noise_floor: η, relative to the value's scale (see `crosscheck.noise`).
+        noise_floor: η, relative to the value's scale (see `crosscheck.judging.noise`).
         ratio: ρ, the candidate's error over η in the forced run; of a site that agrees without the
-            oracle an upper bound, at least 1 (`crosscheck.sparing`). Infinite where the shapes or
-            the non-finite values differ.
+            oracle an upper bound, at least 1 (`crosscheck.judging.sparing`). Infinite where the
+            shapes or the non-finite values differ.
         free_ratio: the same in the free run, against errors accumulated from the input on; None
             where the free run has no such value, and in a backward pass in which all agrees. Large
             here and small in ``ratio``: inherited.
@@ -283,7 +283,7 @@ class Element:
 
 @dataclass(frozen=True)
 class SiteDetail:
-    """Where in a tensor the sides differ, and by how much (`crosscheck.details`).
+    """Where in a tensor the sides differ, and by how much (`crosscheck.details.stage`).
 
     Attributes:
         phase, kind, reference, candidate, step: of its `SiteResult`.

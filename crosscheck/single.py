@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from crosscheck.accumulated import seen_only_free
 from crosscheck.adapters.base import Adapter
 from crosscheck.adapters.trace import TraceAdapter
 from crosscheck.assemble import (
@@ -21,13 +20,18 @@ from crosscheck.assemble import (
     environment_of,
     side_of,
 )
-from crosscheck.details import details
+from crosscheck.details.stage import details
 from crosscheck.devices import place
 from crosscheck.errors import InvalidArgument
 from crosscheck.explain.stage import explained
 from crosscheck.free import aligner_of, run_candidate, run_reference, telling_what_agreed
 from crosscheck.inputs import make_inputs
-from crosscheck.locate import Locator
+from crosscheck.judging.accumulated import seen_only_free
+from crosscheck.judging.precision import dtype_notes
+from crosscheck.judging.quick import escalation, look_quickly
+from crosscheck.locating.locate import Locator
+from crosscheck.locating.severed import Severed
+from crosscheck.locating.zoom import zoom as look_closer
 from crosscheck.losses.judging import judge_loss
 from crosscheck.losses.stage import loss_stage
 from crosscheck.pipeline import (
@@ -36,12 +40,9 @@ from crosscheck.pipeline import (
     judge_all,
     verify_weights,
 )
-from crosscheck.precision import dtype_notes
-from crosscheck.quick import escalation, look_quickly
 from crosscheck.request import Request
 from crosscheck.results import PHASES, Report, worst
 from crosscheck.run import Runner
-from crosscheck.severed import Severed
 from crosscheck.trace import Trace
 from crosscheck.traces.stages import (
     compare_recorded,
@@ -50,9 +51,8 @@ from crosscheck.traces.stages import (
     known_weights,
     unrecorded,
 )
-from crosscheck.training import Trained, in_order, trained
+from crosscheck.training.stage import Trained, in_order, trained
 from crosscheck.weights import Match
-from crosscheck.zoom import zoom as look_closer
 
 __all__ = ["Outcome", "check_once", "inputs_of_candidate", "run_once"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from crosscheck.align import Aligner
+from crosscheck.aligning.align import Aligner
+from crosscheck.aligning.layout import relative_error
 from crosscheck.errors import SideFailed
-from crosscheck.layout import relative_error
 from crosscheck.pipeline import align
 from crosscheck.run import Runner
 from crosscheck.trace import Trace

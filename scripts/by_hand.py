@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from crosscheck.adapters import adapt
+from crosscheck.aligning.layout import fitting, relative_error
+from crosscheck.aligning.pairing import pair_outputs
 from crosscheck.comparisons import gradient_items, value_of
 from crosscheck.cotangents import CandidateCotangents, ReferenceCotangents
 from crosscheck.inputs import make_inputs
-from crosscheck.judging import in_reference_layout
-from crosscheck.layout import fitting, relative_error
+from crosscheck.judging.judge import in_reference_layout
 from crosscheck.observers import Recorder
 from crosscheck.pair import Pair, make
-from crosscheck.pairing import pair_outputs
 from crosscheck.pipeline import calls_of, match_in_order
 from crosscheck.run import Runner
 

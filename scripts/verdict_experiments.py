@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from crosscheck.compare import compare
-from crosscheck.noise import AGREE, DIVERGE, unit_roundoff
+from crosscheck.judging.noise import AGREE, DIVERGE, unit_roundoff
 from scripts.verdict_depth import DEPTHS, FACTORS, depth_rates
 from tests.stages.test_rounding_or_bug import LAYERS, layer_norm, naive, one_pass, two_pass
 

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crosscheck.errors import CrosscheckError, DeviceUnavailable
-from crosscheck.quantised import Steps
+from crosscheck.judging.quantised import Steps
 from crosscheck.taps import Observer, Session
 from crosscheck.trace import RunInfo
 
 if TYPE_CHECKING:
+    from crosscheck.locating.zoom import Operation
     from crosscheck.observers import Key
-    from crosscheck.zoom import Operation
 
 __all__ = [
     "Adapter",

@@ -10,7 +10,7 @@ from crosscheck.commands.common import deliver, failures, parse_inputs, progress
 from crosscheck.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from crosscheck.noise import Tolerance
+    from crosscheck.judging.noise import Tolerance
 
 __all__ = ["compare"]
 
@@ -109,7 +109,7 @@ def parse_tolerance(text: str) -> Tolerance:
     Raises:
         InvalidArgument: another form.
     """
-    from crosscheck.noise import Tolerance
+    from crosscheck.judging.noise import Tolerance
 
     try:
         rtol, atol = (float(part) for part in text.split(","))

@@ -15,11 +15,11 @@ import numpy as np
 
 from crosscheck.explain.evidence import Evidence
 from crosscheck.explain.norms import Norm, reference_norm
-from crosscheck.noise import AGREE
+from crosscheck.judging.noise import AGREE
 from crosscheck.results import SiteResult
 
 if TYPE_CHECKING:
-    from crosscheck.judging import Judge
+    from crosscheck.judging.judge import Judge
     from crosscheck.pipeline import Evidence as Check
 
 __all__ = ["ONE_PASS", "excuse", "is_one_pass_variance"]

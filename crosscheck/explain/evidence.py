@@ -9,8 +9,8 @@ import numpy as np
 
 from crosscheck.adapters.base import Parameter
 from crosscheck.compare import Difference, compare
-from crosscheck.judging import without_fill
-from crosscheck.noise import AGREE, Floor, judge
+from crosscheck.judging.judge import without_fill
+from crosscheck.judging.noise import AGREE, Floor, judge
 from crosscheck.results import Phase
 
 __all__ = ["Evidence", "Prediction", "Proposal", "Use"]

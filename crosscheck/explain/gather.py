@@ -14,11 +14,11 @@ from crosscheck.compare import Difference, compare
 from crosscheck.comparisons import Item, buffer_items, gradient_items, site_items, value_of
 from crosscheck.comparisons import weight_items as items_of_weights
 from crosscheck.explain.evidence import Evidence, Use
-from crosscheck.judging import Judge, in_reference_layout, without_fill
-from crosscheck.noise import Floor, unit_roundoff
+from crosscheck.judging.judge import Judge, in_reference_layout, without_fill
+from crosscheck.judging.noise import Floor, unit_roundoff
+from crosscheck.judging.settle import fresh_runs
 from crosscheck.pipeline import Evidence as Check
 from crosscheck.results import SiteResult
-from crosscheck.settle import fresh_runs
 from crosscheck.trace import Trace, owner
 
 __all__ = ["Sites", "at_weights", "on_fresh_inputs"]

@@ -18,7 +18,7 @@ from crosscheck.explain.evidence import Evidence, Proposal
 from crosscheck.explain.numbers import tidy
 from crosscheck.explain.registry import register
 from crosscheck.explain.rounding import FORMATS, either
-from crosscheck.noise import AGREE
+from crosscheck.judging.noise import AGREE
 
 __all__ = ["Norm", "eps_of", "kinds_of", "reference_norm"]
 

@@ -18,10 +18,10 @@ from crosscheck.compare import compare
 from crosscheck.explain.evidence import Evidence, Proposal
 from crosscheck.explain.numbers import slope, tidy
 from crosscheck.explain.registry import register
-from crosscheck.noise import Floor, unit_roundoff
+from crosscheck.judging.noise import Floor, unit_roundoff
 from crosscheck.optimizers.rules import Adagrad, Adam, RmsProp, Rule, Sgd
 from crosscheck.optimizers.schedules import Constant, Schedule
-from crosscheck.updates import (
+from crosscheck.training.updates import (
     UNIT,
     Conditioning,
     Given,

@@ -15,7 +15,7 @@ import numpy as np
 
 from crosscheck.explain.evidence import Evidence, Proposal
 from crosscheck.explain.registry import hypotheses
-from crosscheck.noise import AGREE
+from crosscheck.judging.noise import AGREE
 from crosscheck.results import Cause
 
 __all__ = ["causes"]

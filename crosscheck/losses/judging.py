@@ -8,19 +8,27 @@ from functools import cached_property
 
 import numpy as np
 
-from crosscheck.alignment import Alignment
+from crosscheck.aligning.alignment import Alignment
+from crosscheck.aligning.layout import SAME
 from crosscheck.arrays import is_float
 from crosscheck.compare import Difference, compare
 from crosscheck.comparisons import Item
 from crosscheck.errors import InvalidArgument, SideFailed
 from crosscheck.inputs import normal
-from crosscheck.judging import shrinks, site_result
-from crosscheck.layout import SAME
+from crosscheck.judging.judge import shrinks, site_result
+from crosscheck.judging.noise import (
+    DIVERGE,
+    Floor,
+    Tolerance,
+    judge,
+    underflow,
+    unit_roundoff,
+    within,
+)
 from crosscheck.losses.evaluate import LossValue, evaluate
 from crosscheck.losses.sides import wide
 from crosscheck.losses.stage import LossStage
 from crosscheck.losses.targets import Outputs
-from crosscheck.noise import DIVERGE, Floor, Tolerance, judge, underflow, unit_roundoff, within
 from crosscheck.results import SiteResult
 from crosscheck.trace import Trace
 

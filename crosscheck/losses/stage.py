@@ -23,11 +23,11 @@ import numpy as np
 
 from crosscheck.adapters.base import Adapter
 from crosscheck.adapters.trace import TraceAdapter
-from crosscheck.alignment import Alignment
+from crosscheck.aligning.alignment import Alignment
+from crosscheck.aligning.layout import Layout
 from crosscheck.compare import compare
 from crosscheck.cotangents import ReferenceCotangents, require_outputs
 from crosscheck.errors import CannotCompare, InvalidArgument, SideFailed
-from crosscheck.layout import Layout
 from crosscheck.losses.evaluate import LossValue, evaluate
 from crosscheck.losses.sides import SideLoss, wide
 from crosscheck.losses.spec import Loss, parse

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from crosscheck.aligning.layout import SAME, Layout
 from crosscheck.arrays import is_float
 from crosscheck.errors import InvalidArgument, capped
 from crosscheck.inputs import make_inputs
-from crosscheck.layout import SAME, Layout
 from crosscheck.losses.spec import Loss, Term
 
 __all__ = ["Outputs", "Resolved", "Targets", "for_candidate", "make_targets", "resolve"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from crosscheck.adapters.base import Parameter
+from crosscheck.aligning.layout import Layout
 from crosscheck.arrays import is_float
-from crosscheck.layout import Layout
 from crosscheck.observers import Key
 from crosscheck.pipeline import Evidence
 from crosscheck.results import Divergence

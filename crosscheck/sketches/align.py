@@ -1,9 +1,9 @@
 """Stage 5, align, where the reference is a sketch: both runs as short vectors that can be paired.
 
 The projection is linear and keeps norms, so the sites of two runs can be paired by their projected
-values as they are by the values themselves (`crosscheck.align`), once the candidate's lie in the
-reference's layout. As there, only two layouts are known, and which one holds is decided once for
-each number of axes, by the values that settle it.
+values as they are by the values themselves (`crosscheck.aligning.align`), once the candidate's lie
+in the reference's layout. As there, only two layouts are known, and which one holds is decided once
+for each number of axes, by the values that settle it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from crosscheck.aligning.fingerprints import SAME_VALUE
+from crosscheck.aligning.layout import SAME, Layout, fitting, merging
 from crosscheck.arrays import is_float
-from crosscheck.fingerprints import SAME_VALUE
-from crosscheck.layout import SAME, Layout, fitting, merging
 from crosscheck.observers import Key
 from crosscheck.sketches.make import Sketch
 from crosscheck.sketches.project import Numbers, measure

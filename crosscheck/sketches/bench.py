@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from crosscheck.aligning.layout import Layout
 from crosscheck.comparisons import Item, value_of
-from crosscheck.layout import Layout
 from crosscheck.results import SiteResult
 from crosscheck.sketches.align import Shadows
 from crosscheck.sketches.judge import difference, judged, unlike

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from crosscheck.adapters.base import Adapter, Parameter
-from crosscheck.align import Aligner
-from crosscheck.alignment import Alignment
-from crosscheck.details import weight_map
+from crosscheck.aligning.align import Aligner
+from crosscheck.aligning.alignment import Alignment
+from crosscheck.details.stage import weight_map
 from crosscheck.devices import place
 from crosscheck.errors import CannotCompare, InvalidArgument
 from crosscheck.request import Request

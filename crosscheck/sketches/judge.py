@@ -15,7 +15,7 @@ import numpy as np
 
 from crosscheck.arrays import is_float
 from crosscheck.comparisons import Item
-from crosscheck.noise import unit_roundoff, verdict_of
+from crosscheck.judging.noise import unit_roundoff, verdict_of
 from crosscheck.results import Metrics, SiteResult
 from crosscheck.sketches.make import Record
 from crosscheck.sketches.project import Numbers, Plan, measure

@@ -17,8 +17,8 @@ from crosscheck.arrays import is_float
 from crosscheck.compare import compare
 from crosscheck.comparisons import Item
 from crosscheck.errors import InvalidArgument
-from crosscheck.noise import Floor, floors, unit_roundoff
-from crosscheck.reductions import Reductions
+from crosscheck.judging.noise import Floor, floors, unit_roundoff
+from crosscheck.judging.reductions import Reductions
 from crosscheck.sketches.project import FACTS, Numbers, Plan, measure
 from crosscheck.trace import RunInfo
 from crosscheck.traces.judging import TraceJudge

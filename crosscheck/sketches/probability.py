@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from crosscheck.noise import AGREE, DIVERGE
+from crosscheck.judging.noise import AGREE, DIVERGE
 from crosscheck.sketches.make import Sketch
 from crosscheck.sketches.project import Plan
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from crosscheck.adapters.base import Adapter
 from crosscheck.adapters.trace import TraceAdapter
+from crosscheck.aligning.layout import fitting
+from crosscheck.aligning.pairing import pair_outputs
 from crosscheck.arrays import is_float
 from crosscheck.cotangents import require_outputs
 from crosscheck.errors import CannotCompare, InvalidArgument
 from crosscheck.inputs import cotangent, make_inputs
-from crosscheck.layout import fitting
-from crosscheck.pairing import pair_outputs
 from crosscheck.pipeline import with_vjps
 from crosscheck.run import Runner
 from crosscheck.sketches.judge import read

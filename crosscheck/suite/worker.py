@@ -129,7 +129,7 @@ def _checked(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, An
 
 
 def _joined(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
-    from crosscheck.parts import joined
+    from crosscheck.judging.parts import joined
     from crosscheck.report.load import loads
 
     say("put the parts together")

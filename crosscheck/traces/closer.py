@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from crosscheck.align import Aligner
-from crosscheck.alignment import Alignment
+from crosscheck.aligning.align import Aligner
+from crosscheck.aligning.alignment import Alignment
 from crosscheck.comparisons import Item
 from crosscheck.results import Divergence
 from crosscheck.traces.departures import Departures

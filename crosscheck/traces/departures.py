@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from crosscheck.alignment import Alignment
-from crosscheck.locate import Locator
+from crosscheck.aligning.alignment import Alignment
+from crosscheck.locating.locate import Locator
 from crosscheck.results import PHASES, Divergence, SiteResult, Verdict, worst
 from crosscheck.trace import Trace
 

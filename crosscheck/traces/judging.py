@@ -24,11 +24,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from crosscheck.aligning.fingerprints import PreparedTrace, repeating
 from crosscheck.arrays import is_float
 from crosscheck.comparisons import Item, value_of
-from crosscheck.fingerprints import PreparedTrace, repeating
-from crosscheck.judging import Arrays, Judge, in_reference_layout
-from crosscheck.noise import Floor
+from crosscheck.judging.judge import Arrays, Judge, in_reference_layout
+from crosscheck.judging.noise import Floor
 from crosscheck.taps import COTANGENT_OF
 from crosscheck.traces.recorded import RecordedTrace, Rounding
 from crosscheck.traces.rounding import item_key

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from crosscheck.align import Aligner
-from crosscheck.alignment import Alignment
+from crosscheck.aligning.align import Aligner
+from crosscheck.aligning.alignment import Alignment
+from crosscheck.aligning.layout import relative_error
 from crosscheck.arrays import is_float
 from crosscheck.comparisons import (
     Item,
@@ -27,12 +28,11 @@ from crosscheck.comparisons import (
     weight_items,
 )
 from crosscheck.cotangents import require_finite
-from crosscheck.details import details
+from crosscheck.details.stage import details
 from crosscheck.errors import CannotCompare
-from crosscheck.judging_weights import judge_weights
-from crosscheck.layout import relative_error
-from crosscheck.noise import Tolerance
-from crosscheck.reductions import Reductions
+from crosscheck.judging.noise import Tolerance
+from crosscheck.judging.reductions import Reductions
+from crosscheck.judging.weights import judge_weights
 from crosscheck.results import Coverage, Report, Side, SiteResult
 from crosscheck.traces.closer import Judged, judge_closely
 from crosscheck.traces.departures import Departures, locate

@@ -17,10 +17,10 @@ import numpy as np
 from crosscheck.arrays import is_float
 from crosscheck.compare import compare
 from crosscheck.comparisons import Item
-from crosscheck.judging import Judge
-from crosscheck.perturb import measure
+from crosscheck.judging.judge import Judge
+from crosscheck.judging.perturb import measure
+from crosscheck.judging.reductions import Reductions
 from crosscheck.pipeline import oracle
-from crosscheck.reductions import Reductions
 from crosscheck.run import Runner
 from crosscheck.taps import COTANGENT_OF
 from crosscheck.trace import Trace

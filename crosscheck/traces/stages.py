@@ -11,11 +11,11 @@ import numpy as np
 
 from crosscheck.adapters.base import Adapter
 from crosscheck.adapters.trace import TraceAdapter
-from crosscheck.alignment import Alignment
+from crosscheck.aligning.alignment import Alignment
 from crosscheck.cotangents import ReferenceCotangents
 from crosscheck.errors import CannotCompare, InvalidArgument
 from crosscheck.inputs import make_inputs
-from crosscheck.judging import Judge
+from crosscheck.judging.judge import Judge
 from crosscheck.results import Report
 from crosscheck.run import Runner
 from crosscheck.trace import Trace

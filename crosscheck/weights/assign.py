@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from crosscheck.assignment import best_monotone
+from crosscheck.aligning.assignment import best_monotone
 
 __all__ = ["assign"]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crosscheck.adapters.base import Parameter
+from crosscheck.aligning.names import canonical, similarity
 from crosscheck.errors import InvalidArgument, capped
-from crosscheck.names import canonical, similarity
 from crosscheck.weights.expressions import Source, sources
 from crosscheck.weights.layouts import transforms
 from crosscheck.weights.match import Matched

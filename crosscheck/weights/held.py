@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from crosscheck.adapters.base import Parameter
+from crosscheck.aligning.fingerprints import fingerprint, looks_like
 from crosscheck.arrays import is_float
-from crosscheck.fingerprints import fingerprint, looks_like
-from crosscheck.noise import unit_roundoff
+from crosscheck.judging.noise import unit_roundoff
 from crosscheck.weights.layers import Layer
 from crosscheck.weights.layouts import transforms
 from crosscheck.weights.transform import Transform

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from crosscheck.adapters.base import Parameter
+from crosscheck.aligning.names import canonical, similarity
 from crosscheck.errors import CannotCompare, capped
-from crosscheck.names import canonical, similarity
 from crosscheck.weights.expressions import Applied, Joined, sources
 from crosscheck.weights.transform import Transform
 

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from crosscheck.names import Tokens, canonical, similarity
+from crosscheck.aligning.names import Tokens, canonical, similarity
 from crosscheck.weights.assign import assign
 from crosscheck.weights.held import among_equals, equal_layers
 from crosscheck.weights.layers import Layer

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from crosscheck.adapters.base import Parameter
-from crosscheck.names import canonical, similarity
+from crosscheck.aligning.names import canonical, similarity
 from crosscheck.weights.held import holds
 from crosscheck.weights.layouts import transforms
 from crosscheck.weights.match import Matched

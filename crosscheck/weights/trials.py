@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from crosscheck.names import canonical, similarity
+from crosscheck.aligning.names import canonical, similarity
 from crosscheck.weights.layouts import transforms
 from crosscheck.weights.match import Match, Matched, decisions
 from crosscheck.weights.transform import Transform

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from crosscheck.adapters.base import Parameter
-from crosscheck.names import canonical, similarity
+from crosscheck.aligning.names import canonical, similarity
 from crosscheck.weights import attention, recurrent
 from crosscheck.weights.assign import assign
 from crosscheck.weights.layers import layers_of

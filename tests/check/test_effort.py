@@ -19,10 +19,10 @@ from crosscheck.adapters import adapt
 from crosscheck.cli import main
 from crosscheck.cotangents import ReferenceCotangents
 from crosscheck.errors import InvalidArgument
+from crosscheck.judging.sparing import CERTAIN
 from crosscheck.observers import Forcer, Recorder
 from crosscheck.oracle import oracle
 from crosscheck.run import Runner
-from crosscheck.sparing import CERTAIN
 
 from .kit import Run
 

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 import crosscheck
-from crosscheck import left_out, pipeline, sparing
+from crosscheck import pipeline
 from crosscheck.adapters import adapt
 from crosscheck.errors import SideFailed
+from crosscheck.judging import left_out, sparing
 from crosscheck.memory import Recalled
 from crosscheck.observers import Forcer
 from crosscheck.request import Request

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 import crosscheck
-from crosscheck import compare, streamed
+from crosscheck import compare
 from crosscheck.adapters import adapt
 from crosscheck.adapters.torch import adapter as torch_adapter
 from crosscheck.errors import SideFailed
+from crosscheck.judging import streamed
+from crosscheck.judging.streamed import Streamed
 from crosscheck.run import Runner
-from crosscheck.streamed import Streamed
 
 X = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
 

@@ -16,7 +16,7 @@ from torch import nn  # noqa: E402
 
 import crosscheck  # noqa: E402
 from crosscheck.cli import main  # noqa: E402
-from crosscheck.zoom import Operation, first_departure  # noqa: E402
+from crosscheck.locating.zoom import Operation, first_departure  # noqa: E402
 
 
 class Mlp(nn.Module):

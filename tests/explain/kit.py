@@ -10,8 +10,8 @@ import numpy as np
 from crosscheck.adapters.base import Parameter
 from crosscheck.compare import compare
 from crosscheck.explain import Evidence, causes
-from crosscheck.judging import without_fill
-from crosscheck.noise import Floor
+from crosscheck.judging.judge import without_fill
+from crosscheck.judging.noise import Floor
 from crosscheck.results import Cause
 
 Array = np.ndarray

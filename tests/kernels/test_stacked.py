@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from crosscheck.aligning.layout import relative_error, relative_errors
 from crosscheck.compare import compare, compare_each, compare_three, describe
 from crosscheck.kernels import blocked, pairs, stacked
-from crosscheck.layout import relative_error, relative_errors
 
 SHAPES = [(4, 8, 32), (3, 5), (7,), (), (2, 0), (1, 1), (90, 100)]
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]

@@ -14,7 +14,7 @@ from torch import nn
 
 import crosscheck
 from crosscheck import CannotCompare, InvalidArgument, Report, SideFailed, adapt
-from crosscheck.update_layout import Layout
+from crosscheck.training.layout import Layout
 from crosscheck.weights import match_parameters
 from tests.check.numpy_models import ForwardOnly, Stack
 from tests.check.test_left_as_found import of_numpy, of_process, of_torch, same

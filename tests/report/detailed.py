@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from crosscheck.details.spread import Values, examine
 from crosscheck.results import Details, Report, SiteDetail, SiteResult, WeightPair
-from crosscheck.spread import Values, examine
 from tests.report import samples
 
 SHAPE = (2, 128, 64)

@@ -12,12 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 import crosscheck
-from crosscheck import spread
 from crosscheck.cli import main
 from crosscheck.compare import describe
-from crosscheck.details import DIFFERENT, OTHERS, chosen
+from crosscheck.details import spread
+from crosscheck.details.spread import Values, examine
+from crosscheck.details.stage import DIFFERENT, OTHERS, chosen
 from crosscheck.results import SiteDetail
-from crosscheck.spread import Values, examine
 from tests.report import samples
 
 

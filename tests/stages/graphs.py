@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from crosscheck.align import Aligner, Alignment
+from crosscheck.aligning.align import Aligner, Alignment
 from crosscheck.observers import Forcer, Recorder, chain
 from crosscheck.trace import RunInfo, Trace
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from crosscheck.align import Aligner
+from crosscheck.aligning.align import Aligner
 from tests.stages.graphs import Graph, forced_alignment, pairs
 
 RNG = np.random.default_rng(0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from crosscheck.fingerprints import SAME_VALUE
-from crosscheck.layout import Layout, LayoutBook, fitting, relative_error
+from crosscheck.aligning.fingerprints import SAME_VALUE
+from crosscheck.aligning.layout import Layout, LayoutBook, fitting, relative_error
 from tests.stages.graphs import Graph, Node, aligned, pairs
 
 RNG = np.random.default_rng(0)

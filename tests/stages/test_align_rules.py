@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pytest
 
-from crosscheck import align, fingerprints
-from crosscheck.align import Aligner, pair_outputs
+from crosscheck.aligning import align, fingerprints
+from crosscheck.aligning.align import Aligner, pair_outputs
+from crosscheck.aligning.layout import Layout
 from crosscheck.errors import CannotCompare, InvalidArgument
-from crosscheck.layout import Layout
 from crosscheck.trace import RunInfo, Trace
 from tests.stages.graphs import Graph, aligned, forced_alignment, pairs
 

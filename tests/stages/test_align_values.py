@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from crosscheck.fingerprints import SAME_VALUE, differences, fingerprint, looks_like
-from crosscheck.layout import relative_error
+from crosscheck.aligning.fingerprints import SAME_VALUE, differences, fingerprint, looks_like
+from crosscheck.aligning.layout import relative_error
 from tests.stages.graphs import Graph, aligned, pairs
 
 RNG = np.random.default_rng(0)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from crosscheck.adapters.base import Parameter
+from crosscheck.aligning.layout import Layout
 from crosscheck.compare import compare
 from crosscheck.comparisons import (
     Item,
@@ -22,7 +23,7 @@ from crosscheck.comparisons import (
 )
 from crosscheck.cotangents import CandidateCotangents
 from crosscheck.errors import CannotCompare
-from crosscheck.judging import (
+from crosscheck.judging.judge import (
     NO_ORACLE,
     Judge,
     Perturbation,
@@ -31,11 +32,10 @@ from crosscheck.judging import (
     shrinks,
     without_fill,
 )
-from crosscheck.judging_weights import judge_weights
-from crosscheck.layout import Layout
-from crosscheck.noise import Tolerance
+from crosscheck.judging.noise import Tolerance
+from crosscheck.judging.reductions import Reductions
+from crosscheck.judging.weights import judge_weights
 from crosscheck.observers import Comparer, Forcer, Recorder, chain
-from crosscheck.reductions import Reductions
 from crosscheck.trace import RunInfo, Trace
 from crosscheck.weights import Match, Matched, Transform
 from tests.stages.graphs import Graph, aligned

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crosscheck import layout
-from crosscheck.align import Aligner
+from crosscheck.aligning import layout
+from crosscheck.aligning.align import Aligner
+from crosscheck.aligning.fingerprints import fingerprint, fingerprints
+from crosscheck.aligning.layout import SAME
 from crosscheck.collecting import seldom
 from crosscheck.comparisons import Item, site_items
-from crosscheck.fingerprints import fingerprint, fingerprints
-from crosscheck.judging import Judge
-from crosscheck.layout import SAME
-from crosscheck.reductions import Reductions
+from crosscheck.judging.judge import Judge
+from crosscheck.judging.reductions import Reductions
 from crosscheck.structure import replace_leaves
 from tests.stages.test_scale import calls, trace
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from crosscheck.adapters.base import Parameter
-from crosscheck.assignment import best_monotone
-from crosscheck.names import canonical, similarity
+from crosscheck.aligning.assignment import best_monotone
+from crosscheck.aligning.names import canonical, similarity
 from crosscheck.weights import Match, Transform, match_parameters
 
 ROLES = {"weight": "weight", "kernel": "weight", "gamma": "weight", "bias": "bias", "beta": "bias"}

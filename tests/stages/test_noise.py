@@ -12,7 +12,7 @@ import pytest
 
 from crosscheck.compare import Difference, compare
 from crosscheck.errors import InvalidArgument
-from crosscheck.noise import (
+from crosscheck.judging.noise import (
     Floor,
     Judgement,
     Tolerance,

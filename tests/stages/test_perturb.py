@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from crosscheck.adapters.base import Adapter, ModelRaised, Parameter
+from crosscheck.aligning.layout import Layout
 from crosscheck.comparisons import Item
-from crosscheck.judging import Judge, Perturbation
-from crosscheck.layout import Layout
+from crosscheck.judging.judge import Judge, Perturbation
+from crosscheck.judging.perturb import Moved, _noise, measure
+from crosscheck.judging.reductions import Reductions
 from crosscheck.observers import Forcer, Recorder, chain
-from crosscheck.perturb import Moved, _noise, measure
-from crosscheck.reductions import Reductions
 from crosscheck.run import Runner
 from crosscheck.trace import RunInfo, Trace
 

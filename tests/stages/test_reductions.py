@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from crosscheck.adapters.base import Parameter
+from crosscheck.aligning.layout import Layout
 from crosscheck.comparisons import Item
-from crosscheck.layout import Layout
-from crosscheck.reductions import Reductions
+from crosscheck.judging.reductions import Reductions
 from crosscheck.trace import RunInfo, Trace
 
 

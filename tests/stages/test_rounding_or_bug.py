@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from crosscheck.compare import compare
-from crosscheck.noise import Floor, judge
+from crosscheck.judging.noise import Floor, judge
 
 F = np.float32
 SEEDS = range(4)

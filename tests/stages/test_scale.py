@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 from crosscheck.adapters.base import Parameter
-from crosscheck.align import Aligner
-from crosscheck.alignment import Alignment
+from crosscheck.aligning.align import Aligner
+from crosscheck.aligning.alignment import Alignment
+from crosscheck.aligning.layout import SAME
 from crosscheck.comparisons import Item
-from crosscheck.layout import SAME
-from crosscheck.locate import Locator
+from crosscheck.judging.reductions import Reductions
+from crosscheck.locating.locate import Locator
+from crosscheck.locating.severed import Severed
 from crosscheck.observers import Key
-from crosscheck.reductions import Reductions
 from crosscheck.results import Metrics, SiteResult
-from crosscheck.severed import Severed
 from crosscheck.trace import RunInfo, Trace
 from crosscheck.weights import match_parameters
 

@@ -9,7 +9,7 @@ import pytest
 
 import crosscheck
 from crosscheck.errors import InvalidArgument
-from crosscheck.parts import NotCleared, joined
+from crosscheck.judging.parts import NotCleared, joined
 from crosscheck.report.json import to_dict
 from crosscheck.results import Report
 

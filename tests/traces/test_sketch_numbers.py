@@ -9,8 +9,8 @@ import math
 import numpy as np
 import pytest
 
+from crosscheck.aligning.layout import SAME
 from crosscheck.comparisons import Item
-from crosscheck.layout import SAME
 from crosscheck.sketches.judge import difference, judged
 from crosscheck.sketches.make import Record
 from crosscheck.sketches.probability import misplaced, missed, spread, tail, tail_of_any

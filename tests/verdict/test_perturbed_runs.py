@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import crosscheck
-from crosscheck import perturb, ties
-from crosscheck.perturb import Scope
+from crosscheck.judging import perturb, ties
+from crosscheck.judging.perturb import Scope
 
 T = torch.Tensor
 DEPTH, WIDTH = 4, 24

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import crosscheck
-from crosscheck.perturb import Moved
-from crosscheck.precision import Grains, dtype_notes
+from crosscheck.judging.perturb import Moved
+from crosscheck.judging.precision import Grains, dtype_notes
 
 from .kit import Case, notes
 

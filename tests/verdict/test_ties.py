@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from crosscheck import Report
-from crosscheck.ties import ties_among
+from crosscheck.judging.ties import ties_among
 
 from .kit import Case, assert_agrees, assert_found
 

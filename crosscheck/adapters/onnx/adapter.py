@@ -22,8 +22,8 @@ from crosscheck.adapters.base import (
     input_site,
 )
 from crosscheck.errors import InvalidArgument, MissingFramework, capped
+from crosscheck.judging.quantised import Steps
 from crosscheck.observers import Key
-from crosscheck.quantised import Steps
 from crosscheck.taps import Observer
 from crosscheck.trace import RunInfo
 

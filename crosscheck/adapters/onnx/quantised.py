@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 
 from crosscheck.adapters.onnx.structure import Structure
+from crosscheck.judging.quantised import Steps
 from crosscheck.observers import Key
-from crosscheck.quantised import Steps
 
 __all__ = ["dequantised", "steps_of"]
 

@@ -29,8 +29,8 @@ from crosscheck.adapters.onnx.backward import Argument, VjpGraph
 from crosscheck.adapters.onnx.decompositions import table
 from crosscheck.adapters.torch.state import left_as_found
 from crosscheck.adapters.torch.taps import Hooks, Replace, TorchSession, to_host
+from crosscheck.aligning.layout import relative_error
 from crosscheck.arrays import is_float
-from crosscheck.layout import relative_error
 from crosscheck.observers import Key
 from crosscheck.taps import COTANGENT_OF, Kind
 from crosscheck.trace import owner

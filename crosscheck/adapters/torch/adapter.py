@@ -47,7 +47,7 @@ from crosscheck.taps import Observer
 from crosscheck.trace import RunInfo
 
 if TYPE_CHECKING:
-    from crosscheck.zoom import Operation
+    from crosscheck.locating.zoom import Operation
 
 __all__ = ["TorchAdapter", "find", "from_host", "to_host"]
 

@@ -1,4 +1,4 @@
-"""The operations inside one layer call of a PyTorch model, for `crosscheck.zoom`."""
+"""The operations inside one layer call of a PyTorch model, for `crosscheck.locating.zoom`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch.overrides import TorchFunctionMode, resolve_name
 import crosscheck
 from crosscheck.adapters.torch import taps
 from crosscheck.adapters.torch.taps import is_tensor, to_host
+from crosscheck.locating.zoom import Operation
 from crosscheck.structure import leaves
 from crosscheck.taps import active_session
-from crosscheck.zoom import Operation
 
 __all__ = ["OperationRecorder"]
 

@@ -25,7 +25,7 @@ from crosscheck.adapters.torch.taps import Boundaries, TorchSession, is_tensor
 from crosscheck.errors import CannotCompare
 
 if TYPE_CHECKING:
-    from crosscheck.zoom import Operation
+    from crosscheck.locating.zoom import Operation
 
 __all__ = ["CompiledAdapter", "ProgramAdapter", "program"]
 

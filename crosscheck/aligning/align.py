@@ -1,0 +1,281 @@
+"""Stage 5, align: two traces -> pairs of sites, and the layout that maps one onto the other.
+
+In this order:
+
+1. pairs that the caller gave, the model's inputs and its outputs;
+2. by value. Up to the first divergence both sides hold the same numbers, so a fingerprint that does
+   not depend on layout proposes, and an element-wise comparison in an enforced layout confirms.
+   With the values matched so far forced onto the candidate, those behind a divergence match again;
+   `crosscheck.single` repeats this until nothing new is found;
+3. only where something matched differs, to narrow the stretch before it: the layers that produced
+   a differing input; layers whose parameters were transferred (anchors); then order, shape and
+   name. One pair at a time, the earliest, since what lies behind it may then match by value.
+
+Sites without a partner are a result. A site that merely repeats the value of a matched one (a
+dropout in eval mode, a wrapper around its last layer) is compared in effect and is not listed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from crosscheck.aligning.alignment import Alignment, Edge, SitePair
+from crosscheck.aligning.edges import compare_inputs_ahead, edges_of, joined, note_unlike_inputs
+from crosscheck.aligning.fingerprints import (
+    SAME_VALUE,
+    Fingerprints,
+    PreparedTrace,
+    differences,
+    repeating,
+    size_and_kind,
+)
+from crosscheck.aligning.layout import SAME, Layout, Two, fitting
+from crosscheck.aligning.pairing import Pairing, far, pair_outputs
+from crosscheck.aligning.refine import Refiner
+from crosscheck.trace import Trace
+
+__all__ = ["Aligner", "Alignment", "Edge", "SitePair", "pair_outputs"]
+
+MOST_ALIKE = 48
+"""Candidate sites that are compared to one reference site, of those with its fingerprint. A deep
+residual stream hardly changes from one layer to the next: there any number of sites look alike."""
+
+
+class Aligner:
+    """Pairs found so far between a reference's free trace and runs of a candidate.
+
+    Args:
+        reference, candidate: the free traces.
+        explicit: {reference site: candidate site}, overrides everything.
+        anchors: (reference layer path, candidate layer path) whose parameters were transferred.
+        skip: sites (of either side) to leave out.
+
+    Raises:
+        InvalidArgument: an explicit or skipped site does not exist, or one is paired twice.
+        CannotCompare: an output without a counterpart.
+    """
+
+    def __init__(
+        self,
+        reference: Trace,
+        candidate: Trace,
+        *,
+        explicit: Mapping[str, str],
+        anchors: Sequence[tuple[str, str]],
+        skip: Sequence[str] = (),
+    ) -> None:
+        self._pairing = Pairing(reference, candidate, explicit, skip)
+        self._refiner = Refiner(self._pairing, anchors)
+        self._latest: tuple[int, Trace, Alignment] | None = None
+        self._learn_layouts()
+        for r, c in explicit.items():
+            self._pairing.add(r, c, "explicit")
+        for r, c in self._named_inputs():
+            layout = self._pairing.layout(r, c)
+            values = self._pairing.candidate.value(c), self._pairing.reference.value(r)
+            # Inputs that the caller made different on purpose are no divergence.
+            if layout and not far(*values, layout):
+                self._pairing.add(r, c, "input")
+        for r, c in pair_outputs(reference, candidate, explicit=explicit, skip=skip):
+            self._pairing.add(r, c, "output")
+        self.match_values()
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    def match_values(self, trace: Trace | None = None) -> int:
+        """Pair free sites with equal values; of a forced run if one is given. Returns how many."""
+        p = self._pairing
+        candidate = p.candidate if trace is None else PreparedTrace.of(trace)
+        alike = self._alike(candidate)
+        errors = differences(
+            (layout.to_reference(candidate.value(c)), p.reference.value(r))
+            for r, c, layout in alike
+        )
+        proposals = [
+            (p.likeness(r, c, layout, error), r, c, error)
+            for (r, c, layout), error in zip(alike, errors, strict=True)
+            if error <= SAME_VALUE
+        ]
+        added = 0
+        for _, r, c, error in sorted(
+            proposals, key=lambda one: (-one[0], p.reference.order[one[1]])
+        ):
+            if p.add(r, c, "value"):
+                added += 1
+                if not self._same_layer(r, c):
+                    note_unlike_inputs(p.pairs[r], error, p, candidate.trace)
+        return added
+
+    def _alike(self, candidate: PreparedTrace) -> list[tuple[str, str, Layout]]:
+        """Free sites whose values have one fingerprint; ``candidate``: the run to look at."""
+        p = self._pairing
+        known = p.candidate.order  # a forced run may take another branch
+        theirs = {
+            c: size_and_kind(candidate.value(c)) for c in p.free_candidate(candidate) if c in known
+        }
+        ours = {r: size_and_kind(p.reference.value(r)) for r in p.free_reference()}
+        ours = {r: group for r, group in ours.items() if group[0]}
+        found = []
+        for r, like in _Tables(candidate, theirs).like(p.reference, ours):
+            for c in p.nearest(r, like)[:MOST_ALIKE]:
+                layout = p.layout(r, c)
+                if layout and not (p.reference.is_constant(r) and not p.akin(r, c)):
+                    found.append((r, c, layout))
+        return found
+
+    def refine(self, trace: Trace, *, at_once: bool = False, faded: bool = True) -> int:
+        """Pair sites in the first stretch of a forced run that ends in a difference.
+
+        Args:
+            trace: the candidate, forced at the pairs found so far.
+            at_once: take all anchored pairs of the stretch, not only the earliest.
+            faded: where nothing differs clearly, look into what differs by more than rounding; the
+                guesses need a forced run to be checked.
+
+        Returns:
+            How many pairs were added.
+        """
+        return self._refiner.add(self.alignment(trace), trace, at_once=at_once, faded=faded)
+
+    def take_back(self, trace: Trace) -> int:
+        """Undo what `refine` added last and ``trace``, forced at it, shows to be wrong.
+
+        Returns:
+            How many pairs were removed; they are not proposed again.
+        """
+        return self._refiner.take_back(trace)
+
+    def alignment(self, trace: Trace | None = None) -> Alignment:
+        """The result so far; ``trace``: the candidate's latest run, for its layers' inputs."""
+        p = self._pairing
+        candidate = p.candidate.trace if trace is None else trace
+        changes, run, made = self._latest or (None, None, None)
+        if made is None or changes != p.changes or run is not candidate:
+            made = self._made(candidate)
+            self._latest = p.changes, candidate, made
+        return made
+
+    def _made(self, candidate: Trace) -> Alignment:
+        p = self._pairing
+        pairs = tuple(sorted(p.pairs.values(), key=lambda one: p.reference.order[one.reference]))
+        laid_out = [one for one in pairs if one.layout]
+        compare_inputs_ahead(laid_out, p, candidate)
+        return Alignment(
+            pairs=pairs,
+            edges=(
+                *(e for one in laid_out for e in edges_of(one, p, candidate)),
+                *self._entries(candidate),
+            ),
+            unmatched_reference=_unmatched(p.reference, p.free_reference(), set(p.pairs)),
+            unmatched_candidate=_unmatched(p.candidate, p.free_candidate(), p.taken),
+        )
+
+    # -- details -------------------------------------------------------------------------------
+
+    def _same_layer(self, r: str, c: str) -> bool:
+        """Whether two sites with equal values are one layer, by their parameters or their names. A
+        norm gives the same for a scaled input: that its input differs must be seen."""
+        if (r, c) in self._refiner.anchored:
+            return True
+        owned = r in self._refiner.owners or c in self._refiner.heirs
+        return not owned and self._pairing.akin(r, c)
+
+    def _entries(self, candidate: Trace) -> list[Edge]:
+        """Where two layers with the same parameters return different quantities (one of them also
+        applies the activation): what goes into them is comparable all the same."""
+        p = self._pairing
+        distances = p.distances(candidate)
+        found: list[Edge] = []
+        for r, c in self._refiner.anchored:
+            if r in p.pairs or c in p.taken:
+                continue
+            edges = edges_of(SitePair(r, c, SAME, "anchor"), p, candidate)
+            errors = [distances.of("input", e.reference, e.candidate, e.layout) for e in edges]
+            if all(error <= SAME_VALUE for error in errors):
+                found += edges
+        return joined(found)
+
+    def _learn_layouts(self) -> None:
+        """Let sites with equal content vote; the first partner of each is enough."""
+        p = self._pairing
+        shapes = (
+            {s: tuple(sorted(shape)) for s, shape in side.shapes.items() if len(shape) >= 3}
+            for side in (p.candidate, p.reference)
+        )
+        tables = _Tables(p.candidate, next(shapes))
+        waiting = {
+            r: iter(p.nearest(r, like)[:MOST_ALIKE])
+            for r, like in tables.like(p.reference, next(shapes))
+        }
+        partners: dict[str, str] = {}
+        while waiting:
+            nearest = {r: c for r, like in waiting.items() if (c := next(like, None)) is not None}
+            equal = self._equal_in_some_layout(nearest)
+            partners |= {r: nearest[r] for r in equal}
+            waiting = {r: waiting[r] for r in nearest if r not in equal}
+        voters = (r for r in p.reference.shapes if r in partners)
+        self._pairing.book.learn(
+            ((p.reference.value(r), p.candidate.value(partners[r])) for r in voters),
+            tolerance=SAME_VALUE,
+        )
+
+    def _equal_in_some_layout(self, pairs: Mapping[str, str]) -> set[str]:
+        """The reference sites of those pairs whose values are equal in a known layout."""
+        ours, theirs = self._pairing.reference, self._pairing.candidate
+        tried: list[str] = []
+
+        def laid_out() -> Iterator[Two]:
+            for r, c in pairs.items():
+                for layout in fitting(ours.shapes[r], theirs.shapes[c]):
+                    tried.append(r)
+                    yield layout.to_reference(theirs.value(c)), ours.value(r)
+
+        errors = differences(laid_out())
+        return {r for r, error in zip(tried, errors, strict=True) if error <= SAME_VALUE}
+
+    def _named_inputs(self) -> list[tuple[str, str]]:
+        """Inputs with the same content under the same name, or in the same place."""
+        ours = self._pairing.reference.trace.info.inputs
+        theirs = self._pairing.candidate.trace.info.inputs
+        if set(ours) == set(theirs):
+            return [(name, name) for name in ours]
+        return list(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else []
+
+
+class _Tables:
+    """The sites of one side by their fingerprints, within groups.
+
+    Args:
+        groups: site -> what a value must have in common with another one to be looked at.
+    """
+
+    def __init__(self, side: PreparedTrace, groups: Mapping[str, Hashable]) -> None:
+        self._sites: defaultdict[Hashable, list[str]] = defaultdict(list)
+        for site, group in groups.items():
+            self._sites[group].append(site)
+        self._tables = {
+            group: Fingerprints(np.array(side.prints_of(sites)))
+            for group, sites in self._sites.items()
+        }
+
+    def like(
+        self, other: PreparedTrace, groups: Mapping[str, Hashable]
+    ) -> Iterator[tuple[str, list[str]]]:
+        """For the sites of the other side, those of their group that could hold the same."""
+        asked = [site for site, group in groups.items() if group in self._tables]
+        for site, one in zip(asked, other.prints_of(asked), strict=True):
+            sites = self._sites[groups[site]]
+            yield site, [sites[i] for i in self._tables[groups[site]].like(one)]
+
+
+def _unmatched(side: PreparedTrace, free: Sequence[str], taken: set[str]) -> tuple[str, ...]:
+    """Free sites that do not merely repeat the value of a matched one."""
+    known: defaultdict[bytes, list[str]] = defaultdict(list)
+    matched = [site for site in taken if site in side.order]
+    for site, one in zip(matched, side.prints_of(matched), strict=True):
+        known[one.tobytes()].append(site)
+    prints = zip(free, side.prints_of(free), strict=True)
+    return tuple(site for site, one in prints if not repeating(side, site, known[one.tobytes()]))

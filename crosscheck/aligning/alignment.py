@@ -1,0 +1,132 @@
+"""What stage 5, align, gives: pairs of sites, the layouts between them, and what has no partner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from crosscheck.aligning.layout import SAME, Layout
+from crosscheck.observers import Key
+from crosscheck.taps import Kind
+from crosscheck.trace import Trace
+
+__all__ = ["Alignment", "Edge", "ForcedValues", "SitePair", "sum_of"]
+
+_AT_OUTPUTS: tuple[Kind, Kind] = ("activation", "cotangent")
+
+
+@dataclass(frozen=True)
+class SitePair:
+    """A reference site and the candidate site that holds the same quantity."""
+
+    reference: str
+    candidate: str
+    layout: Layout | None  # None: the shapes differ and no layout maps them
+    by: str  # "explicit" | "input" | "output" | "value" | "anchor" | "order"
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One input of an aligned layer: the same slot on both sides.
+
+    Where one side is given a value once and the other several times (``attn(x)`` against
+    ``attention(query=x, value=x)``), ``also_reference`` and ``also_candidate`` are the further
+    slots. All of them hold one value; the layer's VJP is the sum of what comes back through them.
+    """
+
+    reference: str
+    candidate: str
+    layout: Layout
+    pair: SitePair
+    also_reference: tuple[str, ...] = ()
+    also_candidate: tuple[str, ...] = ()
+
+    def slots(self) -> list[tuple[str, str]]:
+        """Every slot of either side with one that holds the same value on the other."""
+        first = [(self.reference, self.candidate)]
+        first += [(self.reference, c) for c in self.also_candidate]
+        return first + [(r, self.candidate) for r in self.also_reference]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The pairs in the reference's execution order, and what has no partner."""
+
+    pairs: tuple[SitePair, ...]
+    edges: tuple[Edge, ...]
+    unmatched_reference: tuple[str, ...]
+    unmatched_candidate: tuple[str, ...]
+
+    def forced_on_candidate(self, reference: Trace) -> ForcedValues:
+        """The reference's values in the candidate's names and layouts, made when asked for."""
+        table: dict[Key, _Source] = {}
+        for pair in self.pairs:
+            if pair.layout is not None:
+                for kind in _AT_OUTPUTS:
+                    table[kind, pair.candidate] = _Source(((kind, pair.reference),), pair.layout)
+        for edge in self.edges:
+            ours, theirs = (
+                (edge.reference, *edge.also_reference),
+                (edge.candidate, *edge.also_candidate),
+            )
+            for slot in theirs:
+                table["input", slot] = _Source((("input", edge.reference),), edge.layout)
+                # The whole of it through the first slot, nothing through the others.
+                keys: tuple[Key, ...] = tuple(("input_cotangent", r) for r in ours)
+                table["input_cotangent", slot] = _Source(
+                    keys, edge.layout, nothing=slot != edge.candidate
+                )
+        return ForcedValues(reference.values, table)
+
+    def forced_on_reference(self, reference: Trace) -> ForcedValues:
+        """The same values under the reference's own names (for the oracle)."""
+        pairs = [p.reference for p in self.pairs if p.layout is not None]
+        slots = [r for e in self.edges for r in (e.reference, *e.also_reference)]
+        keys: list[Key] = [(k, s) for s in pairs for k in _AT_OUTPUTS]
+        keys += [(k, s) for s in slots for k in ("input", "input_cotangent")]  # type: ignore[misc]
+        return ForcedValues(reference.values, {key: _Source((key,), SAME) for key in keys})
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a forced value comes from: the sum of the values at ``keys``, or as many zeros."""
+
+    keys: tuple[Key, ...]
+    layout: Layout
+    nothing: bool = False
+
+
+class ForcedValues(Mapping[Key, np.ndarray]):
+    """Values of a trace under other names and layouts; nothing is copied until it is asked for."""
+
+    def __init__(self, values: Mapping[Key, np.ndarray], table: Mapping[Key, _Source]) -> None:
+        self._values = values
+        known = set(values)
+        self._table = {
+            key: source for key, source in table.items() if known.issuperset(source.keys)
+        }
+
+    def __getitem__(self, key: Key) -> np.ndarray:
+        source = self._table[key]
+        value = self._values[source.keys[0]]
+        if source.nothing:
+            value = np.zeros_like(value)
+        elif len(source.keys) > 1:
+            value = sum_of([self._values[k] for k in source.keys])
+        return source.layout.to_candidate(value)
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+
+def sum_of(values: list[np.ndarray]) -> np.ndarray:
+    """The sum of arrays of one shape, in their own dtype."""
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total

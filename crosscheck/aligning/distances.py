@@ -1,0 +1,46 @@
+"""Part of stage 5, align: how far the values of a run are from the reference's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from crosscheck.aligning.layout import Layout, Two, relative_errors
+from crosscheck.taps import Kind
+from crosscheck.trace import Trace
+
+__all__ = ["Asked", "Distances"]
+
+Asked = tuple[Kind, str, str, Layout]
+"""Kind of value, reference site, candidate site, and the layout between them."""
+
+
+class Distances:
+    """Relative errors of the values of one run, each computed once.
+
+    What is going to be asked for is better named `ahead`: thousands of small values are compared
+    in one call.
+    """
+
+    def __init__(self, reference: Trace, run: Trace) -> None:
+        self.run = run
+        self._truths = reference.values
+        self._known: dict[Asked, float] = {}
+
+    def of(self, kind: Kind, reference: str, candidate: str, layout: Layout) -> float:
+        """‖value − truth‖ / ‖truth‖ (`layout.relative_error`); inf without a value."""
+        asked = kind, reference, candidate, layout
+        if asked not in self._known:
+            self.ahead([asked])
+        return self._known[asked]
+
+    def ahead(self, asked: Iterable[Asked]) -> None:
+        """Compute what is not known yet."""
+        new = [one for one in dict.fromkeys(asked) if one not in self._known]
+        there = [one for one in new if (one[0], one[2]) in self.run.values]
+        self._known |= dict.fromkeys(new, math.inf)
+        self._known |= zip(there, relative_errors(self._values(there)), strict=True)
+
+    def _values(self, asked: Iterable[Asked]) -> Iterator[Two]:
+        for kind, r, c, layout in asked:
+            yield layout.to_reference(self.run.values[kind, c]), self._truths[kind, r]

@@ -1,0 +1,205 @@
+"""Part of stage 5, align: which inputs of two aligned layers belong together.
+
+Backward blame needs them: the cotangent that a layer sends back through an input is its own VJP.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from crosscheck.aligning.alignment import Edge, SitePair
+from crosscheck.aligning.distances import Asked
+from crosscheck.aligning.fingerprints import SAME_VALUE
+from crosscheck.aligning.layout import Layout
+from crosscheck.aligning.pairing import Pairing
+from crosscheck.arrays import is_float
+from crosscheck.trace import Trace, owner
+
+__all__ = ["compare_inputs_ahead", "edges_of", "joined", "note_unlike_inputs"]
+
+EXPLAINED = 0.01
+"""How much smaller than its input's error, relatively, a layer's error must be for the input to be
+another quantity and not the cause of it."""
+
+Group = tuple[str, ...]
+"""Input slots of one layer call that hold one value."""
+
+
+def edges_of(pair: SitePair, pairing: Pairing, candidate: Trace) -> list[Edge]:
+    """The inputs of an aligned layer that both sides give it.
+
+    Args:
+        candidate: the candidate's latest run.
+    """
+    reference = pairing.reference.trace
+    if owner(pair.reference) != pair.reference or owner(pair.candidate) != pair.candidate:
+        return []  # a further output: the inputs belong to the first one
+    slots = reference.inputs_of(pair.reference), candidate.inputs_of(pair.candidate)
+    ours: list[Group]
+    theirs: list[Group]
+    if _slots_fit(slots, pairing, candidate):
+        ours, theirs = [(s,) for s in slots[0]], [(s,) for s in slots[1]]
+    else:
+        ours, theirs = _groups(reference, slots[0]), _groups(candidate, slots[1])
+    found: list[Edge] = []
+    free = list(theirs)
+    for index, group in enumerate(ours):
+        ranked = sorted(free, key=lambda g: (theirs.index(g) != index, theirs.index(g)))
+        alone = pair.by == "anchor" and len(ours) == len(theirs) == 1
+        twin = _twin(group, ranked, pairing, candidate, alone=alone)
+        if twin is None:
+            continue
+        other, layout, differs = twin
+        if (group[0], other[0]) in pairing.unlike:
+            continue
+        if differs and not _as_many(group, ours, theirs, pairing, candidate):
+            continue  # no telling which input it should have been
+        if differs and pair.by == "value" and _other_sources(group, other, pairing, candidate):
+            continue  # equal outputs: one side does in one layer what the other does in several
+        free.remove(other)
+        found += _edges(group, other, layout, pair)
+    return found
+
+
+def note_unlike_inputs(pair: SitePair, error: float, pairing: Pairing, candidate: Trace) -> None:
+    """Note which inputs of two layers are not the same quantity, since the outputs are equal.
+
+    Args:
+        error: of the output, relatively, in ``candidate``, which is not forced at these inputs.
+    """
+    distances = pairing.distances(candidate)
+    for edge in edges_of(pair, pairing, candidate):
+        off = distances.of("input", edge.reference, edge.candidate, edge.layout)
+        if off > max(SAME_VALUE, error / EXPLAINED):
+            pairing.unlike.add((edge.reference, edge.candidate))
+
+
+def compare_inputs_ahead(pairs: Iterable[SitePair], pairing: Pairing, candidate: Trace) -> None:
+    """Compare the inputs of all aligned layers in one call: slot by slot, as most of them fit."""
+
+    def asked() -> Iterator[Asked]:
+        reference = pairing.reference.trace
+        for pair in pairs:
+            slots = reference.inputs_of(pair.reference), candidate.inputs_of(pair.candidate)
+            for r, c in zip(*slots, strict=False):
+                shapes = reference.values["input", r].shape, candidate.values["input", c].shape
+                layout = pairing.book.choose(*shapes, merged=True)
+                if layout is not None:
+                    yield "input", r, c, layout
+
+    pairing.distances(candidate).ahead(asked())
+
+
+def _slots_fit(
+    slots: tuple[Sequence[str], Sequence[str]], pairing: Pairing, candidate: Trace
+) -> bool:
+    """Whether both sides have the same number of inputs, of the same shapes: then each is one."""
+    values = (
+        [pairing.reference.trace.values["input", s] for s in slots[0]],
+        [candidate.values["input", s] for s in slots[1]],
+    )
+    return len(values[0]) == len(values[1]) and all(
+        pairing.book.choose(r.shape, c.shape) is not None and is_float(r) == is_float(c)
+        for r, c in zip(*values, strict=True)
+    )
+
+
+def _groups(trace: Trace, slots: Sequence[str]) -> list[Group]:
+    """Slots that hold the same numbers, as one; a constant (zero states) says nothing."""
+    groups: list[list[str]] = []
+    for slot in slots:
+        value = trace.values["input", slot]
+        telling = is_float(value) and value.size > 0 and bool((value != value.flat[0]).any())
+        twin = next((g for g in groups if telling and _same(trace, g[0], value)), None)
+        if twin is None:
+            groups.append([slot])
+        else:
+            twin.append(slot)
+    return [tuple(g) for g in groups]
+
+
+def _same(trace: Trace, slot: str, value: np.ndarray) -> bool:
+    other = trace.values["input", slot]
+    return other.dtype == value.dtype and np.array_equal(other, value, equal_nan=True)
+
+
+def _as_many(
+    group: Group, ours: Sequence[Group], theirs: Sequence[Group], pairing: Pairing, candidate: Trace
+) -> bool:
+    """Whether both layers have as many inputs of a group's kind, numbers or flags: a mask that one
+    side makes inside its layer and the other hands to it takes no number's place."""
+    reference = pairing.reference.trace.values
+    number = is_float(reference["input", group[0]])
+    return sum(is_float(reference["input", g[0]]) == number for g in ours) == sum(
+        is_float(candidate.values["input", g[0]]) == number for g in theirs
+    )
+
+
+def _twin(
+    group: Group, ranked: Sequence[Group], pairing: Pairing, candidate: Trace, *, alone: bool
+) -> tuple[Group, Layout, bool] | None:
+    """The group that holds the same value, else the first of a shape that fits; and whether it
+    differs.
+
+    Args:
+        alone: it is the only input of two layers with the same parameters, so that it may differ
+            even where one side splits an axis (heads).
+    """
+    value = pairing.reference.trace.values["input", group[0]]
+    distances = pairing.distances(candidate)
+    first: tuple[Group, Layout, bool] | None = None
+    for other in ranked:
+        theirs = candidate.values["input", other[0]]
+        layout = pairing.book.choose(value.shape, theirs.shape, merged=True)
+        if layout is None or is_float(theirs) != is_float(value):
+            continue  # a mask of flags and one of numbers to add: neither can stand for the other
+        if distances.of("input", group[0], other[0], layout) <= SAME_VALUE:
+            return other, layout, False
+        if first is None and (alone or layout.shapes is None):
+            first = other, layout, True
+    return first
+
+
+def _other_sources(ours: Group, theirs: Group, pairing: Pairing, candidate: Trace) -> bool:
+    """Whether two inputs come from sites of which one has another partner."""
+    r = pairing.reference.trace.info.sources.get(ours[0])
+    c = candidate.info.sources.get(theirs[0])
+    partner = pairing.pairs.get(r) if r is not None else None
+    if partner is not None:
+        return partner.candidate != c
+    return c in pairing.taken
+
+
+def _edges(ours: Group, theirs: Group, layout: Layout, pair: SitePair) -> list[Edge]:
+    """Slot by slot where both sides have as many, else as one edge."""
+    if len(ours) == len(theirs):
+        return [Edge(r, c, layout, pair) for r, c in zip(ours, theirs, strict=True)]
+    return [Edge(ours[0], theirs[0], layout, pair, ours[1:], theirs[1:])]
+
+
+def joined(edges: Sequence[Edge]) -> list[Edge]:
+    """Edges that share a slot as one: a packed projection against three of their own.
+
+    What the packed one sends back is the sum of what the three send back. Several to several is
+    left out: which belongs to which is open.
+    """
+    uses = Counter(e.reference for e in edges), Counter(e.candidate for e in edges)
+    found: dict[str, Edge] = {}
+    for e in edges:
+        shared = uses[0][e.reference] > 1, uses[1][e.candidate] > 1
+        if all(shared):
+            continue
+        key = e.candidate if shared[1] else e.reference
+        if key not in found:
+            found[key] = e
+        elif shared[0]:
+            more = (*found[key].also_candidate, e.candidate, *e.also_candidate)
+            found[key] = replace(found[key], also_candidate=more)
+        else:
+            more = (*found[key].also_reference, e.reference, *e.also_reference)
+            found[key] = replace(found[key], also_reference=more)
+    return list(found.values())

@@ -1,0 +1,226 @@
+"""Stage 5, align: one trace prepared for matching, each value with a fingerprint.
+
+A fingerprint is a few numbers that no permutation of the elements changes. It proposes which
+values may be the same quantity in another layout; only a comparison of all elements confirms it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from crosscheck.aligning.layout import Two, relative_errors
+from crosscheck.aligning.names import Tokens, canonical
+from crosscheck.arrays import is_float
+from crosscheck.kernels.pairs import moments
+from crosscheck.kernels.stacked import matrix, of_one_size
+from crosscheck.observers import Key
+from crosscheck.trace import Trace, owner
+
+__all__ = [
+    "SAME_VALUE",
+    "Fingerprints",
+    "PreparedTrace",
+    "differences",
+    "fingerprint",
+    "fingerprints",
+    "looks_like",
+    "repeating",
+    "size_and_kind",
+]
+
+SAME_VALUE = 1e-3
+"""Relative 2-norm below which two values are taken for the same quantity. Far above rounding, so
+that a small defect does not break alignment; far below what unrelated values show."""
+HUGE = 1e100
+"""Numbers above are squared in units of the largest."""
+SAMPLE = 4096
+"""Elements that are looked at before all of two values are compared."""
+
+
+def fingerprint(value: np.ndarray) -> np.ndarray:
+    """Numbers that no permutation of the elements changes, and a small error hardly does.
+
+    Each is Lipschitz: an error δ in the values moves it by no more than 3·rms(δ). (A maximum or a
+    third moment tells more values apart, but a small offset or one wrong element would, too.)
+
+    Returns:
+        float64 (7,): mean, rms, mean |x|, and the means of what exceeds the rms, of what falls
+        below minus the rms, and of what exceeds twice the rms in size (over finite elements); the
+        count of non-finite elements.
+    """
+    sums = moments(value)
+    if sums is not None and sums[0][4] <= HUGE:
+        (total, squares, sizes, bad, _), tails = sums
+        n = max(value.size - bad, 1.0)
+        return np.array([total / n, math.sqrt(squares / n), sizes / n, *(tails / n), bad])
+    return _fingerprint(value.reshape(-1).astype(np.float64))
+
+
+def fingerprints(values: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The `fingerprint` of each value; small ones are looked at together."""
+    found: dict[int, np.ndarray] = {}
+    for some in of_one_size([value.size for value in values]):
+        rows = matrix([values[i] for i in some])
+        ordinary = np.abs(rows).max(axis=1) <= HUGE  # not where something is NaN
+        numbers = [i for i, plain in zip(some, ordinary.tolist(), strict=True) if plain]
+        found |= zip(numbers, _of_rows(rows[ordinary]), strict=True)
+    return [found[i] if i in found else fingerprint(value) for i, value in enumerate(values)]
+
+
+def _fingerprint(flat: np.ndarray) -> np.ndarray:
+    """`fingerprint` of any float64 numbers, in NumPy."""
+    finite = np.isfinite(flat)
+    bad = flat.size - int(np.count_nonzero(finite))
+    flat = flat[finite] if bad else flat
+    if flat.size == 0:
+        return np.array([0, 0, 0, 0, 0, 0, bad], np.float64)
+    largest = float(np.abs(flat).max())
+    unit = largest if largest > HUGE else 1.0  # an attention mask may hold the lowest float64
+    one: np.ndarray = _of_rows(flat[None] / unit)[0] * unit
+    one[6] = bad
+    return one
+
+
+def _of_rows(rows: np.ndarray) -> np.ndarray:
+    """Of the rows of finite float64 (k, n), n > 0: (k, 7)."""
+    rms, size = np.sqrt(np.mean(rows * rows, axis=1)), np.abs(rows)
+    level = rms[:, None]
+    tails = rows - level, -rows - level, size - 2.0 * level
+    means = [np.maximum(tail, 0.0).mean(axis=1) for tail in tails]
+    return np.stack([rows.mean(axis=1), rms, size.mean(axis=1), *means, np.zeros(len(rows))], 1)
+
+
+def looks_like(prints: np.ndarray, one: np.ndarray) -> np.ndarray:
+    """Which rows of ``prints`` (m, 7) could be the same content as ``one`` (7,), up to
+    `SAME_VALUE`."""
+    allowed = np.array([3.0 * SAME_VALUE * one[1]] * 6 + [0.0])
+    close: np.ndarray = (np.abs(prints - one) <= allowed).all(axis=1)
+    return close
+
+
+class Fingerprints:
+    """The fingerprints of many values, searched by rms first: no value looks at all others."""
+
+    def __init__(self, prints: np.ndarray) -> None:
+        """``prints``: (m, 7)."""
+        self._order = np.argsort(prints[:, 1], kind="stable")
+        self._sorted = prints[self._order]
+        self._sizes = self._sorted[:, 1].tolist()
+
+    def like(self, one: np.ndarray) -> list[int]:
+        """The rows that could be the same content as ``one`` (7,), in their order."""
+        size = float(one[1])
+        allowed = 3.0 * SAME_VALUE * size
+        first = bisect.bisect_left(self._sizes, size - allowed)
+        last = bisect.bisect_right(self._sizes, size + allowed)
+        close = np.flatnonzero(looks_like(self._sorted[first:last], one))
+        return sorted(self._order[first + close].tolist())
+
+
+def differences(pairs: Iterable[Two]) -> list[float]:
+    """The relative error of each value; inf where a sample of the elements already shows that the
+    two have nothing in common."""
+    apart: list[bool] = []
+
+    def alike() -> Iterator[Two]:
+        for value, truth in pairs:
+            apart.append(_nothing_in_common(value, truth))
+            if not apart[-1]:
+                yield value, truth
+
+    errors = iter(relative_errors(alike()))
+    return [math.inf if far else next(errors) for far in apart]
+
+
+def _nothing_in_common(value: np.ndarray, truth: np.ndarray) -> bool:
+    if truth.size <= 2 * SAMPLE:
+        return False  # all of it is looked at just as fast
+    places = np.unravel_index(np.linspace(0, truth.size - 1, SAMPLE).astype(int), truth.shape)
+    a, b = value[places].astype(np.float64), truth[places].astype(np.float64)
+    finite = np.isfinite(a) & np.isfinite(b)
+    a, b = a[finite], b[finite]
+    return bool(a.size and np.median(np.abs(a - b)) > 0.1 * np.sqrt(np.mean(b * b)))
+
+
+def size_and_kind(value: np.ndarray) -> tuple[int, str]:
+    """Only values of one size and one kind can be the same: True is not 1, and 1 is not 1.0."""
+    return value.size, "f" if is_float(value) else value.dtype.kind.replace("u", "i")
+
+
+@dataclass
+class PreparedTrace:
+    """One trace, prepared for matching. Fingerprints are taken when they are asked for."""
+
+    trace: Trace
+    order: dict[str, int]
+    shapes: dict[str, tuple[int, ...]]
+    _prints: dict[str, np.ndarray] = field(default_factory=dict)
+    _constant: dict[str, bool] = field(default_factory=dict)
+    _ancestors: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, trace: Trace) -> PreparedTrace:
+        shapes = trace.shapes()
+        return cls(trace, {site: i for i, site in enumerate(shapes)}, shapes)
+
+    @cached_property
+    def names(self) -> dict[str, Tokens]:
+        """site -> the words of its path."""
+        return canonical(self.shapes)
+
+    @cached_property
+    def place(self) -> dict[Key, int]:
+        """Of every value, in the order of the run."""
+        return {key: i for i, key in enumerate(self.trace.values)}
+
+    def value(self, site: str) -> np.ndarray:
+        return self.trace.values["activation", site]
+
+    def prints_of(self, sites: Sequence[str]) -> list[np.ndarray]:
+        """The fingerprint of each site."""
+        new = [site for site in dict.fromkeys(sites) if site not in self._prints]
+        self._prints |= zip(new, fingerprints([self.value(site) for site in new]), strict=True)
+        return [self._prints[site] for site in sites]
+
+    def is_constant(self, site: str) -> bool:
+        """One number throughout: that another site holds it too says little."""
+        if site not in self._constant:
+            value = self.value(site)
+            self._constant[site] = bool((value == value.flat[0]).all()) if value.size else True
+        return self._constant[site]
+
+    def kind(self, site: str) -> str:
+        return self.trace.info.layers.get(owner(site), "").lower()
+
+    def ancestors(self, site: str) -> frozenset[str]:
+        """The calls during which ``site`` was called."""
+        call = owner(site)
+        if call not in self._ancestors:
+            found: list[str] = []
+            parent = self.trace.info.parents.get(call)
+            while parent is not None and parent not in found:
+                found.append(parent)
+                parent = self.trace.info.parents.get(parent)
+            self._ancestors[call] = frozenset(found)
+        return self._ancestors[call]
+
+
+def repeating(side: PreparedTrace, site: str, others: Iterable[str]) -> list[str]:
+    """Those of ``others`` that hold the very numbers of ``site``, in execution order."""
+    value = side.value(site)
+    if not is_float(value) or side.is_constant(site):
+        return []
+    return sorted(
+        (
+            o
+            for o in others
+            if o != site and np.array_equal(side.value(o).ravel(), value.ravel(), equal_nan=True)
+        ),
+        key=side.order.__getitem__,
+    )

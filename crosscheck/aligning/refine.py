@@ -1,0 +1,336 @@
+"""Part of stage 5, align: narrow the stretch that ends in a difference.
+
+Values no longer tell there which sites belong together. What does: the layers that made a differing
+input; layers whose parameters were transferred (anchors); then order, shape and name. One pair at
+a time, the earliest, since what lies behind it may then match by value.
+
+Such a pair is a guess about two layers with different outputs, and it may be wrong: what one side
+computes inside a layer (an activation) the other may compute behind it. Forcing tells: a wrong pair
+feeds the code behind it with a quantity that it was not made for, and what comes out there is
+further from the truth than before. Then the pair is taken back.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import InitVar, dataclass, field
+
+import numpy as np
+
+from crosscheck.aligning.alignment import Alignment, Edge, SitePair
+from crosscheck.aligning.assignment import best_monotone
+from crosscheck.aligning.fingerprints import SAME_VALUE, repeating
+from crosscheck.aligning.layout import Layout
+from crosscheck.aligning.names import similarity
+from crosscheck.aligning.pairing import Pairing
+from crosscheck.aligning.stretches import (
+    Anchors,
+    calls_of_both,
+    is_glue_of,
+    lies_in,
+    runs_after,
+    stretch,
+    until_the_next,
+)
+from crosscheck.arrays import is_float
+from crosscheck.judging.noise import unit_roundoff
+from crosscheck.taps import Kind
+from crosscheck.trace import Trace, owner
+
+__all__ = ["Refiner"]
+
+CLOSER = 0.3
+"""How much closer than an anchored pair, and how close, two values must be to replace it."""
+WORSE = 3.0
+"""How many times further from the truth forcing a pair must bring what lies behind it, for the pair
+to be wrong. (A second defect there leaves the distance as it was, or hides it.)"""
+NOTICED = 100.0
+"""Unit roundoffs from which on a difference at the end of a stretch is looked into where nothing
+differs by more: a defect may fade (behind a large residual) until its values pass for the same."""
+MOST_RETRACTED = 4
+"""Guesses about such faded differences that may fail before no more are made."""
+WINDOW = 200
+"""Most sites of a stretch that are paired by order: only the earliest pair is taken at a time."""
+
+
+@dataclass(frozen=True)
+class _Guess:
+    """A pair on trial: what lies behind it, and how far off that was without the pair."""
+
+    pair: SitePair
+    kind: Kind
+    reference: str
+    candidate: str
+    layout: Layout
+    error: float
+    limit: float  # an error up to here is none
+
+
+@dataclass
+class Refiner:
+    """Adds pairs where values differ, and takes back those that forcing rules out.
+
+    Args:
+        anchors: (reference layer path, candidate layer path) whose parameters were transferred.
+
+    Attributes:
+        anchored: (reference site, candidate site) of the calls of those layers, paired or not.
+        owners, heirs: the reference's and the candidate's sites among them.
+    """
+
+    pairing: Pairing
+    anchors: InitVar[Anchors]
+    anchored: dict[tuple[str, str], None] = field(init=False)
+    owners: set[str] = field(init=False)
+    heirs: set[str] = field(init=False)
+    _guesses: list[_Guess] = field(default_factory=list)
+    _retracted: int = 0
+    _transferred: Anchors = ()
+
+    def __post_init__(self, anchors: Anchors) -> None:
+        self._transferred = tuple(anchors)
+        self.anchored = dict.fromkeys(calls_of_both(self.pairing, anchors))
+        self.owners = {r for r, _ in self.anchored}
+        self.heirs = {c for _, c in self.anchored}
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    def add(self, alignment: Alignment, trace: Trace, *, at_once: bool, faded: bool = True) -> int:
+        """Pair sites in the first stretch that ends in a difference; returns how many.
+
+        Args:
+            alignment: what ``trace`` was forced at.
+            trace: the candidate's latest run.
+            at_once: take all anchored pairs of the stretch, not only the earliest.
+            faded: where nothing differs clearly, look into what differs by more than rounding.
+        """
+        if not self.pairing.free_reference() or not self.pairing.free_candidate():
+            return 0
+        found = self._narrow(alignment, trace, at_once=at_once)
+        if found or not faded or self._retracted >= MOST_RETRACTED:
+            return found
+        return self._narrow(alignment, trace, at_once=at_once, faded=True)
+
+    def _narrow(
+        self, alignment: Alignment, trace: Trace, *, at_once: bool, faded: bool = False
+    ) -> int:
+        p = self.pairing
+        free_r, free_c = p.free_reference(), p.free_candidate()
+        for kind, pair, edge in self._differences(alignment, trace, faded=faded):
+            if edge is not None and self._pair_producers(edge, trace):
+                return 1
+            inside_r = stretch(p.reference, kind, pair.reference, p.pairs, free_r)
+            inside_c = stretch(p.candidate, kind, pair.candidate, p.taken, free_c)
+            here = [
+                (r, c)
+                for r, c in self.anchored
+                if r in inside_r
+                and c in inside_c
+                and (r, c) not in p.refused
+                and not self._is_a_part(r, c)
+                and not self._ends_in_glue(r, c, trace)
+            ]
+            here.sort(key=lambda rc: p.reference.order[rc[0]])
+            chosen = here if at_once else here[:1]
+            for r, c in chosen:
+                ends = self._closest(r, c, inside_r, inside_c, trace)
+                by = "anchor" if ends == (r, c) else "value"
+                self._guess(*ends, by, alignment, trace, faded=faded)
+            if chosen:
+                return len(chosen)
+            ordered = self._aliases(pair, inside_r, inside_c) or self._by_order(inside_r, inside_c)
+            if faded:  # here names and types alone say too little
+                ordered = [o for o in ordered if self._distance(*o, trace) <= CLOSER]
+            if ordered:
+                self._guess(*ordered[0], "order", alignment, trace, faded=faded)
+                return 1
+        return 0
+
+    def take_back(self, trace: Trace) -> int:
+        """Remove the guesses that ``trace``, forced at them, proves wrong; returns how many."""
+        wrong = [
+            guess
+            for guess in self._guesses
+            if self.pairing.pairs.get(guess.pair.reference) == guess.pair
+            and self._error(guess.kind, guess.reference, guess.candidate, guess.layout, trace)
+            > WORSE * max(guess.error, guess.limit)
+        ]
+        self._retracted += sum(guess.limit < SAME_VALUE for guess in wrong)
+        self._guesses = []
+        for guess in wrong:
+            self.pairing.remove(guess.pair)
+        return len(wrong)
+
+    # -- guesses -------------------------------------------------------------------------------
+
+    def _guess(
+        self, r: str, c: str, by: str, alignment: Alignment, trace: Trace, *, faded: bool
+    ) -> None:
+        """Add a pair, and note what lies behind it."""
+        if not self.pairing.add(r, c, by):
+            return
+        behind = self._behind(r, c, alignment, trace)
+        if behind is not None:
+            kind, reference, candidate, layout = behind
+            error = self._error(kind, reference, candidate, layout, trace)
+            truth = self.pairing.reference.trace.values[kind, reference]
+            limit = _noticed(truth) if faded else SAME_VALUE
+            self._guesses.append(
+                _Guess(self.pairing.pairs[r], kind, reference, candidate, layout, error, limit)
+            )
+
+    def _behind(
+        self, r: str, c: str, alignment: Alignment, trace: Trace
+    ) -> tuple[Kind, str, str, Layout] | None:
+        """The first aligned value that both sides compute after a pair: an input or an output."""
+        places = self.pairing.reference.place
+        theirs = {key: i for i, key in enumerate(trace.values)}
+        here = places["activation", r], theirs["activation", c]
+        aligned: list[tuple[Kind, str, str, Layout]] = [
+            ("activation", pair.reference, pair.candidate, pair.layout)
+            for pair in alignment.pairs
+            if pair.layout is not None
+        ]
+        aligned += [("input", e.reference, e.candidate, e.layout) for e in alignment.edges]
+        after = [
+            one
+            for one in aligned
+            if places[one[0], one[1]] > here[0] and theirs.get((one[0], one[2]), -1) > here[1]
+        ]
+        return min(after, key=lambda one: places[one[0], one[1]], default=None)
+
+    def _error(self, kind: Kind, r: str, c: str, layout: Layout, trace: Trace) -> float:
+        return self.pairing.distances(trace).of(kind, r, c, layout)
+
+    # -- what differs --------------------------------------------------------------------------
+
+    def _differences(
+        self, alignment: Alignment, trace: Trace, *, faded: bool
+    ) -> list[tuple[Kind, SitePair, Edge | None]]:
+        """Everything matched that differs in a forced run, in the reference's order."""
+        reference, distances = self.pairing.reference, self.pairing.distances(trace)
+        matched: list[tuple[Kind, str, str, Layout | None, SitePair, Edge | None]] = [
+            ("activation", p.reference, p.candidate, p.layout, p, None) for p in alignment.pairs
+        ]
+        matched += [
+            ("input", e.reference, e.candidate, e.layout, e.pair, e) for e in alignment.edges
+        ]
+        distances.ahead(
+            (kind, r, c, layout) for kind, r, c, layout, _, _ in matched if layout is not None
+        )
+
+        def differs(kind: Kind, r: str, c: str, layout: Layout | None) -> bool:
+            if layout is None or (kind, c) not in trace.values:
+                return True
+            values = reference.trace.values[kind, r], trace.values[kind, c]
+            limit = _noticed(*values) if faded else SAME_VALUE
+            return not distances.of(kind, r, c, layout) <= limit  # NaN differs
+
+        found = [one for one in matched if differs(*one[:4])]
+        found.sort(key=lambda one: reference.place[one[0], one[1]])
+        return [(kind, pair, edge) for kind, _, _, _, pair, edge in found]
+
+    def _pair_producers(self, edge: Edge, trace: Trace) -> bool:
+        """Pair the two layers that made a differing input, if neither has a partner yet."""
+        r = self.pairing.reference.trace.info.sources.get(edge.reference)
+        c = trace.info.sources.get(edge.candidate)
+        if r is None or c is None or (r, c) in self.pairing.refused:
+            return False
+        return self.pairing.layout(r, c) is not None and self.pairing.add(r, c, "order")
+
+    # -- anchors -------------------------------------------------------------------------------
+
+    def _closest(
+        self,
+        r: str,
+        c: str,
+        inside_r: set[str],
+        inside_c: set[str],
+        trace: Trace,
+    ) -> tuple[str, str]:
+        """An anchored pair, or the end of the fused layer that one side has in its place.
+
+        Where one side does in one layer what the other does in several (a linear layer and its
+        activation), the parameters say where the stretch begins and the values where it ends.
+        """
+        options = [(o, c) for o in until_the_next(self.pairing.reference, r, inside_r, self.owners)]
+        options += [(r, o) for o in until_the_next(self.pairing.candidate, c, inside_c, self.heirs)]
+        own = self._distance(r, c, trace)
+        best, pair = min(((self._distance(*o, trace), o) for o in options), default=(own, (r, c)))
+        return pair if best < min(CLOSER * own, CLOSER) else (r, c)
+
+    def _is_a_part(self, r: str, c: str) -> bool:
+        """Whether one of two layers does what several on the other side do together.
+
+        It holds a layer whose partner runs only after the other one (attention whose packed
+        projection went to a layer of its own). Or no layout maps the two, and it holds a layer
+        whose partner lies elsewhere, or has its parameters from several layers (an LSTM of two
+        directions from two cells).
+        """
+        p = self.pairing
+        beyond = [  # partners of what the one holds and the other does not
+            (p.candidate, b, c) if lies_in(a, owner(r)) else (p.reference, a, r)
+            for a, b in self._transferred
+            if lies_in(a, owner(r)) != lies_in(b, owner(c))
+        ]
+        if any(runs_after(side, layer, site) for side, layer, site in beyond):
+            return True
+        if p.layout(r, c) is not None:
+            return False
+        return (
+            bool(beyond)
+            or len({b for a, b in self.anchored if a == r}) > 1
+            or len({a for a, b in self.anchored if b == c}) > 1
+        )
+
+    def _ends_in_glue(self, r: str, c: str, trace: Trace) -> bool:
+        """Whether one layer's output is what the code behind the other one makes of its output:
+        an activation that is part of the layer here and a function call there."""
+        ours = self.pairing.reference.value(r)
+        theirs = trace.values.get(("activation", c))
+        if theirs is None or self._distance(r, c, trace) <= SAME_VALUE:
+            return False
+        found = is_glue_of(self.pairing.reference.trace, r, theirs) or is_glue_of(trace, c, ours)
+        if found:
+            self.pairing.refused.add((r, c))
+        return found
+
+    def _distance(self, r: str, c: str, trace: Trace) -> float:
+        layout = self.pairing.layout(r, c)
+        return math.inf if layout is None else self._error("activation", r, c, layout, trace)
+
+    # -- order ---------------------------------------------------------------------------------
+
+    def _aliases(
+        self, pair: SitePair, inside_r: set[str], inside_c: set[str]
+    ) -> list[tuple[str, str]]:
+        """The sites inside that hold the very value of a pair (the layer that made an output)."""
+        ours = repeating(self.pairing.reference, pair.reference, inside_r)
+        theirs = repeating(self.pairing.candidate, pair.candidate, inside_c)
+        found = [(ours[-1], theirs[-1])] if ours and theirs else []
+        return [f for f in found if f not in self.pairing.refused]
+
+    def _by_order(self, inside_r: set[str], inside_c: set[str]) -> list[tuple[str, str]]:
+        """Layers of one type or alike in name, with shapes that fit, in execution order.
+
+        Not two layers of which each has its parameters from another one.
+        """
+        p = self.pairing
+        ours = sorted(inside_r, key=p.reference.order.__getitem__)[:WINDOW]
+        theirs = sorted(inside_c, key=p.candidate.order.__getitem__)[:WINDOW]
+        score = np.zeros((len(ours), len(theirs)))
+        for i, r in enumerate(ours):
+            for j, c in enumerate(theirs):
+                strangers = r in self.owners and c in self.heirs and (r, c) not in self.anchored
+                if strangers or (r, c) in p.refused or p.layout(r, c) is None:
+                    continue
+                name = similarity(p.reference.names[r], p.candidate.names[c])
+                if p.reference.kind(r) == p.candidate.kind(c) or name >= 0.6:
+                    score[i, j] = 0.2 + 2.0 * max(name, 0.5) ** 2
+        return [(ours[i], theirs[j]) for i, j in best_monotone(score)]
+
+
+def _noticed(*values: np.ndarray) -> float:
+    """The relative error from which on two values are not the same up to rounding."""
+    floats = [value.dtype for value in values if is_float(value)]
+    return min(NOTICED * unit_roundoff(*floats), SAME_VALUE) if floats else SAME_VALUE

@@ -1,0 +1,107 @@
+"""Part of stage 5, align: the sites of a stretch, and how layers lie to each other in a run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from crosscheck.aligning.fingerprints import PreparedTrace, fingerprint, looks_like, size_and_kind
+from crosscheck.aligning.pairing import Pairing
+from crosscheck.taps import Kind
+from crosscheck.trace import Trace, owner
+
+__all__ = [
+    "Anchors",
+    "calls_of_both",
+    "is_glue_of",
+    "lies_in",
+    "runs_after",
+    "stretch",
+    "until_the_next",
+]
+
+Anchors = Sequence[tuple[str, str]]
+"""(Reference layer path, candidate layer path) whose parameters were transferred."""
+
+
+def is_glue_of(trace: Trace, site: str, value: np.ndarray) -> bool:
+    """Whether ``value`` goes, in whatever layout, into the next layer after ``site`` whose input no
+    site has produced, and is not only the site's own value in another layout (heads apart)."""
+    own = fingerprint(trace.values["activation", site])
+    keys = iter(trace.values)
+    for key in keys:
+        if key == ("activation", site):
+            break
+    for kind, slot in keys:
+        if kind == "input" and slot not in trace.info.sources:
+            made = trace.values[kind, slot]
+            if size_and_kind(made) != size_and_kind(value):
+                return False
+            print_of_made = fingerprint(made)[None]
+            if looks_like(print_of_made, own).all():
+                return False
+            return bool(looks_like(print_of_made, fingerprint(value)).all())
+    return False
+
+
+def calls_of_both(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str]]:
+    """The sites of all calls of anchored layers that both sides made."""
+    for r_layer, c_layer in anchors:
+        for call in _calls(pairing.reference, r_layer):
+            twin = c_layer + call[len(r_layer) :]
+            if twin in pairing.candidate.order:
+                yield call, twin
+
+
+def lies_in(layer: str, container: str) -> bool:
+    """Whether a layer's path, of whatever framework, lies below a container's."""
+    return layer.startswith((f"{container}.", f"{container}/"))
+
+
+def runs_after(side: PreparedTrace, layer: str, site: str) -> bool:
+    """Whether a layer returns later than ``site``, in the same round of calls (``#2``)."""
+    call = layer + site[len(owner(site)) :]
+    return side.order.get(call, -1) > side.order[site]
+
+
+def until_the_next(side: PreparedTrace, site: str, inside: set[str], others: set[str]) -> list[str]:
+    """The sites of a stretch behind ``site``, up to the next anchored one."""
+    behind = sorted(
+        (s for s in inside if side.order[s] > side.order[site]), key=side.order.__getitem__
+    )
+    return list(itertools.takewhile(lambda s: s not in others, behind))
+
+
+def _calls(side: PreparedTrace, layer: str) -> list[str]:
+    """The sites of all calls of a layer: ``fc``, ``fc#2``, ..."""
+    found = []
+    count, site = 1, layer
+    while site in side.order:
+        found.append(site)
+        count += 1
+        site = f"{layer}#{count}"
+    return found
+
+
+def stretch(
+    side: PreparedTrace, kind: Kind, site: str, taken: Iterable[str], free: Sequence[str]
+) -> set[str]:
+    """Free sites that may lie behind a difference at ``site``.
+
+    Those that ran after the last matched site before it; of a container's output, also all
+    that the container called; if there is none, its elder siblings and what they called.
+    """
+    here = side.order[site]
+    earlier = [s for s in free if side.order[s] < here]
+    outputs = side.trace.info.outputs  # all are shown at the end: they bound no stretch
+    places = [side.order[s] for s in taken if s in side.order and s not in outputs]
+    last = max((place for place in places if place < here), default=-1)
+    inside = {s for s in earlier if side.order[s] > last}
+    if kind == "activation":
+        inside |= {s for s in earlier if site in side.ancestors(s)}
+    if not inside:
+        parent = side.trace.info.parents.get(owner(site))
+        inside = {s for s in earlier if parent in side.ancestors(s)}
+    return inside

@@ -1,0 +1,232 @@
+"""Stages 4 to 7 at once: the candidate's forced run is judged while it is under way.
+
+A forced run shows as much as a free one, and in an honest port nearly all of it agrees at first
+sight (`sparing`). Where the free run leaves alignment nothing to look into, each value
+is therefore compared with the reference's when it is shown, and only what is not certain is held.
+Whoever wants another value after all has the run made again (`crosscheck.memory.Recalled`).
+
+The free run is sifted in the same way. Its error against the float64 oracle, also run freely, is
+by the triangle inequality at most
+
+    1 + ‖y_c − y_r‖ / η₀
+
+floors, as in `sparing`. Where that is nowhere above 32 nothing is inherited, whatever the oracle
+says: it is not run, and the free ratio is given as this bound.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crosscheck.aligning.fingerprints import SAME_VALUE
+from crosscheck.aligning.refine import NOTICED
+from crosscheck.comparisons import Item, buffer_items, gradient_items, site_items
+from crosscheck.details.stage import OTHERS
+from crosscheck.judging.judge import Judge
+from crosscheck.judging.noise import DIVERGE
+from crosscheck.judging.parts import as_whole, left_out, of_part
+from crosscheck.judging.precision import coarser_unit
+from crosscheck.judging.sparing import COARSEST, is_certain
+from crosscheck.kernels.pairs import LARGE, MANY
+from crosscheck.memory import Recalled, new_values, shape_of, spilled, within_limit
+from crosscheck.observers import Forcer, Key, chain
+from crosscheck.results import SiteResult
+from crosscheck.run import Runner
+from crosscheck.taps import Kind
+from crosscheck.trace import RunInfo, Trace
+
+if TYPE_CHECKING:
+    from crosscheck.pipeline import Evidence
+
+__all__ = ["Sieve", "recallable", "sifted"]
+
+Results = dict[Item, SiteResult]
+_NOTHING = RunInfo((), (), {}, {}, {})
+
+
+def sifted(draft: Evidence, *, backward: bool) -> Evidence | None:
+    """The evidence with the candidate's forced run, sifted; None where all of it is needed.
+
+    Args:
+        draft: with the alignment of the free runs.
+    """
+    e = draft
+    sides = e.reference.adapter.capabilities, e.candidate.adapter.capabilities
+    if e.tolerance is not None or not (sides[0].float64 and sides[0].forcing and sides[1].forcing):
+        return None
+    judge = e.new_judge(None)
+    items, _ = site_items(e.alignment, e.free_reference, e.free_candidate, backward=False)
+    items += buffer_items(e.match, e.free_reference, e.free_candidate)
+    freely = judge.judge_many(items, e.free_candidate)
+    if not all(map(_is_unnoticed, freely.values())):
+        return None
+    bounds = _bounds(freely)
+    if bounds is not None and isinstance(e.free_candidate.values, Recalled):
+        e.free_candidate.values.drop()
+    items, _ = site_items(e.alignment, e.free_reference, e.free_candidate, backward=backward)
+    forced, near = _run(e, judge, of_part(items, e.free_reference, e.part))
+    if not all(_is_unnoticed(r) for i, r in near.items() if i.phase == "forward"):
+        return None
+    return replace(e, forced=forced, near=near, free_bounds=bounds)
+
+
+def _run(e: Evidence, judge: Judge, items: list[Item]) -> tuple[Trace, Results]:
+    """The candidate's forced run, and the results against the reference's own values."""
+    forced = e.alignment.forced_on_candidate(e.free_reference)
+    forcer = Forcer(forced, needless=left_out(e, items))
+    sieve = Sieve(judge, items)
+    info = as_whole(e, e.candidate.run(chain(sieve, forcer)), forcer.needless)
+    sieve.judge()
+
+    @cache
+    def again() -> Trace:
+        return e.candidate.record(forcer)
+
+    values = Recalled(sieve.held, sieve.shapes, lambda: again().values)
+    trace = Trace(values, spilled(info), e.candidate.adapter.framework)
+    rest = [item for item in items if item not in sieve.results]
+    if e.candidate.cotangents is not None:
+        gradients = gradient_items(e.match, e.free_reference, trace)[0]
+        rest += of_part(gradients, e.free_reference, e.part)
+    near = sieve.results | judge.judge_many(rest, trace)
+    if e.keeps_gradients:
+        return trace, near
+    shapes = {name: value.shape for name, value in info.parameter_gradients.items()}
+    held = new_values()
+    for name in _wanted_gradients(near):
+        held[name] = trace.info.parameter_gradients[name]
+    recalled = Recalled(held, shapes, lambda: again().info.parameter_gradients)
+    return replace(trace, info=replace(trace.info, parameter_gradients=recalled)), near
+
+
+def _wanted_gradients(near: Results) -> Iterator[str]:
+    """The candidate's parameters whose gradients are not certain, or are shown in a report."""
+    found = {i: r for i, r in near.items() if i.phase == "parameter_gradient"}
+    wanted = [item for item, result in found.items() if not is_certain(result)]
+    wanted += sorted(found, key=lambda item: -found[item].ratio)[:OTHERS]
+    for item in wanted:
+        twins = item.pullback.terms if item.pullback else ((item.candidate, None),)
+        yield from (name for name, _ in twins)
+
+
+def _is_unnoticed(result: SiteResult) -> bool:
+    """Whether alignment has no reason to look into the stretch in front of a value."""
+    seen = result.metrics
+    if seen is None or not math.isfinite(result.ratio):
+        return False
+    unit = coarser_unit(result.dtype, result.candidate_dtype or result.dtype)
+    of_zeros = seen.cosine == 0.0 and seen.max_abs > 0.0
+    return not of_zeros and seen.rel_l2 <= min(NOTICED * unit, SAME_VALUE)
+
+
+def _bounds(freely: Results) -> dict[Item, float | None] | None:
+    """The free ratios, where no oracle is needed to say that nothing is inherited."""
+    found: dict[Item, float | None] = {}
+    for item, result in freely.items():
+        unit = coarser_unit(result.dtype, result.candidate_dtype or result.dtype)
+        if 1.0 + result.ratio > DIVERGE or unit > COARSEST:
+            return None
+        found[item] = 1.0 + result.ratio if unit > 0.0 else None
+    return found
+
+
+def recallable(
+    trace: Trace, runner: Runner, dropped: Mapping[Key, tuple[int, ...]] | None = None
+) -> Trace:
+    """A free run of ``runner`` whose values may be dropped; nobody else holds them.
+
+    Args:
+        dropped: shapes of values that have been already.
+    """
+    backward = any(kind == "cotangent" for kind, _ in trace.values)
+    cotangents = runner.cotangents if backward else None
+
+    def again() -> Mapping[Key, np.ndarray]:
+        return replace(runner, cotangents=cotangents).record(passive=True).values
+
+    held = trace.values
+    assert isinstance(held, MutableMapping)
+    shapes = {**(dropped or {}), **{key: shape_of(held, key) for key in held}}
+    return replace(trace, values=Recalled(held, shapes, again))
+
+
+class Sieve:
+    """An observer that judges values as they come and holds those that take a closer look.
+
+    Small values wait for each other, in copies, until it is worth comparing them in one call.
+
+    Args:
+        judge: without an oracle: compares with the reference's own values.
+        items: the comparisons to make.
+
+    Attributes:
+        held: the values of what is not certain, and of what a report shows.
+        shapes: of every value that was shown, in order.
+        results: of the items whose value was shown; `judge` completes them.
+    """
+
+    def __init__(self, judge: Judge, items: Iterable[Item]) -> None:
+        self.held: MutableMapping[Key, np.ndarray] = new_values()
+        self.shapes: dict[Key, tuple[int, ...]] = {}
+        self.results: Results = {}
+        self._judge = judge
+        self._items: defaultdict[Key, list[Item]] = defaultdict(list)
+        self._place: dict[Item, int] = {}
+        for item in items:
+            self._place[item] = len(self._place)
+            for site in (item.candidate, *item.also_candidate):
+                self._items[item.kind, site].append(item)  # type: ignore[index]
+        self._waiting: dict[Key, np.ndarray] = {}
+        self._elements = 0
+        self._shown: list[tuple[float, int, Key]] = []
+
+    def __call__(self, site: str, kind: Kind, value: np.ndarray) -> None:
+        key = kind, site
+        self.shapes[key] = value.shape
+        items = self._items.get(key)
+        if not items:
+            return
+        if any(item.also_candidate for item in items):  # judged when all have come
+            self.held[key] = np.array(value, order="C")
+            return
+        large = value.size >= LARGE
+        self._waiting[key] = value if large else np.array(value, order="C")
+        self._elements += value.size
+        if large or self._elements >= within_limit(MANY, value.itemsize):
+            self.judge()
+
+    def planned(self, site: str, kind: Kind) -> np.ndarray | None:
+        """It replaces nothing."""
+        return None
+
+    def judge(self) -> None:
+        """Judge what waits."""
+        waiting, self._waiting, self._elements = self._waiting, {}, 0
+        items = [item for key in waiting for item in self._items[key]]
+        found = self._judge.judge_many(items, Trace(waiting, _NOTHING, ""))
+        self.results |= found
+        for key, value in waiting.items():
+            results = {item: found[item] for item in self._items[key]}
+            if not all(map(is_certain, results.values())):
+                self.held[key] = np.array(value, order="C")
+            else:
+                self._show(key, value, results)
+
+    def _show(self, key: Key, value: np.ndarray, results: Results) -> None:
+        """Hold what is among the largest ratios, of which a page shows details."""
+        for item, result in results.items():
+            if result.noise_floor > 0.0:  # integers and flags are equal
+                heapq.heappush(self._shown, (result.ratio, -self._place[item], key))
+                self.held.setdefault(key, np.array(value, order="C"))
+            if len(self._shown) > OTHERS:
+                gone = heapq.heappop(self._shown)[2]
+                if all(gone != shown for *_, shown in self._shown):
+                    del self.held[gone]

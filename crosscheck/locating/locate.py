@@ -1,0 +1,244 @@
+"""Stage 8, locate: verdicts in execution order -> divergences, the first first.
+
+In the forced run every aligned value is replaced by the reference's, so an error seen at a site was
+introduced in the stretch of code that ends there. Whom to blame follows from what was wrong:
+
+* a layer's output: the layer, since its inputs were right;
+* a layer's input: the code between the layers (glue), never the layer. If one side has a layer
+  without partner there, that layer; else the container whose code it is;
+* the cotangent that a layer sends back through its input: the layer, since what it was given and
+  its activations were right;
+* the cotangent at a layer's output, where each consumer's own was right: the code that passes the
+  output on (again a layer without partner, or the container).
+
+Behind a cut in the backward pass nothing can be forced; `severed` sets that aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from crosscheck.aligning.alignment import Alignment
+from crosscheck.arrays import is_float
+from crosscheck.locating.severed import ancestors, is_cut_before, released
+from crosscheck.locating.surroundings import MOST_NAMED, Surroundings
+from crosscheck.results import Divergence, SiteResult
+from crosscheck.trace import Trace, owner
+
+__all__ = ["Locator"]
+
+
+@dataclass(frozen=True)
+class _Blame:
+    reference: str | None
+    candidate: str | None
+    statement: str
+    between: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Locator:
+    """Names the place of every difference; knows the structure of both runs."""
+
+    alignment: Alignment
+    reference: Trace
+    candidate: Trace
+
+    @cached_property
+    def _around(self) -> Surroundings:
+        return Surroundings(self.alignment, self.reference, self.candidate)
+
+    def locate(self, results: Sequence[SiteResult]) -> tuple[Divergence, ...]:
+        """The divergences (and suspects) among ``results``, which are in execution order."""
+        found = []
+        last_good: dict[str, str] = {}
+        for result in results:
+            if result.verdict == "agree":
+                last_good[result.phase] = _place(result)
+                continue
+            blame = self._blame(result)
+            found.append(
+                Divergence(
+                    phase=result.phase,
+                    reference=blame.reference,
+                    candidate=blame.candidate,
+                    site=_place(result),
+                    after=last_good.get(result.phase),
+                    ratio=result.ratio,
+                    metrics=result.metrics,
+                    verdict="suspect" if result.verdict == "suspect" else "diverge",
+                    statement=_statement(result, blame),
+                    between=blame.between,
+                    step=result.step,
+                )
+            )
+        return tuple(found)
+
+    def _blame(self, result: SiteResult) -> _Blame:
+        if result.aligned_by == "loss":
+            return _loss(result)
+        if result.phase == "forward" and result.kind == "input":
+            return self._glue_forward(result)
+        if result.phase == "backward" and result.kind == "cotangent":
+            return self._glue_backward(result)
+        reference, candidate = result.reference, result.candidate
+        if result.phase == "forward":
+            return self._output(result)
+        if result.phase == "backward":
+            if is_cut_before(result, self.candidate):
+                return self._cut(result)
+            layer = owner(reference), owner(candidate)
+            return _Blame(
+                *layer,
+                "the layer's own VJP is wrong: its activations and the cotangent "
+                "that it was given are the reference's",
+            )
+        words = {
+            "weights": "the parameter itself differs",
+            "parameter_gradient": "the gradient of this parameter is wrong: the activations and "
+            "the cotangent behind it are the reference's",
+            "update": "the optimizer was given the reference's parameters and gradients; what is "
+            "compared is the change that it makes",
+            "buffer": "the buffer differs after the step",
+        }
+        return _Blame(reference, candidate, words.get(result.phase, ""))
+
+    def _output(self, result: SiteResult) -> _Blame:
+        between = self._around.loose(result.candidate, "candidate")
+        text = "everything that it was given is the reference's"
+        if between:
+            sites = "site" if len(between) == 1 else "sites"
+            text += f"; {len(between)} candidate {sites} without partner before it"
+        return _Blame(result.reference, result.candidate, text, between)
+
+    # -- glue ------------------------------------------------------------------------------------
+
+    def _glue_forward(self, result: SiteResult) -> _Blame:
+        """What layer ``L`` is given differs, though every aligned site before it is right."""
+        reference = self._around.loose_producer(self.reference, result.reference, "reference")
+        candidate = self._around.loose_producer(self.candidate, result.candidate, "candidate")
+        between = self._around.loose(result.candidate, "candidate", "input")
+        text = "the layer that makes it has no partner on the other side"
+        entered = self._around.entered(result)
+        if entered is not None:
+            reference, candidate = owner(entered.reference), owner(entered.candidate)
+            text = f"what went into `{candidate}` before it was right"
+        if self._is_permuted(result):
+            reference = candidate = None  # no layer does that: a reshape, a transpose, a concat
+        if reference or candidate:
+            text = f"what goes into `{result.candidate}` is wrong; {text}"
+            return _Blame(reference, candidate, text, between)
+        wrong = "is wrong, though every layer before it is right"
+        if self._is_permuted(result):
+            wrong = "holds the right numbers in another order"
+        return _Blame(
+            self.reference.info.parents.get(owner(result.reference)),
+            self.candidate.info.parents.get(owner(result.candidate)),
+            f"what goes into `{result.candidate}` {wrong}: the code between the layers differs",
+            between,
+        )
+
+    def _is_permuted(self, result: SiteResult) -> bool:
+        """Whether the two sides hold the same numbers in another order."""
+        ours = self.reference.values["input", result.reference]
+        theirs = self.candidate.values["input", result.candidate]
+        if not is_float(ours) or not is_float(theirs) or ours.size != theirs.size:
+            return False
+        a, b = (np.sort(v.ravel().astype(np.float64)) for v in (ours, theirs))
+        return bool(np.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True))
+
+    def _glue_backward(self, result: SiteResult) -> _Blame:
+        """The summed cotangent is wrong, though every aligned consumer's own is right."""
+        if ("cotangent", result.candidate) not in self.candidate.values:
+            blame = self._released_by(result)
+            if blame is not None:
+                return blame
+        reference = self._around.loose_consumer(self.reference, result.reference, "reference")
+        candidate = self._around.loose_consumer(self.candidate, result.candidate, "candidate")
+        several = self._around.behind(result.candidate)
+        if candidate and len(several) > 1:
+            return _Blame(
+                self.reference.info.parents.get(owner(result.reference)),
+                self._around.scope_of(candidate, several, result.candidate),
+                f"the cotangent that arrives at `{result.candidate}` is wrong; behind it lie "
+                f"{len(several)} sites without partner: the error may be in any, or between them",
+                tuple(several[:MOST_NAMED]),
+            )
+        if reference or candidate:
+            text = (
+                f"the cotangent that arrives at `{result.candidate}` is wrong; the layer that "
+                "sends it shows none of its own to compare"
+            )
+            return _Blame(reference, candidate, text)
+        text = (
+            f"the cotangent that arrives at `{result.candidate}` is wrong, though each layer that "
+            "consumes it sends back the right one: the code between the layers differs"
+        )
+        return _Blame(
+            self._around.consumer_scope(self.reference, result.reference),
+            self._around.consumer_scope(self.candidate, result.candidate),
+            text,
+        )
+
+    def _cut(self, result: SiteResult) -> _Blame:
+        """What layer ``L`` is given is right forward, but no part of the candidate's graph."""
+        return self._released_by(result) or _Blame(
+            self.reference.info.parents.get(owner(result.reference)),
+            self.candidate.info.parents.get(owner(result.candidate)),
+            f"no cotangent can pass from `{owner(result.candidate)}` to what it is given: the code "
+            "before it takes that out of the graph",
+        )
+
+    @cached_property
+    def _released(self) -> dict[str, str]:
+        return released(self.alignment, self.reference, self.candidate)
+
+    def _released_by(self, result: SiteResult) -> _Blame | None:
+        """The layer that returned a value outside the graph, of which ``result`` is the effect."""
+        info, site = self.candidate.info, result.candidate
+        made = site if result.kind == "cotangent" else info.sources.get(site)
+        within = {c: ancestors(info, owner(c)) for c in self._released}
+        exact = [c for c in within if made is not None and (c == made or owner(made) in within[c])]
+        if not exact and result.kind != "cotangent":
+            place = self._around.orders["candidate"].place
+            here, scope = place.get(("input", site), 0), info.parents.get(owner(site))
+            exact = [c for c in within if scope in within[c] and place["activation", c] < here]
+        if not exact:
+            return None
+        last = exact[-1]
+        return _Blame(
+            owner(self._released[last]),
+            owner(last),
+            f"what `{owner(last)}` returns is out of the graph, so that no cotangent passes "
+            "through it to what it is given",
+        )
+
+
+def _loss(result: SiteResult) -> _Blame:
+    """The loss was given the reference's outputs, and what is behind it the reference's gradient"""
+    if result.phase == "loss":
+        return _Blame("loss", "loss", "the loss of the reference's own outputs differs")
+    text = "the gradient that the loss sends into the outputs is wrong; they are the reference's"
+    return _Blame("loss", "loss", text)
+
+
+def _place(result: SiteResult) -> str:
+    return result.reference
+
+
+def _statement(result: SiteResult, blame: _Blame) -> str:
+    if result.metrics is None:
+        return (
+            f"shapes differ: reference {result.shape}, candidate {result.candidate_shape}; "
+            "no layout maps one onto the other"
+        )
+    if result.metrics.nonfinite_mismatch:
+        return (
+            f"{result.metrics.nonfinite_mismatch} elements are NaN or Inf on one side only, or of "
+            f"another sign; {blame.statement}"
+        )
+    return blame.statement

@@ -1,21 +1,112 @@
-"""Part of stage 10, report: what a check says beside its results: sides, environment, coverage."""
+"""Part of stage 10, report: puts together what a check says: its results, and beside them sides,
+environment, coverage and notes."""
 
 from __future__ import annotations
 
 import platform
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crosscheck.adapters.base import Adapter
 from crosscheck.aligning.alignment import Alignment
+from crosscheck.details.stage import details
 from crosscheck.devices import as_they_ran
 from crosscheck.judging.noise import Tolerance
+from crosscheck.judging.precision import dtype_notes
 from crosscheck.request import Request
-from crosscheck.results import Coverage, Side
+from crosscheck.results import (
+    Coverage,
+    Divergence,
+    Report,
+    Side,
+    SiteDetail,
+    SiteResult,
+    Verdict,
+    worst,
+)
+from crosscheck.traces.stages import unrecorded
 from crosscheck.weights import Match
 
-__all__ = ["adapter_notes", "backward_missing", "coverage_of", "environment_of", "side_of"]
+if TYPE_CHECKING:
+    from crosscheck.pipeline import Evidence, Judged
+
+__all__ = [
+    "Findings",
+    "adapter_notes",
+    "backward_missing",
+    "coverage_of",
+    "environment_of",
+    "report_of",
+    "side_of",
+]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a check has found.
+
+    Attributes:
+        results: of all phases, in order.
+        unseen: notes on what only the free runs show.
+        missing: lines on what was not compared.
+        notes: on the weights, the loss and the steps.
+        closer: notes on the operations at which the sides part.
+        details: of the steps.
+    """
+
+    judged: Judged
+    results: list[SiteResult]
+    divergences: tuple[Divergence, ...]
+    unseen: list[str]
+    missing: list[str]
+    notes: list[str]
+    closer: list[str] = field(default_factory=list)
+    details: list[SiteDetail] = field(default_factory=list)
+
+
+def report_of(
+    sides: tuple[Adapter, Adapter],
+    request: Request,
+    e: Evidence,
+    found: Findings,
+    before: Sequence[str] = (),
+) -> Report:
+    """The report of a thorough check.
+
+    Args:
+        before: notes that come first.
+    """
+    results = found.results
+    missing = [*found.missing, *backward_missing(sides, request.gradients)]
+    if request.gradients and all(side.capabilities.cotangents for side in sides):
+        missing += unrecorded(e.alignment, e.free_reference)
+    notes = [*before, *found.unseen, *dtype_notes(results), *found.closer, *found.notes]
+    verdicts: list[Verdict] = [r.verdict for r in results]
+    part = {} if request.part is None else {"part": list(request.part)}
+    return Report(
+        verdict=worst([*verdicts, "suspect"] if found.unseen else verdicts),
+        seed=e.seed,
+        reference=side_of(sides[0]),
+        candidate=side_of(sides[1]),
+        environment={**environment_of(sides, request.tolerance, "thorough"), **part},
+        coverage=coverage_of(e.alignment, e.match, request, missing),
+        divergences=found.divergences,
+        sites=tuple(results),
+        notes=(*notes, *adapter_notes(sides)),
+        name=request.name,
+        details=details(
+            results,
+            found.judged.by_item,
+            found.judged.judge,
+            e.forced,
+            e.match,
+            lambda: {p.name: p.value for p in sides[1].parameters()},
+            found.details,
+        ),
+    )
 
 
 def coverage_of(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
@@ -14,13 +15,15 @@ import numpy as np
 from crosscheck.arrays import is_float
 from crosscheck.errors import DeviceUnavailable
 from crosscheck.kernels.blocked import PairSums
-from crosscheck.kernels.pairs import group_sums, pair_sums
+from crosscheck.kernels.pairs import group_rows
 from crosscheck.results import Metrics
 
 __all__ = [
     "Difference",
+    "Differences",
     "Tally",
     "Three",
+    "Threes",
     "Two",
     "compare",
     "compare_each",
@@ -28,12 +31,16 @@ __all__ = [
     "compare_two",
     "describe",
     "equal",
-    "root_mean_square",
+    "root_mean_squares",
     "tally",
 ]
 
 SAMPLE = 4096
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
+FIELDS = len(fields(PairSums))
+COUNT, DIFF2, A2, B2, AB, MAX_DIFF, ARGMAX, MAX_A, MAX_B = range(9)
+OVER, NONFINITE, MISMATCH, FIRST_MISMATCH, UNIT = range(9, FIELDS)
+"""The columns of `crosscheck.kernels.pairs.group_rows`."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,45 @@ class Three:
     metrics: Metrics
 
 
+class Differences:
+    """Many `Difference`, as columns: float64 (n,) each."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        """``table``: float64 (n, 6), a row for each; the columns are views of it."""
+        self.table = table
+        self.size, self.l2, self.maximum = table[:, 0], table[:, 1], table[:, 2]
+        self.truth_l2, self.truth_max, self.mismatch = table[:, 3], table[:, 4], table[:, 5]
+
+    def __getitem__(self, i: int) -> Difference:
+        size, l2, maximum, truth_l2, truth_max, mismatch = self.table[i].tolist()
+        return Difference(int(size), l2, maximum, truth_l2, truth_max, int(mismatch))
+
+
+Groups = Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+class Threes:
+    """Many `Three`, as columns; the metrics are made when they are asked for.
+
+    Attributes:
+        groups: what was compared: value, reference and truth of each.
+        candidate, own, between: as in `Three`.
+    """
+
+    def __init__(self, groups: Groups, rows: np.ndarray) -> None:
+        """``rows``: float64 (n, 3, fields of `PairSums`), as `group_rows` gives them."""
+        sizes = [value.size for value, *_ in groups]
+        self.groups, self._rows = groups, rows
+        self.candidate, self.own, self.between = (_differences(rows[:, k], sizes) for k in range(3))
+
+    def __getitem__(self, i: int) -> Three:
+        return Three(self.candidate[i], self.own[i], self.between[i], self.metrics[i])
+
+    @cached_property
+    def metrics(self) -> list[Metrics]:
+        return _metrics(self._rows[:, 2], self.groups)
+
+
 @dataclass(frozen=True)
 class Two:
     """A candidate's value against the reference's, seen in one pass; ``metrics`` as in `Three`."""
@@ -107,79 +153,80 @@ def compare(value: Any, truth: Any) -> Difference:
     Two tensors on one CUDA device (PyTorch's, or CuPy and JAX arrays through DLPack) are compared
     there; that takes Triton.
     """
-    s = _sums(value, truth)
-    return _difference(s, s.count + s.nonfinite)
+    row = _row(value, truth)
+    return _differences(row, row[:, COUNT] + row[:, NONFINITE])[0]
 
 
 def compare_each(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Difference]:
     """`compare` for many (value, truth), each of one shape, in one call."""
-    sums = group_sums(pairs)
-    return [_difference(s, truth.size) for (s,), (_, truth) in zip(sums, pairs, strict=True)]
+    found = _differences(group_rows(pairs)[:, 0], [truth.size for _, truth in pairs])
+    return [found[i] for i in range(len(pairs))]
 
 
-def compare_three(groups: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[Three]:
+def compare_three(groups: Groups) -> Threes:
     """Compare (value, reference, truth), each of one shape, for many sites in one call."""
-    found: dict[int, Three] = {}
+    rows = np.empty((len(groups), 3, FIELDS))
     # Where the truth is the reference itself, two of the three comparisons are one.
-    two = [i for i, (_, reference, truth) in enumerate(groups) if truth is reference]
-    for i, (s,) in zip(two, group_sums([groups[i][:2] for i in two]), strict=True):
-        value, reference, _ = groups[i]
-        if not s.mismatch and s.unit == 1.0:
-            between = _difference(s, value.size)
-            own = Difference(value.size, 0.0, 0.0, between.truth_l2, between.truth_max, 0)
-            found[i] = Three(between, own, between, _metrics(s, value, reference))
-    three = [i for i in range(len(groups)) if i not in found]
-    for i, sums in zip(three, group_sums([groups[i] for i in three]), strict=True):
-        value, reference, _ = groups[i]
-        candidate, own, between = (_difference(s, value.size) for s in sums)
-        found[i] = Three(candidate, own, between, _metrics(sums[2], value, reference))
-    return [found[i] for i in range(len(groups))]
+    same = [i for i, (_, reference, truth) in enumerate(groups) if truth is reference]
+    between = group_rows([groups[i][:2] for i in same])
+    rows[same] = between
+    rows[same, 1, DIFF2] = rows[same, 1, MAX_DIFF] = 0.0
+    apart = np.ones(len(groups), bool)
+    apart[same] = (between[:, 0, MISMATCH] > 0) | (between[:, 0, UNIT] != 1.0)
+    rows[apart] = group_rows([groups[i] for i in np.flatnonzero(apart).tolist()])
+    return Threes(groups, rows)
 
 
 def compare_two(groups: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Two]:
     """Compare (value, reference), each of one shape, for many sites in one call."""
-    return [
-        Two(_difference(s, value.size), _metrics(s, value, reference))
-        for (s,), (value, reference) in zip(group_sums(groups), groups, strict=True)
-    ]
+    rows = group_rows(groups)[:, 0]
+    found = _differences(rows, [value.size for value, _ in groups])
+    return [Two(found[i], metrics) for i, metrics in enumerate(_metrics(rows, groups))]
 
 
 def equal(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[bool]:
     """Whether the two arrays of each pair hold the same numbers, and NaN in the same places."""
     floats = [a.shape == b.shape and is_float(a) and is_float(b) for a, b in pairs]
-    seen = iter(group_sums([p for p, one in zip(pairs, floats, strict=True) if one]))
+    rows = group_rows([p for p, one in zip(pairs, floats, strict=True) if one])[:, 0]
+    seen = iter(((rows[:, MAX_DIFF] == 0.0) & (rows[:, MISMATCH] == 0)).tolist())
     return [
-        _is_none(next(seen)[0]) if one else np.array_equal(a, b, equal_nan=True)
+        next(seen) if one else np.array_equal(a, b, equal_nan=True)
         for (a, b), one in zip(pairs, floats, strict=True)
     ]
 
 
-def _is_none(s: PairSums) -> bool:
-    return s.max_diff == 0.0 and s.mismatch == 0
+def root_mean_squares(values: Sequence[np.ndarray]) -> list[float]:
+    """Of the finite elements of each; 0 where there is none."""
+    rows = group_rows([(value, value) for value in values])[:, 0]
+    count = np.maximum(rows[:, COUNT], 1.0)
+    found: list[float] = (np.sqrt(rows[:, A2] / count) * rows[:, UNIT]).tolist()
+    return found
 
 
-def root_mean_square(value: np.ndarray) -> float:
-    """Of the finite elements; 0 where there is none."""
-    s = pair_sums(value, value)
-    return math.sqrt(s.a2 / s.count) * s.unit if s.count else 0.0
-
-
-def _difference(s: PairSums, size: int) -> Difference:
-    norms = math.sqrt(s.diff2), s.max_diff, math.sqrt(s.b2), s.max_b
-    if s.unit != 1.0 or not math.isfinite(s.diff2 + s.b2):
-        norms = tuple(min(norm * s.unit, sys.float_info.max) for norm in norms)  # type: ignore[assignment]
-    return Difference(size, *norms, s.mismatch)
+def _differences(rows: np.ndarray, sizes: Any) -> Differences:
+    """From float64 (n, fields of `PairSums`)."""
+    table = np.empty((len(rows), 6))
+    table[:, 0], table[:, 5] = sizes, rows[:, MISMATCH]
+    norms = table[:, 1:5]
+    norms[:] = rows[:, [DIFF2, MAX_DIFF, B2, MAX_B]]
+    norms[:, ::2] = np.sqrt(norms[:, ::2])
+    with np.errstate(over="ignore"):
+        norms *= rows[:, UNIT, None]
+    np.minimum(norms, sys.float_info.max, out=norms)
+    return Differences(table)
 
 
 def describe(candidate: Any, reference: Any) -> Metrics:
     """The metrics of the report: candidate against reference, as both ran; where they lie, as with
     `compare`."""
-    return _metrics(_sums(candidate, reference), candidate, reference)
+    return _metrics(_row(candidate, reference), [(candidate, reference)])[0]
 
 
-def _sums(a: Any, b: Any) -> PairSums:
+def _row(a: Any, b: Any) -> np.ndarray:
+    """Float64 (1, fields of `PairSums`)."""
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return pair_sums(a, b)
+        row: np.ndarray = group_rows([(a, b)])[0]
+        return row
     try:
         from crosscheck.kernels.triton_pair import pair_sums as on_device
     except ImportError as error:
@@ -187,26 +234,31 @@ def _sums(a: Any, b: Any) -> PairSums:
             f"{type(a).__name__} against {type(b).__name__}: tensors are compared on their device "
             "by Triton, which is not installed here. Fix: pip install triton, or give NumPy arrays"
         ) from error
-    return on_device(a, b)
+    return np.array([astuple(on_device(a, b))])
 
 
-def _metrics(s: PairSums, candidate: Any, reference: Any) -> Metrics:
-    flat = s.first_mismatch if s.mismatch else s.argmax
-    index = None
-    if flat >= 0:
-        index = _index(flat, reference.shape)
-    norms = math.sqrt(s.a2) * math.sqrt(s.b2)
-    equal = s.diff2 == 0.0  # then it is 1, which a product of roots need not give
-    return Metrics(
-        rel_l2=math.sqrt(s.diff2 / s.b2) if s.b2 > 0.0 else math.sqrt(s.diff2) * s.unit,
-        max_abs=s.max_diff * s.unit,
-        worst_index=index,
-        cosine=1.0 if equal else (s.ab / norms if norms > 0.0 else 0.0),
-        nonfinite=s.nonfinite,
-        nonfinite_mismatch=s.mismatch,
-        worst_reference=None if index is None else float(reference[index]),
-        worst_candidate=None if index is None else float(candidate[index]),
-    )
+def _metrics(rows: np.ndarray, groups: Sequence[Sequence[Any]]) -> list[Metrics]:
+    """Of groups that begin with (candidate, reference), from (n, fields of `PairSums`)."""
+    diff2, a2, b2, unit = (rows[:, k] for k in (DIFF2, A2, B2, UNIT))
+    with np.errstate(all="ignore"):
+        rel_l2 = np.where(b2 > 0.0, np.sqrt(diff2 / b2), np.sqrt(diff2) * unit)
+        norms = np.sqrt(a2) * np.sqrt(b2)
+        cosine = np.where(norms > 0.0, rows[:, AB] / norms, 0.0)
+    cosine[diff2 == 0.0] = 1.0  # which a product of roots need not give
+    differ = rows[:, MISMATCH] > 0
+    place = np.where(differ, rows[:, FIRST_MISMATCH], rows[:, ARGMAX]).astype(np.int64)
+    columns = [rel_l2, rows[:, MAX_DIFF] * unit, place, cosine]
+    columns += [rows[:, k].astype(np.int64) for k in (NONFINITE, MISMATCH)]
+    found = []
+    for (candidate, reference, *_), (rel, top, flat, cos, *counts) in zip(
+        groups, zip(*(column.tolist() for column in columns), strict=True), strict=True
+    ):
+        index = _index(flat, reference.shape) if flat >= 0 else None
+        worst = (
+            (None, None) if index is None else (float(reference[index]), float(candidate[index]))
+        )
+        found.append(Metrics(rel, top, index, cos, *counts, *worst))
+    return found
 
 
 def _index(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
@@ -225,7 +277,7 @@ def tally(candidate: np.ndarray, reference: np.ndarray, floor: float, *, seed: i
     Args:
         candidate, reference: floating point, of one shape.
     """
-    over = group_sums([(candidate, reference)], [floor])[0][0].over
+    over = int(group_rows([(candidate, reference)], [floor])[0, 0, OVER])
     places: Any = ...
     if reference.size > SAMPLE:
         drawn = np.arange(SAMPLE) + np.random.Generator(np.random.Philox(seed)).random(SAMPLE)

@@ -24,7 +24,7 @@ from crosscheck.trace import Trace
 from crosscheck.weights import Match, Transform
 from crosscheck.weights.gradients import Pullback, gradient_map, gradient_pairs
 
-__all__ = ["Item", "buffer_items", "gradient_items", "site_items", "weight_items"]
+__all__ = ["Item", "SiteItems", "buffer_items", "gradient_items", "site_items", "weight_items"]
 
 
 @dataclass(frozen=True)
@@ -83,25 +83,55 @@ def site_items(
     Returns:
         (items, lines on what could not be compared)
     """
-    outputs = [
-        Item("forward", "activation", p.reference, p.candidate, p.layout, p.by)
-        for p in alignment.pairs
-    ]
-    passed_on = _same_producer(alignment, reference, candidate)
-    inputs = [
-        Item("forward", "input", r, c, edge.layout, edge.pair.by)
-        for edge in alignment.edges
-        for r, c in edge.slots()
-        if (r, c) not in passed_on
-    ]
-    place = {key: i for i, key in enumerate(reference.values)}
-    forward = sorted([*outputs, *inputs], key=lambda item: place[item.reference_key])
-    if not backward:
-        return forward, []
-    back = [_backward_twin(item) for item in outputs] + [_vjp_item(e) for e in alignment.edges]
-    back.sort(key=lambda item: -place[_FORWARD_OF[item.kind], item.reference])  # type: ignore[index]
-    kept, missing = _with_cotangents(back, reference, candidate)
-    return forward + kept, missing
+    return SiteItems(alignment, reference).shown_by(candidate, backward=backward)
+
+
+class SiteItems:
+    """The comparisons that an alignment makes of a reference's run, whatever the candidate shows.
+
+    Args:
+        reference: the run, with each layer's own VJP if that is to be compared.
+    """
+
+    def __init__(self, alignment: Alignment, reference: Trace) -> None:
+        self._alignment, self._reference = alignment, reference
+        self._outputs = [
+            Item("forward", "activation", p.reference, p.candidate, p.layout, p.by)
+            for p in alignment.pairs
+        ]
+
+    def shown_by(self, candidate: Trace, *, backward: bool) -> tuple[list[Item], list[str]]:
+        """`site_items` for one run of the candidate."""
+        passed_on = _same_producer(self._alignment, self._reference, candidate)
+        forward = [
+            item
+            for item in self._forward
+            if item.kind != "input" or (item.reference, item.candidate) not in passed_on
+        ]
+        if not backward:
+            return forward, []
+        kept, missing = _with_cotangents(self._back, self._reference, candidate)
+        return forward + kept, missing
+
+    @cached_property
+    def _place(self) -> dict[Key, int]:
+        return {key: i for i, key in enumerate(self._reference.values)}
+
+    @cached_property
+    def _forward(self) -> list[Item]:
+        inputs = [
+            Item("forward", "input", r, c, edge.layout, edge.pair.by)
+            for edge in self._alignment.edges
+            for r, c in edge.slots()
+        ]
+        return sorted([*self._outputs, *inputs], key=lambda i: self._place[i.reference_key])
+
+    @cached_property
+    def _back(self) -> list[Item]:
+        found = [*map(_backward_twin, self._outputs), *map(_vjp_item, self._alignment.edges)]
+        forth = _FORWARD_OF
+        found.sort(key=lambda i: -self._place[forth[i.kind], i.reference])
+        return found
 
 
 _FORWARD_OF: dict[str, Kind] = {back: forth for forth, back in COTANGENT_OF.items()}

@@ -2,6 +2,7 @@
 
     CrosscheckError
     ├── InvalidArgument      the caller's mistake: an argument that cannot be used as given
+    │   └── CannotSplit      a check that cannot be made in parts
     ├── CannotCompare        both sides work, but something cannot be put side by side
     ├── MissingFramework     a framework is needed and not installed; says which extra brings it
     ├── DeviceUnavailable    a device was asked for that a side cannot run on
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CannotCompare",
+    "CannotSplit",
     "CrosscheckError",
     "DeviceUnavailable",
     "Diverged",
@@ -56,6 +58,13 @@ class CrosscheckError(Exception):
 
 class InvalidArgument(CrosscheckError, ValueError):
     """The caller passed something that cannot be used; the message says what would do."""
+
+
+class CannotSplit(InvalidArgument):
+    """A part was asked for of a check that can only be made as a whole."""
+
+    def __init__(self, part: object, check: str, *, fix: str) -> None:
+        super().__init__(f"part={part!r}: {check} cannot be split; {fix}")
 
 
 class CannotCompare(CrosscheckError):

@@ -8,15 +8,17 @@ that, the candidate runs, and only if its calls say something else is it loaded 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from crosscheck.adapters.base import Adapter, CotangentSource
 from crosscheck.aligning.align import Aligner
 from crosscheck.aligning.alignment import Alignment
 from crosscheck.aligning.layout import fitting, relative_error
 from crosscheck.aligning.pairing import pair_outputs
+from crosscheck.comparisons import gradient_items, site_items
 from crosscheck.cotangents import (
     CandidateCotangents,
     ReferenceCotangents,
@@ -24,6 +26,7 @@ from crosscheck.cotangents import (
     require_outputs,
 )
 from crosscheck.errors import SideFailed
+from crosscheck.judging.judge import Judge
 from crosscheck.judging.reductions import Reductions
 from crosscheck.judging.sifting import recallable
 from crosscheck.judging.streamed import Streamed
@@ -32,7 +35,6 @@ from crosscheck.observers import Recorder
 from crosscheck.pipeline import (
     Undecided,
     calls_of,
-    compared_so_far,
     in_execution_order,
     load,
     oracle,
@@ -41,8 +43,9 @@ from crosscheck.pipeline import (
     with_vjps,
 )
 from crosscheck.request import Request
+from crosscheck.results import SiteResult
 from crosscheck.run import Runner
-from crosscheck.trace import Trace
+from crosscheck.trace import RunInfo, Trace
 from crosscheck.traces.shared import Runs, first_runs
 from crosscheck.traces.stages import cotangents_of, free_run, judge_of, weights_of
 from crosscheck.trial import by_running
@@ -79,7 +82,9 @@ class ReferenceRun:
 
     def with_vjps(self) -> ReferenceRun:
         """The same, with each layer's own VJP."""
-        return replace(self, free=with_vjps(self.runner, self.free))
+        made = partial(with_vjps, self.runner, self.free)
+        shared = self.shared
+        return replace(self, free=made() if shared is None else shared.with_vjps(self.runner, made))
 
     def in_float64(self) -> Trace | None:
         """The free run in float64, without a backward pass; None if there is none."""
@@ -141,7 +146,8 @@ def run_candidate(
         candidate.cotangents = one.cotangents
     require_outputs(free.outputs(), "candidate")
     require_finite(truth.free, free)
-    free = recallable(free, candidate, one.streamed.dropped if one.streamed else None)
+    gone = (one.streamed.dropped, one.streamed.gradients) if one.streamed else ()
+    free = recallable(free, candidate, *gone)
     return FreeRuns(truth, candidate, match, free, tuple(notes), one.streamed)
 
 
@@ -164,7 +170,7 @@ class _Candidate:
     ) -> None:
         self._sides, self._runner = sides, candidate
         self._truth, self._request = truth, request
-        self._tried_run: Trace | None = None
+        self._tried: tuple[Match, Trace] | None = None
         self.streamed: Streamed | None = None
         self.cotangents: CandidateCotangents | None = None
         if truth.cotangents is not None:
@@ -177,13 +183,12 @@ class _Candidate:
         weights, notes = weights_of(self._sides[0], self._request.weights)
         self._request.say("weights: " + ("verify" if weights == "keep" else "match, copy, verify"))
         ours = tuple(self._truth.free.info.layers)
-        match = settled(*self._sides, weights, (ours, ()), self._tried)
+        match = settled(*self._sides, weights, (ours, ()), self._try)
         if match is None:  # what names and shapes leave open takes more runs
-            match = self._transferred(weights, calls_of(self._runner))
-            return match, self.run(match), notes
-        if self._tried_run is None and weights != "keep":
+            return *self._found_by_running(weights), notes
+        if self._tried is None and weights != "keep":
             load(match, self._sides[1])
-        free = self._tried_run or self.run(match)
+        free = self._tried[1] if self._tried else self.run(match)
         calls = tuple(free.info.layers)
         defined = self._sides[1].parameters()
         if in_execution_order(defined, calls) == defined:
@@ -194,17 +199,25 @@ class _Candidate:
         match = self._transferred(weights, calls)
         return match, free if weights == "keep" else self.run(match), notes
 
-    def _tried(self, match: Match) -> Fit:
-        """What names and shapes leave open is right if the outputs are; the run is kept then."""
+    def _found_by_running(self, weights: str | WeightMap) -> tuple[Match, Trace]:
+        """The match that fits best, and the run with it: the one that was made before, if nothing
+        better turns up (a defect leaves no match with right outputs)."""
+        tried = self._tried
+        calls = tuple(tried[1].info.layers) if tried else calls_of(self._runner)
+        match = self._transferred(weights, calls)
+        return match, tried[1] if tried and _same(match, tried[0]) else self.run(match)
+
+    def _try(self, match: Match) -> Fit:
+        """What names and shapes leave open is right if the outputs are. The run is kept."""
         load(match, self._sides[1])
         try:
             run = self.run(match)
         except SideFailed:
             raise Undecided from None
+        self._tried = match, run
         error = self._error(run)
         if error >= SAME:
             raise Undecided
-        self._tried_run = run
         return Fit(0, error)
 
     def _error(self, run: Trace) -> float:
@@ -253,10 +266,13 @@ class _Candidate:
         def aligned(forward: Trace) -> Alignment:
             return _aligner(truth, forward, request, match).alignment()
 
+        shown = {m.candidate.name: m.candidate.value for m in match.pairs}
+        every = Trace({}, RunInfo((), (), {}, {}, {}, parameter_gradients=shown), "")
         return Streamed(
             truth,
             aligned,
             cotangents,
+            gradient_items(match, truth, every)[0],
             self._runner.inputs,
             tolerance=request.tolerance,
             borrows=self._sides[1].capabilities.lends,
@@ -297,6 +313,33 @@ def with_comparisons(
         reductions=Reductions(side.parameters(), truth.free, frozenset()),
     )
     return failure.with_comparisons(compared_so_far(truth.free, recorder, match.anchors(), judge))
+
+
+def compared_so_far(
+    reference: Trace, recorder: Recorder, anchors: Sequence[tuple[str, str]], judge: Judge
+) -> tuple[SiteResult, ...]:
+    """What a candidate that raised had in common with the reference until then (free run)."""
+    if not recorder.values:
+        return ()
+    bare = RunInfo(reference.info.inputs, (), reference.info.layers, {}, {})
+    inputs = tuple(s for k, s in recorder.values if k == "activation" and s.startswith("input:"))
+    partial = Trace(recorder.values, RunInfo(inputs, (), {}, {}, {}), "")
+    whole = replace(reference, info=bare)
+    alignment = Aligner(whole, partial, explicit={}, anchors=anchors).alignment()
+    # What no longer matches by value is found by the weights: else only the good would be listed.
+    known = {p.reference for p in alignment.pairs}, {p.candidate for p in alignment.pairs}
+    ours, theirs = reference.activations(), partial.activations()
+    more = {
+        r: c
+        for r, c in anchors
+        if r in ours and c in theirs and r not in known[0] and c not in known[1]
+    }
+    if more:
+        alignment = Aligner(whole, partial, explicit=more, anchors=anchors).alignment()
+    items, _ = site_items(alignment, reference, partial, backward=False)
+    return tuple(
+        judge.judge(item, partial) for item in items if not item.reference.startswith("input:")
+    )
 
 
 def _same(one: Match, other: Match) -> bool:

@@ -27,6 +27,7 @@ import numpy as np
 
 from crosscheck.arrays import is_float
 from crosscheck.errors import InvalidArgument
+from crosscheck.kernels.threads import share
 
 __all__ = ["Spec", "cotangent", "draw", "make_inputs", "normal", "parse_spec"]
 
@@ -38,6 +39,7 @@ _SPEC = re.compile(
 )
 _LANES = np.uint64(0x0000FFFF0000FFFF)
 _BLOCK = 8192  # normals at a time: their words and sums stay in the second-level cache
+_ALONE = 1 << 18  # normals that one thread draws sooner than others are woken up
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 _LARGEST = {
@@ -135,14 +137,20 @@ def normal(
 ) -> np.ndarray:
     """Standard normals (Irwin-Hall, see the module), of ``shape``, rounded to ``dtype``; float32
     and float64 hold them as they are."""
-    stream, out = _stream(seed, name), np.empty(math.prod(shape), dtype)
-    for start in range(0, out.size, _BLOCK):
-        block = out[start : start + _BLOCK]
-        words = _words(stream, 3 * block.size)
-        lanes = (words & _LANES) + (words >> np.uint64(16) & _LANES)  # two sums in each word
-        halves = (lanes[0::3] + lanes[1::3] + lanes[2::3]).view("<u4").reshape(-1, 2)
-        total = (halves[:, 0] + halves[:, 1]).astype(np.int32) * 2 - 12 * 65535  # exact, symmetric
-        block[:] = (total.astype(np.float64) / 131072.0).astype(dtype)
+    out = np.empty(math.prod(shape), dtype)
+
+    def fill(first: int, last: int) -> None:
+        stream = _stream(seed, name)
+        stream.advance(first * 3 * _BLOCK // 4)  # a step makes four words
+        for start in range(first * _BLOCK, last * _BLOCK, _BLOCK):
+            block = out[start : start + _BLOCK]
+            words = _words(stream, 3 * block.size)
+            lanes = (words & _LANES) + (words >> np.uint64(16) & _LANES)  # two sums in each word
+            halves = (lanes[0::3] + lanes[1::3] + lanes[2::3]).view("<u4").reshape(-1, 2)
+            total = (halves[:, 0] + halves[:, 1]).astype(np.int32) * 2 - 12 * 65535  # symmetric
+            block[:] = (total.astype(np.float64) / 131072.0).astype(dtype)
+
+    share(fill, -(-out.size // _BLOCK), alone=out.size < _ALONE)
     return out.reshape(shape)
 
 

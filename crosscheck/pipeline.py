@@ -10,7 +10,13 @@ from crosscheck.adapters.base import Adapter, Parameter
 from crosscheck.aligning.align import Aligner
 from crosscheck.aligning.alignment import Alignment
 from crosscheck.compare import equal
-from crosscheck.comparisons import Item, buffer_items, gradient_items, site_items, weight_items
+from crosscheck.comparisons import (
+    Item,
+    SiteItems,
+    buffer_items,
+    gradient_items,
+    weight_items,
+)
 from crosscheck.cotangents import CandidateCotangents
 from crosscheck.errors import CannotCompare, SideFailed
 from crosscheck.judging.judge import Judge
@@ -19,7 +25,7 @@ from crosscheck.judging.parts import NotCleared, Part, of_part, require_cleared
 from crosscheck.judging.reductions import Reductions
 from crosscheck.judging.settle import settle
 from crosscheck.judging.sifting import sifted
-from crosscheck.judging.sparing import judged
+from crosscheck.judging.sparing import judged, measure_free_ratios
 from crosscheck.judging.weights import judge_weights
 from crosscheck.losses.judging import LossJudge
 from crosscheck.memory import Overlaid
@@ -27,7 +33,7 @@ from crosscheck.observers import Forcer, Recorder
 from crosscheck.oracle import oracle
 from crosscheck.results import SiteResult
 from crosscheck.run import Runner
-from crosscheck.trace import RunInfo, Trace
+from crosscheck.trace import Trace
 from crosscheck.weights import (
     Fit,
     Match,
@@ -306,22 +312,43 @@ class Evidence:
     near: Mapping[Item, SiteResult] = field(default_factory=dict)
     free_bounds: Mapping[Item, float | None] | None = None
     part: Part | None = None
+    _gradient_items: dict[tuple[str, ...], tuple[list[Item], list[str]]] = field(
+        default_factory=dict, init=False
+    )
 
-    def new_judge(self, free_oracle: Trace | None) -> Judge:
+    def new_judge(self) -> Judge:
         """A judge that has no oracle yet."""
         return self.make_judge(
             reference=self.free_reference,
             oracle=None,
-            free_oracle=free_oracle,
+            free_oracle=None,
             free_candidate=self.free_candidate,
-            reductions=Reductions(
-                self.reference.adapter.parameters(),
-                self.free_reference,
-                frozenset(p.reference for p in self.alignment.pairs),
-            ),
+            reductions=self.reductions,
             tolerance=self.tolerance,
             steps=self.candidate.adapter.steps,
         )
+
+    @cached_property
+    def reductions(self) -> Reductions:
+        """What is known of the sums behind the reference's values."""
+        return Reductions(
+            self.reference.adapter.parameters(),
+            self.free_reference,
+            frozenset(p.reference for p in self.alignment.pairs),
+        )
+
+    @cached_property
+    def site_items(self) -> SiteItems:
+        """The comparisons of activations and cotangents."""
+        return SiteItems(self.alignment, self.free_reference)
+
+    def gradient_items(self, candidate: Trace) -> tuple[list[Item], list[str]]:
+        """`crosscheck.comparisons.gradient_items` for a run of the candidate."""
+        names = tuple(candidate.info.parameter_gradients)
+        if names not in self._gradient_items:
+            found = gradient_items(self.match, self.free_reference, candidate)
+            self._gradient_items[names] = found
+        return self._gradient_items[names]
 
     @cached_property
     def free_oracle(self) -> Trace | None:
@@ -331,6 +358,13 @@ class Evidence:
             return self.free_float64()
         return oracle(replace(self.reference, cotangents=None))
 
+    def free_in_float64(self, *, backward: bool) -> Trace | None:
+        """The same; with a backward pass where one is asked for."""
+        made = vars(self).get("free_oracle")
+        if backward and not (made and any(kind == "cotangent" for kind, _ in made.values)):
+            return oracle(self.reference)
+        return self.free_oracle
+
     @cached_property
     def whole_oracle(self) -> Trace | None:
         """The reference in float64, forced at every aligned site, nothing left out; made when it
@@ -338,62 +372,18 @@ class Evidence:
         return oracle(self.reference, self.alignment.forced_on_reference(self.free_reference))
 
 
-def judge_all(evidence: Evidence, free_oracle: Trace | None, *, backward: bool) -> Judged:
+def judge_all(evidence: Evidence, *, backward: bool) -> Judged:
     """Judge every comparison; look again (`settle`) where something looks wrong."""
     e = evidence
-    items, missing = site_items(e.alignment, e.free_reference, e.forced, backward=backward)
+    items, missing = e.site_items.shown_by(e.forced, backward=backward)
     if backward:
-        gradients, more = gradient_items(e.match, e.free_reference, e.forced)
+        gradients, more = e.gradient_items(e.forced)
         items += gradients
         missing += more
     items += buffer_items(e.match, e.free_reference, e.forced)
-    judge = e.new_judge(free_oracle if e.free_bounds is None else None)
+    judge = e.new_judge()
     results = judged(e, judge, of_part(items, e.free_reference, e.part))
     require_cleared(e, results)
     settle(e, judge, results)
-    _complete_free_ratios(e, judge, results)
+    measure_free_ratios(e, judge, results)
     return Judged(results, missing, judge)
-
-
-def _complete_free_ratios(e: Evidence, judge: Judge, results: dict[Item, SiteResult]) -> None:
-    """Where something is wrong backward, the reader wants to know what has only inherited it; else
-    the free runs need no backward pass."""
-    back = {i: r for i, r in results.items() if i.phase in ("backward", "parameter_gradient")}
-    if all(r.verdict == "agree" for r in back.values()):
-        return
-    if judge.free_oracle is not None:
-        judge.free_oracle = oracle(e.reference)
-    if not any(kind == "cotangent" for kind, _ in e.free_candidate.values):
-        e.free_candidate = judge.free_candidate = e.candidate.record(passive=True)
-    for item, judged_again in judge.judge_many(back, e.forced).items():
-        results[item] = replace(results[item], free_ratio=judged_again.free_ratio)
-
-
-# -- a candidate that fails ------------------------------------------------------------------------
-
-
-def compared_so_far(
-    reference: Trace, recorder: Recorder, anchors: Sequence[tuple[str, str]], judge: Judge
-) -> tuple[SiteResult, ...]:
-    """What a candidate that raised had in common with the reference until then (free run)."""
-    if not recorder.values:
-        return ()
-    bare = RunInfo(reference.info.inputs, (), reference.info.layers, {}, {})
-    inputs = tuple(s for k, s in recorder.values if k == "activation" and s.startswith("input:"))
-    partial = Trace(recorder.values, RunInfo(inputs, (), {}, {}, {}), "")
-    whole = replace(reference, info=bare)
-    alignment = Aligner(whole, partial, explicit={}, anchors=anchors).alignment()
-    # What no longer matches by value is found by the weights: else only the good would be listed.
-    known = {p.reference for p in alignment.pairs}, {p.candidate for p in alignment.pairs}
-    ours, theirs = reference.activations(), partial.activations()
-    more = {
-        r: c
-        for r, c in anchors
-        if r in ours and c in theirs and r not in known[0] and c not in known[1]
-    }
-    if more:
-        alignment = Aligner(whole, partial, explicit=more, anchors=anchors).alignment()
-    items, _ = site_items(alignment, reference, partial, backward=False)
-    return tuple(
-        judge.judge(item, partial) for item in items if not item.reference.startswith("input:")
-    )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from crosscheck.errors import InvalidArgument
+from crosscheck.errors import CannotSplit, InvalidArgument
 from crosscheck.judging.noise import Tolerance
 from crosscheck.memory import parse_bytes
 from crosscheck.optimizers.sides import both
@@ -101,9 +101,7 @@ class Request:
             "zoom=": self.zoom,
         }
         for name in (name for name, is_given in given.items() if is_given):
-            raise InvalidArgument(
-                f"part={part!r}: a check with {name} cannot be split; leave one out"
-            )
+            raise CannotSplit(part, f"a check with {name}", fix="leave one out")
 
     def _check_steps(self) -> None:
         steps = self.steps

@@ -121,11 +121,17 @@ class SiteResult:
         """What tells it from the other comparisons of one check."""
         return self.phase, self.kind, self.reference, self.candidate, self.step
 
-    def but(self, **changes: Any) -> SiteResult:
-        """`dataclasses.replace`, in a tenth of its time: there are thousands of them."""
-        made = object.__new__(SiteResult)
-        made.__dict__.update(self.__dict__, **changes)
+    @classmethod
+    def of(cls, **fields: Any) -> SiteResult:
+        """From all fields, in a third of the time that calling the class takes: there are
+        thousands of them."""
+        made = object.__new__(cls)
+        made.__dict__.update(fields)
         return made
+
+    def but(self, **changes: Any) -> SiteResult:
+        """`dataclasses.replace`, in a tenth of its time."""
+        return SiteResult.of(**{**self.__dict__, **changes})
 
 
 @dataclass(frozen=True)

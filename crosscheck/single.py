@@ -5,7 +5,7 @@ adapt -> transfer -> feed -> run -> align -> compare -> judge -> locate -> expla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,44 +13,26 @@ import numpy as np
 
 from crosscheck.adapters.base import Adapter
 from crosscheck.adapters.trace import TraceAdapter
-from crosscheck.assemble import (
-    adapter_notes,
-    backward_missing,
-    coverage_of,
-    environment_of,
-    side_of,
-)
-from crosscheck.details.stage import details
+from crosscheck.assemble import Findings, report_of
 from crosscheck.devices import place
 from crosscheck.errors import InvalidArgument
 from crosscheck.explain.stage import explained
-from crosscheck.free import aligner_of, run_candidate, run_reference, telling_what_agreed
+from crosscheck.free import FreeRuns, aligner_of, run_candidate, run_reference, telling_what_agreed
 from crosscheck.inputs import make_inputs
 from crosscheck.judging.accumulated import seen_only_free
-from crosscheck.judging.precision import dtype_notes
+from crosscheck.judging.parts import require_splittable
 from crosscheck.judging.quick import escalation, look_quickly
 from crosscheck.locating.locate import Locator
 from crosscheck.locating.severed import Severed
 from crosscheck.locating.zoom import zoom as look_closer
 from crosscheck.losses.judging import judge_loss
-from crosscheck.losses.stage import loss_stage
-from crosscheck.pipeline import (
-    Evidence,
-    force,
-    judge_all,
-    verify_weights,
-)
+from crosscheck.losses.stage import LossStage, loss_stage
+from crosscheck.pipeline import Evidence, force, judge_all, verify_weights
 from crosscheck.request import Request
-from crosscheck.results import PHASES, Report, worst
+from crosscheck.results import PHASES, Report, SiteResult
 from crosscheck.run import Runner
 from crosscheck.trace import Trace
-from crosscheck.traces.stages import (
-    compare_recorded,
-    fed,
-    judge_of,
-    known_weights,
-    unrecorded,
-)
+from crosscheck.traces.stages import compare_recorded, fed, judge_of, known_weights
 from crosscheck.training.stage import Trained, in_order, trained
 from crosscheck.weights import Match
 
@@ -88,137 +70,162 @@ def run_once(sides: Sides, inputs: Any, request: Request, *, match: Match | None
         match: of an earlier check of the same two sides, whose parameters still hold what it
             loaded; nothing is matched or copied then.
     """
+    check = _begun(sides, inputs, request)
+    if isinstance(sides[1], TraceAdapter):
+        return Outcome(_with_recorded_candidate(check))
+    runs, before = _run(check, match), []
+    weights = verify_weights(known_weights(runs.match, sides[0]), sides[1])
+    if request.effort == "quick":
+        quick = look_quickly(sides, runs, request, check.loss, weights, backward=check.backward)
+        if quick[0].verdict == "agree":
+            return Outcome(*quick)
+        before = [escalation(quick[0])]
+        request.say(before[0])
+    runs = replace(runs, reference=runs.reference.with_vjps())
+    evidence = _forced(check, runs)
+    found = _with_steps(check, evidence, _found(check, runs, evidence, weights))
+    return Outcome(report_of(sides, request, evidence, found, before), evidence)
+
+
+# -- the stages ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Check:
+    """What all stages of one check are given.
+
+    Attributes:
+        inputs: the reference's.
+        backward: whether both sides make a backward pass.
+    """
+
+    sides: Sides
+    request: Request
+    inputs: dict[str, np.ndarray]
+    seed: int
+    train: bool
+    loss: LossStage | None
+    backward: bool
+
+
+def _begun(sides: Sides, inputs: Any, request: Request) -> _Check:
+    """Adapt and feed."""
+    require_splittable(sides, request.part)
     place(sides, request.device)
     ours, seed, train = fed(sides, inputs, seed=request.seed, train=request.train)
     loss = loss_stage(request.loss, request.targets, sides, seed=seed)
-    if isinstance(sides[1], TraceAdapter):
-        if request.optimizer is not None:
-            raise InvalidArgument(
-                "optimizer=: the candidate is a recorded run, which cannot make a step; give the "
-                "model itself"
-            )
-        return Outcome(_with_recorded_candidate(sides, ours, seed, train, request))
-    theirs = inputs_of_candidate(request.candidate_inputs, ours, seed)
     backward = request.gradients and all(side.capabilities.cotangents for side in sides)
+    return _Check(sides, request, ours, seed, train, loss, backward)
 
-    truth = run_reference(
-        Runner("reference", sides[0], ours, None, train, seed), request, loss, backward=backward
-    )
-    second = Runner("candidate", sides[1], theirs, None, train, seed)
-    runs = run_candidate(sides, second, truth, request, match)
-    match, free_candidate = runs.match, runs.free
-    weight_results = verify_weights(known_weights(match, sides[0]), sides[1])
 
-    notes: list[str] = []
-    if request.effort == "quick":
-        quick = look_quickly(sides, runs, request, loss, weight_results, backward=backward)
-        if quick[0].verdict == "agree":
-            return Outcome(*quick)
-        notes = [escalation(quick[0])]
-        request.say(notes[0])
-    truth = truth.with_vjps()
-    runs = replace(runs, reference=truth)
+def _run(check: _Check, match: Match | None) -> FreeRuns:
+    """Transfer, and run both sides on their own values."""
+    request, (first, second) = check.request, check.sides
+    theirs = inputs_of_candidate(request.candidate_inputs, check.inputs, check.seed)
+    reference = Runner("reference", first, check.inputs, None, check.train, check.seed)
+    truth = run_reference(reference, request, check.loss, backward=check.backward)
+    candidate = Runner("candidate", second, theirs, None, check.train, check.seed)
+    return run_candidate(check.sides, candidate, truth, request, match)
 
+
+def _forced(check: _Check, runs: FreeRuns) -> Evidence:
+    """Align, and force the candidate onto the reference's values."""
+    request, truth = check.request, runs.reference
     request.say("align, and force the candidate onto the reference's values")
     aligner = aligner_of(runs, request)
     draft = Evidence(
         truth.runner,
-        second,
+        runs.candidate,
         aligner.alignment(),
         truth.free,
-        free_candidate,
-        free_candidate,
-        match,
+        runs.free,
+        runs.free,
+        runs.match,
         request.tolerance,
-        seed,
-        make_judge=judge_of(sides[0]),
+        check.seed,
+        make_judge=judge_of(check.sides[0]),
         free_float64=truth.in_float64,
         part=request.part,
         keeps_gradients=request.optimizer is not None,
     )
     with telling_what_agreed(runs):
-        evidence = force(draft, aligner, backward=backward)
-    alignment, forced = evidence.alignment, evidence.forced
-    free_oracle = None
-    if evidence.free_bounds is None or loss is not None:
-        request.say("the float64 oracle, free")
-        free_oracle = evidence.free_oracle
+        return force(draft, aligner, backward=check.backward)
 
-    evidence.loss, loss_results, loss_missing = judge_loss(
+
+def _found(check: _Check, runs: FreeRuns, e: Evidence, weights: Sequence[SiteResult]) -> Findings:
+    """Compare, judge, locate and explain."""
+    request, loss = check.request, check.loss
+    e.loss, losses, missing = judge_loss(
         loss,
-        alignment,
-        truth.free,
-        free_candidate,
-        free_oracle,
+        e.alignment,
+        e.free_reference,
+        e.free_candidate,
+        None if loss is None else e.free_oracle,
         tolerance=request.tolerance,
-        backward=backward,
+        backward=check.backward,
     )
-
-    request.say(f"compare and judge {len(alignment.pairs)} sites against the float64 oracle")
-    judged = judge_all(evidence, free_oracle, backward=backward)
-
-    severed = Severed(truth.free, forced, judged.results)
-    results = [*weight_results, *loss_results, *severed.kept]
+    count = len(e.alignment.pairs)
+    request.say(f"compare and judge {count} sites against the float64 oracle")
+    judged = judge_all(e, backward=check.backward)
+    severed = Severed(e.free_reference, e.forced, judged.results)
+    results = [*weights, *losses, *severed.kept]
     results.sort(key=lambda r: PHASES.index(r.phase))
-    divergences = Locator(alignment, truth.free, forced).locate(results)
+    divergences = Locator(e.alignment, e.free_reference, e.forced).locate(results)
     if request.explain:
-        divergences = explained(divergences, results, evidence, judged.judge)
-    unseen = seen_only_free(evidence, judged.judge, judged.by_item, divergences)
-    stepped = Trained()
-    if request.optimizer is not None:
-        stepped = trained(sides, evidence, request, results)
-        results = in_order([*results, *stepped.results])
-        divergences = tuple(in_order([*divergences, *stepped.divergences]))
-    closer = look_closer(evidence, divergences, results) if request.zoom else []
-    missing = [*loss_missing, *judged.not_compared, *severed.not_compared]
-    missing += [*stepped.not_compared, *backward_missing(sides, request.gradients)]
-    missing += unrecorded(alignment, truth.free) if backward else []
-    notes += [*unseen, *dtype_notes(results), *closer, *runs.notes]
-    notes += [*(loss.notes if loss is not None else ()), *stepped.notes, *adapter_notes(sides)]
-    report = Report(
-        verdict=worst([*(r.verdict for r in results), *(["suspect"] if unseen else [])]),  # type: ignore[list-item]
-        seed=seed,
-        reference=side_of(sides[0]),
-        candidate=side_of(sides[1]),
-        environment={
-            **environment_of(sides, request.tolerance, "thorough"),
-            **({} if request.part is None else {"part": list(request.part)}),
-        },
-        coverage=coverage_of(alignment, match, request, missing),
-        divergences=divergences,
-        sites=tuple(results),
-        notes=tuple(notes),
-        name=request.name,
-        details=details(
-            results,
-            judged.by_item,
-            judged.judge,
-            forced,
-            match,
-            lambda: {p.name: p.value for p in sides[1].parameters()},
-            stepped.details,
-        ),
+        divergences = explained(divergences, results, e, judged.judge)
+    unseen = seen_only_free(e, judged.judge, judged.by_item, divergences)
+    return Findings(
+        judged,
+        results,
+        divergences,
+        unseen,
+        missing=[*missing, *judged.not_compared, *severed.not_compared],
+        notes=[*runs.notes],
     )
-    return Outcome(report, evidence)
+
+
+def _with_steps(check: _Check, e: Evidence, found: Findings) -> Findings:
+    """Step: what the optimizers make of it; and a closer look at what was found by then."""
+    stepped = Trained()
+    if check.request.optimizer is not None:
+        stepped = trained(check.sides, e, check.request, found.results)
+        found = replace(
+            found,
+            results=in_order([*found.results, *stepped.results]),
+            divergences=tuple(in_order([*found.divergences, *stepped.divergences])),
+        )
+    said = () if check.loss is None else check.loss.notes
+    closer = check.request.zoom
+    return replace(
+        found,
+        closer=look_closer(e, found.divergences, found.results) if closer else [],
+        missing=[*found.missing, *stepped.not_compared],
+        notes=[*found.notes, *said, *stepped.notes],
+        details=stepped.details,
+    )
 
 
 # -- the sides -------------------------------------------------------------------------------------
 
 
-def _with_recorded_candidate(
-    sides: Sides, inputs: dict[str, np.ndarray], seed: int, train: bool, request: Request
-) -> Report:
+def _with_recorded_candidate(check: _Check) -> Report:
+    request = check.request
+    if request.optimizer is not None:
+        raise InvalidArgument(
+            "optimizer=: the candidate is a recorded run, which cannot make a step; give the "
+            "model itself"
+        )
     return compare_recorded(
-        sides,
-        inputs,
+        check.sides,
+        check.inputs,
         candidate_inputs=request.candidate_inputs,
         zoom=request.zoom,
         weights=request.weights,
         gradients=request.gradients,
-        train=train,
+        train=check.train,
         sites=request.sites,
         skip=request.skip,
-        seed=seed,
+        seed=check.seed,
         tolerance=request.tolerance,
         name=request.name,
         progress=request.say,

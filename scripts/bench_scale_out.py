@@ -206,7 +206,7 @@ def dispatched(address: str, jobs: int) -> tuple[float, float]:
     def answered(answer: Answer) -> Answer:
         return answer
 
-    with RayEngine(cluster=Empty(address, ship=False)) as engine:
+    with RayEngine(cluster=Empty(address, ship=False), jobs=1000) as engine:
         list(engine.run(tasks("nothing", 4), Silent()))
         began, driver = time.monotonic(), time.process_time()
         list(engine.run(tasks("nothing", jobs), Silent()))

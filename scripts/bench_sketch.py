@@ -1,8 +1,8 @@
 """Planted defects and honest rewrites through a sketch: are they found, located, left alone?
 
     python scripts/bench_sketch.py [--families gpt cnn bert] [--candidates numpy keras]
-        [--bytes 30000] [--per-kind 1] [--least 100] [--results F]
-    python scripts/bench_sketch.py --large DIR [--candidates numpy torch] [--bytes 300000] ...
+        [--bytes 40000] [--per-kind 1] [--least 100] [--results F]
+    python scripts/bench_sketch.py --large DIR [--candidates numpy torch] [--bytes 400000] ...
 
 The reference of each pair is sketched once. The candidate is given the reference's weights, a
 defect is planted, and one run of it is compared with the sketch. A defect counts if its ratio is
@@ -208,7 +208,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--families", nargs="*", default=["gpt", "cnn", "bert"])
     parser.add_argument("--candidates", nargs="*", default=["numpy", "keras"])
-    parser.add_argument("--bytes", type=int, default=30_000)
+    parser.add_argument("--bytes", type=int, default=40_000)
     parser.add_argument("--per-kind", type=int, default=1)
     parser.add_argument("--least", type=float, default=100.0)
     parser.add_argument("--results", type=Path, help="one JSON line for each case")

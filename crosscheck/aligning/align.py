@@ -32,7 +32,7 @@ from crosscheck.aligning.fingerprints import (
     repeating,
     size_and_kind,
 )
-from crosscheck.aligning.layout import SAME, Layout, Two, fitting
+from crosscheck.aligning.layout import SAME, Layout, fitting
 from crosscheck.aligning.pairing import Pairing, far, pair_outputs
 from crosscheck.aligning.refine import Refiner
 from crosscheck.trace import Trace
@@ -70,6 +70,7 @@ class Aligner:
         self._pairing = Pairing(reference, candidate, explicit, skip)
         self._refiner = Refiner(self._pairing, anchors)
         self._latest: tuple[int, Trace, Alignment] | None = None
+        self._free_errors: dict[tuple[str, str, Layout], float] = {}
         self._learn_layouts()
         for r, c in explicit.items():
             self._pairing.add(r, c, "explicit")
@@ -90,10 +91,7 @@ class Aligner:
         p = self._pairing
         candidate = p.candidate if trace is None else PreparedTrace.of(trace)
         alike = self._alike(candidate)
-        errors = differences(
-            (layout.to_reference(candidate.value(c)), p.reference.value(r))
-            for r, c, layout in alike
-        )
+        errors = self._errors(alike, candidate)
         proposals = [
             (p.likeness(r, c, layout, error), r, c, error)
             for (r, c, layout), error in zip(alike, errors, strict=True)
@@ -210,31 +208,42 @@ class Aligner:
             r: iter(p.nearest(r, like)[:MOST_ALIKE])
             for r, like in tables.like(p.reference, next(shapes))
         }
-        partners: dict[str, str] = {}
+        equal: dict[str, list[Layout]] = {}
         while waiting:
             nearest = {r: c for r, like in waiting.items() if (c := next(like, None)) is not None}
-            equal = self._equal_in_some_layout(nearest)
-            partners |= {r: nearest[r] for r in equal}
+            equal |= self._equal_in(nearest)
             waiting = {r: waiting[r] for r in nearest if r not in equal}
-        voters = (r for r in p.reference.shapes if r in partners)
-        self._pairing.book.learn(
-            ((p.reference.value(r), p.candidate.value(partners[r])) for r in voters),
-            tolerance=SAME_VALUE,
-        )
+        for r, shape in p.reference.shapes.items():
+            p.book.vote(equal.get(r, ()), len(shape))
 
-    def _equal_in_some_layout(self, pairs: Mapping[str, str]) -> set[str]:
-        """The reference sites of those pairs whose values are equal in a known layout."""
+    def _equal_in(self, pairs: Mapping[str, str]) -> dict[str, list[Layout]]:
+        """Of those pairs whose values are equal: the layouts in which they are, by reference
+        site."""
         ours, theirs = self._pairing.reference, self._pairing.candidate
-        tried: list[str] = []
+        laid_out = [
+            (r, c, layout)
+            for r, c in pairs.items()
+            for layout in fitting(ours.shapes[r], theirs.shapes[c])
+        ]
+        found: defaultdict[str, list[Layout]] = defaultdict(list)
+        for (r, _, layout), error in zip(laid_out, self._errors(laid_out, theirs), strict=True):
+            if error <= SAME_VALUE:
+                found[r].append(layout)
+        return found
 
-        def laid_out() -> Iterator[Two]:
-            for r, c in pairs.items():
-                for layout in fitting(ours.shapes[r], theirs.shapes[c]):
-                    tried.append(r)
-                    yield layout.to_reference(theirs.value(c)), ours.value(r)
-
-        errors = differences(laid_out())
-        return {r for r, error in zip(tried, errors, strict=True) if error <= SAME_VALUE}
+    def _errors(
+        self, asked: Sequence[tuple[str, str, Layout]], candidate: PreparedTrace
+    ) -> list[float]:
+        """`differences` of sites of the reference and of ``candidate``; between the free runs each
+        is computed once."""
+        ours = self._pairing.reference
+        known = self._free_errors if candidate is self._pairing.candidate else {}
+        new = [one for one in dict.fromkeys(asked) if one not in known]
+        errors = differences(
+            (layout.to_reference(candidate.value(c)), ours.value(r)) for r, c, layout in new
+        )
+        known |= zip(new, errors, strict=True)
+        return [known[one] for one in asked]
 
     def _named_inputs(self) -> list[tuple[str, str]]:
         """Inputs with the same content under the same name, or in the same place."""

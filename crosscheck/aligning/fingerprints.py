@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ import numpy as np
 from crosscheck.aligning.layout import Two, relative_errors
 from crosscheck.aligning.names import Tokens, canonical
 from crosscheck.arrays import is_float
-from crosscheck.kernels.pairs import moments
+from crosscheck.kernels.pairs import moments_of
 from crosscheck.kernels.stacked import matrix, of_one_size
 from crosscheck.observers import Key
 from crosscheck.trace import Trace, owner
@@ -41,6 +42,7 @@ HUGE = 1e100
 """Numbers above are squared in units of the largest."""
 SAMPLE = 4096
 """Elements that are looked at before all of two values are compared."""
+MOST_SAMPLES = 256  # held at once: 8 MiB
 
 
 def fingerprint(value: np.ndarray) -> np.ndarray:
@@ -54,12 +56,7 @@ def fingerprint(value: np.ndarray) -> np.ndarray:
         below minus the rms, and of what exceeds twice the rms in size (over finite elements); the
         count of non-finite elements.
     """
-    sums = moments(value)
-    if sums is not None and sums[0][4] <= HUGE:
-        (total, squares, sizes, bad, _), tails = sums
-        n = max(value.size - bad, 1.0)
-        return np.array([total / n, math.sqrt(squares / n), sizes / n, *(tails / n), bad])
-    return _fingerprint(value.reshape(-1).astype(np.float64))
+    return fingerprints([value])[0]
 
 
 def fingerprints(values: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -70,7 +67,15 @@ def fingerprints(values: Sequence[np.ndarray]) -> list[np.ndarray]:
         ordinary = np.abs(rows).max(axis=1) <= HUGE  # not where something is NaN
         numbers = [i for i, plain in zip(some, ordinary.tolist(), strict=True) if plain]
         found |= zip(numbers, _of_rows(rows[ordinary]), strict=True)
-    return [found[i] if i in found else fingerprint(value) for i, value in enumerate(values)]
+    others = [i for i in range(len(values)) if i not in found]
+    for i, sums in zip(others, moments_of([values[i] for i in others]), strict=True):
+        if sums is not None and sums[0][4] <= HUGE:
+            (total, squares, sizes, bad, _), tails = sums
+            n = max(values[i].size - bad, 1.0)
+            found[i] = np.array([total / n, math.sqrt(squares / n), sizes / n, *(tails / n), bad])
+        else:
+            found[i] = _fingerprint(values[i].reshape(-1).astype(np.float64))
+    return [found[i] for i in range(len(values))]
 
 
 def _fingerprint(flat: np.ndarray) -> np.ndarray:
@@ -127,10 +132,13 @@ def differences(pairs: Iterable[Two]) -> list[float]:
     """The relative error of each value; inf where a sample of the elements already shows that the
     two have nothing in common."""
     apart: list[bool] = []
+    samples = _Samples()
 
     def alike() -> Iterator[Two]:
         for value, truth in pairs:
-            apart.append(_nothing_in_common(value, truth))
+            # A smaller one is looked at as a whole just as fast.
+            sampled = truth.size > 2 * SAMPLE
+            apart.append(sampled and _nothing_in_common(samples.of(value), samples.of(truth)))
             if not apart[-1]:
                 yield value, truth
 
@@ -139,13 +147,35 @@ def differences(pairs: Iterable[Two]) -> list[float]:
 
 
 def _nothing_in_common(value: np.ndarray, truth: np.ndarray) -> bool:
-    if truth.size <= 2 * SAMPLE:
-        return False  # all of it is looked at just as fast
-    places = np.unravel_index(np.linspace(0, truth.size - 1, SAMPLE).astype(int), truth.shape)
-    a, b = value[places].astype(np.float64), truth[places].astype(np.float64)
-    finite = np.isfinite(a) & np.isfinite(b)
-    a, b = a[finite], b[finite]
-    return bool(a.size and np.median(np.abs(a - b)) > 0.1 * np.sqrt(np.mean(b * b)))
+    """Whether most elements are off by more than a tenth of their size."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        error, squares = np.abs(value - truth), truth * truth
+    finite = np.isfinite(error)
+    if not finite.all():
+        error, squares = error[finite], squares[finite]
+    above = np.count_nonzero(error > 0.1 * math.sqrt(squares.mean())) if error.size else 0
+    return bool(2 * above > error.size)
+
+
+class _Samples:
+    """The sampled elements of arrays that are compared with several others."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[np.ndarray], np.ndarray]] = {}
+
+    def of(self, value: np.ndarray) -> np.ndarray:
+        """Float64 (`SAMPLE`,), in the order of the array's axes."""
+        held, sample = self._known.get(id(value), (None, None))
+        if held is None or sample is None or held() is not value:
+            if len(self._known) >= MOST_SAMPLES:
+                self._known.clear()
+            flat = np.linspace(0, value.size - 1, SAMPLE).astype(int)
+            if value.flags.c_contiguous:
+                sample = value.reshape(-1)[flat].astype(np.float64)
+            else:
+                sample = value[np.unravel_index(flat, value.shape)].astype(np.float64)
+            self._known[id(value)] = weakref.ref(value), sample
+        return sample
 
 
 def size_and_kind(value: np.ndarray) -> tuple[int, str]:
@@ -192,7 +222,10 @@ class PreparedTrace:
         """One number throughout: that another site holds it too says little."""
         if site not in self._constant:
             value = self.value(site)
-            self._constant[site] = bool((value == value.flat[0]).all()) if value.size else True
+            self._constant[site] = not value.size or bool(
+                value.flat[0] == value.flat[-1]  # as a rule, these tell
+                and (value == value.flat[0]).all()
+            )
         return self._constant[site]
 
     def kind(self, site: str) -> str:

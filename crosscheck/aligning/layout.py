@@ -15,6 +15,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -53,6 +54,13 @@ class Layout:
 
     axes: tuple[int, ...] | None = None
     shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.axes, self.shapes))
 
     def to_reference(self, candidate: np.ndarray) -> np.ndarray:
         """A candidate's value in the reference's layout; a view wherever NumPy can make one."""
@@ -129,24 +137,16 @@ class LayoutBook:
         self._votes: defaultdict[int, Counter[Layout]] = defaultdict(Counter)
         self._chosen: dict[tuple[Shape, Shape, bool], Layout | None] = {}
 
-    def learn(self, pairs: Iterable[Two], *, tolerance: float) -> None:
-        """Let pairs of equal content (reference, candidate) vote; ambiguous ones abstain."""
-        options: list[tuple[int, int, Layout]] = []  # pair, its dimensions, layout
+    def vote(self, equal: Sequence[Layout], ndim: int) -> None:
+        """Let a pair of values vote.
 
-        def laid_out() -> Iterator[Two]:
-            for number, (reference, candidate) in enumerate(pairs):
-                for layout in fitting(reference.shape, candidate.shape):
-                    options.append((number, reference.ndim, layout))
-                    yield layout.to_reference(candidate), reference
-
-        equal: defaultdict[tuple[int, int], list[Layout]] = defaultdict(list)
-        for error, (number, ndim, layout) in zip(relative_errors(laid_out()), options, strict=True):
-            if error <= tolerance:
-                equal[number, ndim].append(layout)
-        for (_, ndim), layouts in equal.items():
-            if len(layouts) == 1:
-                self._votes[ndim][layouts[0]] += 1
-                self._chosen.clear()
+        Args:
+            equal: the layouts in which the two are equal; with several, the pair abstains.
+            ndim: their number of dimensions.
+        """
+        if len(equal) == 1:
+            self._votes[ndim][equal[0]] += 1
+            self._chosen.clear()
 
     def choose(
         self, reference: tuple[int, ...], candidate: tuple[int, ...], *, merged: bool = False

@@ -60,40 +60,41 @@ def _components(path: str) -> list[tuple[str, Tokens]]:
     return [(path[: part.start()], _words(part[0])) for part in _PART.finditer(path)]
 
 
-def _families(paths: Iterable[str]) -> set[tuple[str, Tokens]]:
-    """(parent, words) of the numbered parts: ``a/dense_1`` -> ``("a/", ("dense",))``."""
-    return {
-        (parent, words[:-1])
-        for path in paths
-        for parent, words in _components(path)
-        if len(words) > 1 and words[-1].isdigit()
-    }
+@lru_cache(maxsize=1 << 14)
+def _meant(words: Tokens) -> Tokens:
+    return tuple([_SAME.get(word, word) for word in words])
 
 
 def canonical(paths: Iterable[str]) -> dict[str, Tokens]:
     """path -> its words, numbers replaced by ranks among all the given paths."""
-    paths = list(paths)
-    families = _families(paths)
-    words: dict[str, list[str]] = {}
-    for path in paths:
-        words[path] = parts = []
-        for parent, component in _components(path):
-            parts += [_SAME.get(word, word) for word in component]
-            if (parent, component) in families:
-                parts.append(_UNNUMBERED)
-    numbers: defaultdict[Tokens, set[int]] = defaultdict(set)
-    for parts in words.values():
-        for i, part in enumerate(parts):
-            if _is_number(part):
-                numbers[tuple(parts[:i])].add(int(part))
-    ranks = {p: {n: r for r, n in enumerate(sorted(ns))} for p, ns in numbers.items()}
-    return {
-        path: tuple(
-            str(ranks[tuple(parts[:i])][int(part)]) if _is_number(part) else part
-            for i, part in enumerate(parts)
-        )
-        for path, parts in words.items()
+    components = {path: _components(path) for path in paths}
+    # (parent, words) of the numbered parts: ``a/dense_1`` -> ``("a/", ("dense",))``.
+    families = {
+        (parent, words[:-1])
+        for parts in components.values()
+        for parent, words in parts
+        if len(words) > 1 and words[-1].isdigit()
     }
+    words: dict[str, list[str]] = {}
+    places: dict[str, list[tuple[int, Tokens, int]]] = {}  # of numbers, with what stands before
+    numbers: defaultdict[Tokens, set[int]] = defaultdict(set)
+    for path, parts in components.items():
+        found: list[str] = []
+        words[path] = found
+        for parent, component in parts:
+            found += _meant(component)
+            if (parent, component) in families:
+                found.append(_UNNUMBERED)
+        places[path] = [
+            (i, tuple(found[:i]), int(word)) for i, word in enumerate(found) if _is_number(word)
+        ]
+        for _, before, number in places[path]:
+            numbers[before].add(number)
+    ranks = {p: {n: str(r) for r, n in enumerate(sorted(ns))} for p, ns in numbers.items()}
+    for path, found in words.items():
+        for i, before, number in places[path]:
+            found[i] = ranks[before][number]
+    return {path: tuple(found) for path, found in words.items()}
 
 
 def _is_number(word: str) -> bool:

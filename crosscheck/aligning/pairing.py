@@ -117,6 +117,8 @@ class Pairing:
 
     def nearest(self, r: str, sites: Sequence[str]) -> list[str]:
         """Candidate sites by how near to ``r`` they come in their run, those of its name first."""
+        if len(sites) < 2:
+            return [*sites]
         name, names, order = self.reference.names[r], self.candidate.names, self.candidate.order
         here = self.reference.order[r] / len(self.reference.order)
         return sorted(sites, key=lambda c: (names[c] != name, abs(here - order[c] / len(order))))

@@ -234,9 +234,19 @@ class Refiner:
         """Pair the two layers that made a differing input, if neither has a partner yet."""
         r = self.pairing.reference.trace.info.sources.get(edge.reference)
         c = trace.info.sources.get(edge.candidate)
-        if r is None or c is None or (r, c) in self.pairing.refused:
+        if r is None or c is None or (r, c) in self.pairing.refused or self._come_later(r, c):
             return False
         return self.pairing.layout(r, c) is not None and self.pairing.add(r, c, "order")
+
+    def _come_later(self, r: str, c: str) -> bool:
+        """Whether one of two layers has the parameters of a layer that runs behind the other one:
+        that is its partner, and the two sides call their layers in another order."""
+        p = self.pairing
+        return any(
+            (a == r and b != c and p.candidate.order[b] > p.candidate.order[c])
+            or (b == c and a != r and p.reference.order[a] > p.reference.order[r])
+            for a, b in self.anchored
+        )
 
     # -- anchors -------------------------------------------------------------------------------
 

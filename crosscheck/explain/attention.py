@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from crosscheck.explain.evidence import Evidence, Proposal
+from crosscheck.explain.hidden import hidden_in
+from crosscheck.explain.masks import another_number
 from crosscheck.explain.registry import register
 
 __all__: list[str] = []
-
-_MASKED = -1e4  # a score below this is masked, by whatever number
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class _Scores:
         per_head: whether columns run (head, part, size) for (part, head, size).
         divisor: name of what scores are divided by: a key of `_divisors`.
         mask: "reference": as the reference has it; else which keys a query may see.
+        added: to masked scores; None: they hold the reference's number.
     """
 
     source: str
@@ -38,6 +39,7 @@ class _Scores:
     per_head: bool = False
     divisor: str = "the root of the head size"
     mask: str = "reference"
+    added: float | None = None
 
     def __call__(self, e: Evidence) -> np.ndarray:
         """The scores (B, heads, T, T)."""
@@ -48,9 +50,10 @@ class _Scores:
         part = 3 if self.per_head else 2
         q, k = (np.take(cut, i, axis=part).swapaxes(1, 2) for i in self.parts)  # (B, nh, T, hs)
         scores = q @ k.swapaxes(-1, -2) / _divisors(q.shape[-1], heads)[self.divisor]
-        hidden = e.reference < _MASKED
+        hidden = hidden_in(e.reference)
         if self.mask == "reference":
-            return np.asarray(np.where(hidden, e.reference, scores))
+            other = e.reference if self.added is None else scores + self.added
+            return np.asarray(np.where(hidden, other, scores))
         visible = _VISIBLE[self.mask](np.ones((length, length), dtype=bool))
         return np.asarray(np.where(visible, scores, np.min(e.reference)))
 
@@ -84,9 +87,10 @@ def scores(e: Evidence) -> Iterator[Proposal]:
         if divisor != ours.divisor:
             text = f"scores are divided by {divisor}; in the reference by {ours.divisor}"
             yield Proposal("attention_scale", text, replace(ours, divisor=divisor))
-    if (e.reference < _MASKED).any():
+    if hidden_in(e.reference).any():
         for mask in _VISIBLE:
             yield Proposal("attention_mask", mask, replace(ours, mask=mask))
+        yield from another_number(e, lambda added: replace(ours, added=added))
     layout = "split per head, not into flat thirds"
     if ours.per_head:
         layout = "split into flat thirds, not per head"
@@ -117,26 +121,6 @@ def _reference_scores(e: Evidence) -> _Scores | None:
                 if e.fits_reference(made(e)):
                     return made
     return None
-
-
-@register("forward")
-def scaled_mask(e: Evidence) -> Iterator[Proposal]:
-    """Another number for what is masked."""
-    hidden = e.reference < _MASKED
-    if not hidden.any() or np.isnan(e.candidate).any():
-        return
-    value = float(np.min(e.candidate))
-    if value < _MASKED and np.all(e.candidate[hidden] == value):
-        yield Proposal(
-            "mask_value",
-            f"masked scores are {value:g}, not {float(np.min(e.reference)):g}",
-            functools.partial(_masked_by, value=value),
-            constants=1,
-        )
-
-
-def _masked_by(e: Evidence, *, value: float) -> np.ndarray:
-    return np.where(e.reference < _MASKED, value, e.reference)
 
 
 @register("forward")

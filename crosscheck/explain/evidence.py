@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
 from crosscheck.adapters.base import Parameter
 from crosscheck.compare import Difference, compare
+from crosscheck.explain.hidden import hidden_by, ratio_beside
 from crosscheck.judging.judge import without_fill
 from crosscheck.judging.noise import AGREE, Floor, judge
 from crosscheck.results import Phase
 
-__all__ = ["Evidence", "Prediction", "Proposal", "Use"]
+__all__ = ["Evidence", "Prediction", "Proposal", "Sibling", "Use"]
 
 Prediction = Callable[..., "np.ndarray | tuple[np.ndarray, np.ndarray]"]
 
@@ -30,6 +32,22 @@ class Use:
     kind: str
     inputs: tuple[np.ndarray, ...]
     given: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Sibling:
+    """A layer that the code around a wrong input calls: what it was given, returned and owns.
+
+    Attributes:
+        when: -1 before the layer that is given the wrong input, 0 that layer itself, 1 behind it.
+        inputs, output: in the reference, float64.
+    """
+
+    name: str
+    when: int
+    inputs: tuple[np.ndarray, ...]
+    output: np.ndarray
+    parameters: tuple[Parameter, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +74,8 @@ class Evidence:
             hand, by site; backward, cotangents that the value's may be a sum of.
         absent: those of ``nearby`` that have no partner in the candidate, with the parameters of
             theirs that it has no counterpart of.
+        siblings: of a wrong input, or of a wrong cotangent at an output, the layers that the code
+            around it calls.
         uses: every layer that reads ``parameter`` (parameter gradients).
         train: whether the model ran in train mode.
         floor, own: what rounding may do here, and the reference's own error against the oracle.
@@ -79,6 +99,7 @@ class Evidence:
     others: Mapping[str, np.ndarray] = field(default_factory=dict)
     nearby: Mapping[str, np.ndarray] = field(default_factory=dict)
     absent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    siblings: tuple[Sibling, ...] = ()
     uses: tuple[Use, ...] = ()
     train: bool = False
 
@@ -87,8 +108,16 @@ class Evidence:
         value = self.candidate if value is None else value
         if prediction.shape != value.shape:
             return float("inf")
+        if self._hidden is not None:
+            own, floor = self.own, self.floor
+            return ratio_beside(self._hidden, value, prediction, self.reference, own, floor)
         value, _, prediction = without_fill(value, prediction, prediction)
         return judge(compare(value, prediction), self.own, self.floor).ratio
+
+    @cached_property
+    def _hidden(self) -> np.ndarray | None:
+        """Where the reference's value is masked, if it is scores with a mask."""
+        return hidden_by(self.reference) if self.phase == "forward" else None
 
     def fits_candidate(self, prediction: np.ndarray) -> bool:
         """Whether a prediction is the candidate's value up to rounding."""

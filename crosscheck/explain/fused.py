@@ -6,13 +6,13 @@ Its inside is made again from its parameters, (3·C, C) and (C, C), and then dif
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from crosscheck.explain.evidence import Evidence, Proposal
-from crosscheck.explain.heads import Attention, variants
+from crosscheck.explain.heads import POLARITIES, Attention, head_counts, variants
 from crosscheck.explain.registry import register
 
 __all__: list[str] = []
@@ -74,16 +74,77 @@ def fused_attention(e: Evidence) -> Iterator[Proposal]:
             yield replace(proposal, predict=replace(ours, attention=proposal.predict))
 
 
+def _masks(e: Evidence) -> tuple[str, ...]:
+    """What may hide keys: nothing, the order, or flags that the layer is given."""
+    flags = any(x.dtype.kind == "b" and x.ndim in (2, 3, 4) for x in e.inputs)
+    return (*POLARITIES, "none", "causal") if flags else ("none", "causal")
+
+
 def _reference(e: Evidence) -> _Fused | None:
-    """How many heads it has, whether it is causal, and which axis is the batch."""
+    """How many heads it has, what is masked, and which axis is the batch."""
     width = e.reference.shape[-1]
     for batch_first, mask, heads in itertools.product(
-        (True, False), ("none", "causal"), range(1, MOST_HEADS + 1)
+        (True, False), _masks(e), range(1, MOST_HEADS + 1)
     ):
         if width % heads or e.reference.size * heads > MOST_ELEMENTS:
             continue
         attention = Attention("q", "k", heads, "flat", "v", mask=mask)
         fused = _Fused(attention, batch_first)
-        if e.fits_reference(fused(e)):
+        if _fits(e, fused):
             return fused
+    return None
+
+
+def _fits(e: Evidence, made: Callable[[Evidence], np.ndarray]) -> bool:
+    try:
+        return e.fits_reference(made(e))
+    except ValueError:  # flags of another shape
+        return False
+
+
+# -- without projections ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Bare:
+    """A layer that is given queries, keys and values."""
+
+    attention: Attention
+
+    def __call__(self, e: Evidence) -> np.ndarray:
+        return self.attention(_with_names(e))
+
+
+def _with_names(e: Evidence) -> Evidence:
+    floats = [x for x in e.inputs if x.dtype.kind == "f"]
+    return replace(e, nearby=dict(zip("qkv", floats, strict=False)))
+
+
+@register("forward")
+def bare_attention(e: Evidence) -> Iterator[Proposal]:
+    """Scale, mask and heads of an attention whose inputs are queries, keys and values."""
+    floats = [x for x in e.inputs if x.dtype.kind == "f"]
+    if len(floats) != 3 or e.parameters or e.which or {x.ndim for x in floats} not in ({3}, {4}):
+        return
+    ours = _bare_reference(e, floats[0])
+    for proposal in variants(_with_names(e), ours.attention) if ours else ():
+        if isinstance(proposal.predict, Attention):
+            yield replace(proposal, predict=_Bare(proposal.predict))
+
+
+def _bare_reference(e: Evidence, q: np.ndarray) -> _Bare | None:
+    """How the reference attends; None where it does not."""
+    layouts = ("flat",) if q.ndim == 3 else ("heads first", "heads second")
+    for layout, mask in itertools.product(layouts, _masks(e)):
+        counts = head_counts(e, q) if q.ndim == 3 else [q.shape[1 if layout[-5:] == "first" else 2]]
+        for heads in counts:
+            if e.reference.size * heads > MOST_ELEMENTS:
+                continue
+            merged = "flat" if layout != "heads first" else "unmoved"
+            for blank in (np.nan, 0.0):
+                made = Attention(
+                    "q", "k", heads, layout, "v", mask=mask, merged=merged, blank=blank
+                )
+                if _fits(e, _Bare(made)):
+                    return _Bare(made)
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,10 +13,12 @@ from crosscheck.arrays import is_float
 from crosscheck.compare import Difference, compare
 from crosscheck.comparisons import Item, buffer_items, gradient_items, site_items, value_of
 from crosscheck.comparisons import weight_items as items_of_weights
-from crosscheck.explain.evidence import Evidence, Use
+from crosscheck.explain.evidence import Evidence, Sibling, Use
+from crosscheck.explain.hidden import hidden_by
+from crosscheck.judging.again import fresh_runs
 from crosscheck.judging.judge import Judge, in_reference_layout, without_fill
 from crosscheck.judging.noise import Floor, unit_roundoff
-from crosscheck.judging.settle import fresh_runs
+from crosscheck.locating.surroundings import Passages
 from crosscheck.pipeline import Evidence as Check
 from crosscheck.results import SiteResult
 from crosscheck.trace import Trace, owner
@@ -24,6 +26,7 @@ from crosscheck.trace import Trace, owner
 __all__ = ["Sites", "at_weights", "on_fresh_inputs"]
 
 LARGEST = 4_000_000  # elements; about a second of processor time for each million
+MOST_BESIDE = 5  # layers of the same container that are looked at, either side of one
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,21 @@ class Sites:
     def _parameters(self) -> tuple[Parameter, ...]:
         return self.check.reference.adapter.parameters()
 
+    def item(self, result: SiteResult) -> Item | None:
+        """The comparison that a result is of; None where these runs do not show it."""
+        return self._items.get((result.phase, result.kind, result.reference, result.candidate))
+
     def at(self, result: SiteResult) -> Evidence | None:
         """The evidence at a result; None where nothing can be said (shapes differ, too large)."""
-        item = self._items.get((result.phase, result.kind, result.reference, result.candidate))
+        item = self.item(result)
         if item is None:
             return None
         reference = value_of(item, self.reference, side="reference")
         raw = value_of(item, self.candidate, side="candidate")
-        if reference is None or reference.size > LARGEST or not is_float(reference):
+        if reference is None or reference.size > LARGEST:
+            return None
+        reference, raw = numbers(reference), None if raw is None else numbers(raw)
+        if not is_float(reference):
             return None
         value = in_reference_layout(item, raw, reference)
         if value is None and raw is not None:
@@ -73,7 +83,7 @@ class Sites:
         truth = None
         if self.judge.oracle is not None:
             truth = value_of(item, self.judge.oracle, side="reference")
-        truth = reference if truth is None else truth
+        truth = reference if truth is None else numbers(truth)
         evidence = Evidence(
             phase=result.phase,
             kind=result.kind,
@@ -89,10 +99,13 @@ class Sites:
 
     def _with_layer(self, evidence: Evidence, result: SiteResult) -> Evidence:
         site = owner(result.reference)
-        if (result.phase, result.kind) == ("forward", "input"):
-            site = self.reference.info.parents.get(site, "")
+        given = (result.phase, result.kind) == ("forward", "input")
+        if given:
+            here = self._passages.given(result.reference, result.candidate)
+            result = replace(result, reference=here[0], candidate=here[1])
+            site = self.reference.info.parents.get(owner(here[0]), "")
         slots = self.reference.inputs_of(owner(result.reference))
-        backward = result.phase == "backward"
+        backward, around = result.phase == "backward", result.kind == "cotangent"
         return replace(
             evidence,
             layer=self.reference.info.layers.get(site, ""),
@@ -104,6 +117,29 @@ class Sites:
             parameters=self._owned(site),
             nearby=(nearby := self._nearby(result)),
             absent={name: self._unused(name) for name in nearby if name in self._without_partner},
+            siblings=self._siblings(result.reference) if given or around else (),
+        )
+
+    @cached_property
+    def _passages(self) -> Passages:
+        return Passages(self.check.alignment, self.check.free_reference, self.check.forced)
+
+    def _siblings(self, slot: str) -> tuple[Sibling, ...]:
+        """The layers that are called beside one that is given a wrong input, the nearest ones."""
+        info, home = self.reference.info, self.reference.info.parents.get(owner(slot))
+        calls = [
+            name
+            for kind, name in self.reference.values
+            if kind == "activation" and name in info.layers and info.parents.get(name) == home
+        ]
+        if owner(slot) not in calls:
+            return ()
+        here = calls.index(owner(slot))
+        first = max(0, here - MOST_BESIDE)
+        return tuple(
+            Sibling(name, (i > here) - (i < here), self._inputs(name), made, self._owned(name))
+            for i, name in enumerate(calls[first : here + MOST_BESIDE + 1], first)
+            if (made := self._get("activation", name)) is not None and made.dtype.kind == "f"
         )
 
     @cached_property
@@ -191,6 +227,7 @@ class Sites:
             inside = kind == "activation" and (
                 info.parents.get(owner(name)) == home or name in self._without_partner
             )
+            inside |= name.startswith("input:") and info.parents.get(home) is None
             own = kind == "input" and owner(name) == home
             if (inside or own) and is_float(values[kind, name]):
                 found[name if inside else f"{name} (input)"] = wide(values[kind, name])
@@ -252,17 +289,24 @@ def at_weights(check: Check, result: SiteResult) -> Evidence | None:
     return None
 
 
-def on_fresh_inputs(check: Check, judge: Judge, *, backward: bool) -> Sites | None:
-    """The same sites on other inputs; None where there are no others (`fresh_runs`).
+def on_fresh_inputs(
+    check: Check, judge: Judge, *, backward: bool, only: Sequence[Item]
+) -> Sites | None:
+    """The sites of ``only`` on other inputs; None where there are no others (`fresh_runs`).
 
     Raises:
         CrosscheckError: a model cannot take the new inputs, or gives nothing to compare.
     """
-    runs = fresh_runs(check, judge, seed=check.seed, backward=backward)
+    runs = fresh_runs(check, judge, seed=check.seed, backward=backward, only=only)
     if runs is None:
         return None
     reference, candidate, again = runs
     return Sites(check, reference, candidate, again, backward)
+
+
+def numbers(value: np.ndarray) -> np.ndarray:
+    """Flags as zeros and ones, everything else as it is."""
+    return value.astype(np.float32) if value.dtype.kind == "b" else value
 
 
 def wide(value: np.ndarray) -> np.ndarray:
@@ -274,6 +318,9 @@ def _own_error(value: np.ndarray, reference: np.ndarray, truth: np.ndarray) -> D
     """The reference's against the oracle, without what stands for minus infinity on both sides."""
     if value.shape != reference.shape:
         return compare(reference, truth)
+    hidden = hidden_by(truth)
+    if hidden is not None:
+        return compare(reference[~hidden], truth[~hidden])
     return compare(*without_fill(value, reference, truth)[1:])
 
 

@@ -15,13 +15,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from crosscheck.explain.evidence import Evidence, Proposal
+from crosscheck.explain.hidden import hidden_in
+from crosscheck.explain.masks import another_number
 from crosscheck.explain.registry import register
 
-__all__ = ["Attention", "softmax", "variants"]
+__all__ = ["POLARITIES", "Attention", "cut", "head_counts", "softmax", "variants"]
 
-MASKED = -1e4  # a score below this is masked, by whatever number
 LAYOUTS = ("flat", "dim-major", "heads first", "heads second")
 SHARED = {"neighbours": "repeat_interleave", "around": "tile"}
+POLARITIES = ("drops", "keeps")
 CAPS = (50.0, 30.0, 20.0, 10.0, 5.0)
 MOST_VALUES = 6  # at hand, the latest; and of those that layers made, the ones tried as q, k, v
 MOST_MADE = 4
@@ -39,7 +41,10 @@ class Attention:
         scale: what products are multiplied by: a key of `_scales`.
         cap: soft cap; 0: none.
         shared: how fewer heads of keys are spread over the queries'.
-        mask: ``"reference"``: the scores' own; else a key of `_MASKS`.
+        mask: ``"reference"``: the scores' own; ``"drops"``, ``"keeps"``: what flags among the
+            inputs do where they are True; else a key of `_MASKS`.
+        blank: what is made of a query that sees nothing.
+        added: to masked scores; None: they hold the reference's number.
         axis: of the softmax.
         merged: how heads are put side by side: as `layout`; ``"unmoved"``: reshaped as they are.
     """
@@ -53,8 +58,10 @@ class Attention:
     cap: float = 0.0
     shared: str = "neighbours"
     mask: str = "reference"
+    added: float | None = None
     merged: str = "flat"
     axis: int = -1
+    blank: float = math.nan
 
     def scores(self, e: Evidence) -> np.ndarray:
         """(B, H, T, S), the reference's own numbers where its scores are masked."""
@@ -64,17 +71,24 @@ class Attention:
         s = q @ k.swapaxes(-1, -2) * _scales(size, self.heads)[self.scale]
         s = self.cap * np.tanh(s / self.cap) if self.cap else s
         if self.mask == "reference":
-            return np.where(e.reference < MASKED, e.reference, s) if not self.v else s
+            other = e.reference if self.added is None else s + self.added
+            return np.where(hidden_in(e.reference), other, s) if not self.v else s
         if self.mask == "inverted":
-            return np.asarray(np.where(e.reference < MASKED, s, np.min(e.reference)))
+            return np.asarray(np.where(hidden_in(e.reference), s, np.min(e.reference)))
         fill = np.min(e.reference) if not self.v else -np.inf
+        if self.mask in POLARITIES:
+            dropped = np.broadcast_to(flags_of(e, s.shape) == (self.mask == "drops"), s.shape)
+            return np.where(dropped, fill, s)
         return np.where(_visible(self.mask, s.shape[-2:]), s, fill)
 
     def __call__(self, e: Evidence) -> np.ndarray:
         """The scores, or with ``v`` the weighted values, as the value at the site has them."""
         if not self.v:
             return self.scores(e)
-        weights = softmax(self.scores(e), self.axis)
+        scores = self.scores(e)
+        weights = softmax(scores, self.axis)
+        if self.mask in POLARITIES:
+            weights = np.where((scores == -np.inf).all(-1, keepdims=True), self.blank, weights)
         v = self._spread(e.nearby[self.v], e.nearby[self.q].size // self._rows(e))
         return join(weights @ v, self.merged, e.reference.shape)
 
@@ -119,6 +133,16 @@ def softmax(scores: np.ndarray, axis: int = -1) -> np.ndarray:
     """Along one axis."""
     e = np.exp(scores - scores.max(axis, keepdims=True))
     return np.asarray(e / e.sum(axis, keepdims=True))
+
+
+def flags_of(e: Evidence, shape: tuple[int, ...]) -> np.ndarray:
+    """The flags among a layer's inputs, so that they spread over scores (B, H, T, S)."""
+    flags = next(x for x in e.inputs if x.dtype.kind == "b")
+    if flags.ndim == 2 and flags.shape != shape[-2:]:
+        return flags[:, None, None, :]  # of each example's keys
+    if flags.ndim == 3:
+        return flags.reshape(shape[0], -1, *shape[-2:])
+    return flags
 
 
 def _visible(mask: str, shape: tuple[int, int]) -> np.ndarray:
@@ -199,11 +223,21 @@ _JOINED = {
 
 
 def _masks(e: Evidence, ours: Attention) -> Iterator[Proposal]:
-    if not ours.v and not (e.reference < MASKED).any():
+    if not ours.v and not hidden_in(e.reference).any():
+        return
+    if ours.mask in POLARITIES:
+        other = "keeps" if ours.mask == "drops" else "drops"
+        text = "the mask is read the other way round: True "
+        text += f"{other} what it {ours.mask} in the reference"
+        for blank in (math.nan, 0.0):
+            yield Proposal("mask_polarity", text, replace(ours, mask=other, blank=blank))
+        yield Proposal("attention_mask", "the mask is not applied", replace(ours, mask="none"))
         return
     for mask, text in _MASKS.items():
         if mask != ours.mask and not (ours.v and mask == "inverted"):
             yield Proposal("attention_mask", text, replace(ours, mask=mask))
+    if not ours.v:
+        yield from another_number(e, lambda added: replace(ours, added=added))
 
 
 def _caps(e: Evidence, ours: Attention) -> Iterator[Proposal]:
@@ -230,14 +264,14 @@ def _reference(e: Evidence) -> Attention | None:
                 return found
     made = [name for name in names if not name.endswith("(input)")][-MOST_MADE:]
     for q, k, v in itertools.permutations(made, 3):
-        for heads, mask in itertools.product(_head_counts(e, values[q]), ("none", "causal")):
+        for heads, mask in itertools.product(head_counts(e, values[q]), ("none", "causal")):
             found = _fitting(e, Attention(q, k, heads, "flat", v, mask=mask), ())
             if found is not None:
                 return found
     return None
 
 
-def _head_counts(e: Evidence, q: np.ndarray) -> list[int]:
+def head_counts(e: Evidence, q: np.ndarray) -> list[int]:
     if q.ndim == 4:
         return [q.shape[1]] if e.reference.size == q.size else []
     if q.shape != e.reference.shape:
@@ -290,7 +324,7 @@ def _is_near(e: Evidence, made: Attention) -> bool:
     s = made.cap * np.tanh(s / made.cap) if made.cap else s
     if not made.v:
         right = e.reference[:1, :, -1:]
-        seen = right > MASKED
+        seen = ~hidden_in(e.reference)[:1, :, -1:]
         return bool(np.allclose(s[seen], right[seen], rtol=1e-3, atol=1e-3))
     heads = softmax(s) @ made._spread(e.nearby[made.v][:1], q.shape[-1])  # it sees all others
     right = e.reference[0].reshape(heads.shape[1], -1, heads.shape[-1])[:, -1]

@@ -20,7 +20,7 @@ from crosscheck.explain.registry import register
 from crosscheck.explain.rounding import FORMATS, either
 from crosscheck.judging.noise import AGREE
 
-__all__ = ["Norm", "eps_of", "kinds_of", "reference_norm"]
+__all__ = ["Norm", "apart", "eps_of", "kinds_of", "reference_norm"]
 
 Distance = Callable[[np.ndarray], float]
 
@@ -298,7 +298,7 @@ def detached_statistics(e: Evidence) -> Iterator[Proposal]:
     """Mean and variance taken for constants: dx = dy · weight / √(v + eps)."""
     if e.kind != "input_cotangent" or e.output is None or e.given is None:
         return
-    norm = reference_norm(e, e.output, functools.partial(_apart, e.output))
+    norm = reference_norm(e, e.output, functools.partial(apart, e.output))
     if norm is None or norm.running:
         return
     yield Proposal(
@@ -313,7 +313,7 @@ def detached_statistics(e: Evidence) -> Iterator[Proposal]:
     )
 
 
-def _apart(value: np.ndarray, prediction: np.ndarray) -> float:
+def apart(value: np.ndarray, prediction: np.ndarray) -> float:
     """Relative distance in units in which 8 is as much as float32 may be off."""
     return float(np.linalg.norm(prediction - value) / np.linalg.norm(value)) / 4e-7
 

@@ -13,9 +13,9 @@ from crosscheck.explain.cells import GATES, Cell, Weights, run
 from crosscheck.explain.evidence import Evidence, Proposal
 from crosscheck.explain.registry import register
 
-__all__ = ["Network"]
+__all__ = ["NAMES", "Network", "has_rows_last", "layers_of", "orders", "part", "place", "sequence"]
 
-_NAMES = {"lstm": "ifgo", "gru": "rzn", "rnn": "h"}
+NAMES = {"lstm": "ifgo", "gru": "rzn", "rnn": "h"}
 MOST_STEPS = 200_000  # elements of the input times gates; a run costs a few passes over them
 
 
@@ -114,8 +114,8 @@ def layers_of(e: Evidence) -> list[list[Weights]]:
     for parameter in e.parameters:
         if parameter.kind not in GATES:
             continue
-        key = _place(parameter.name)
-        groups.setdefault(key, {})[_part(parameter)] = _rows_first(parameter)
+        key = place(parameter.name)
+        groups.setdefault(key, {})[part(parameter)] = _rows_first(parameter)
     layers: dict[int, list[Weights]] = {}
     for (layer, _), found in sorted(groups.items()):
         zeros = np.zeros(len(found["back"]))
@@ -126,14 +126,14 @@ def layers_of(e: Evidence) -> list[list[Weights]]:
     return list(layers.values())
 
 
-def _place(name: str) -> tuple[int, bool]:
+def place(name: str) -> tuple[int, bool]:
     """(layer, backward?) of ``weight_ih_l1_reverse`` and its like."""
     leaf = name.rpartition(".")[2]
     digits = leaf.partition("_l")[2].partition("_")[0]
     return (int(digits) if digits.isdigit() else 0), "reverse" in leaf or "backward" in name
 
 
-def _part(parameter: Parameter) -> str:
+def part(parameter: Parameter) -> str:
     leaf = parameter.name.replace("/", ".").rpartition(".")[2]
     back = "_hh" in leaf or "recurrent" in leaf
     if parameter.value.ndim == 1:
@@ -141,11 +141,15 @@ def _part(parameter: Parameter) -> str:
     return "back" if back else "into"
 
 
+def has_rows_last(parameter: Parameter) -> bool:
+    """Whether the gates run along the last axis of a matrix."""
+    axes = parameter.axes or ()
+    return parameter.value.ndim == 2 and len(axes) == 2 and axes[1].startswith("gates")
+
+
 def _rows_first(parameter: Parameter) -> np.ndarray:
     """The gates along the first axis."""
-    axes = parameter.axes or ()
-    last = parameter.value.ndim == 2 and len(axes) == 2 and axes[1].startswith("gates")
-    return parameter.value.T if last else parameter.value
+    return parameter.value.T if has_rows_last(parameter) else parameter.value
 
 
 @register("forward")
@@ -186,7 +190,7 @@ def _of_one_direction(ours: Network) -> Iterator[Proposal]:
 
 def _orders_of(cell: Cell) -> Iterator[tuple[str, str, Cell]]:
     """(name, statement, cell with its gates in another order)."""
-    names = _NAMES[cell.kind]
+    names = NAMES[cell.kind]
     for order in itertools.permutations(range(len(names))):
         if order != cell.gates:
             given = ", ".join(names[cell.gates.index(block)] for block in order)
@@ -229,7 +233,7 @@ def _reference(e: Evidence) -> Network | None:
     if sequence(e).size * 4 > MOST_STEPS:
         return None
     (kind,) = kinds
-    for order in _orders(e, kind):
+    for order in orders(e, kind):
         for batch_first, after, relu in itertools.product(
             (True, False),
             (True, False) if kind == "gru" else (True,),
@@ -243,9 +247,9 @@ def _reference(e: Evidence) -> Network | None:
     return None
 
 
-def _orders(e: Evidence, kind: str) -> list[tuple[int, ...]]:
+def orders(e: Evidence, kind: str) -> list[tuple[int, ...]]:
     """Where i, f, g, o (r, z, n) stand in the reference's weights: as its axes say, or as usual."""
-    names = _NAMES[kind]
+    names = NAMES[kind]
     found = [tuple(range(len(names)))]
     for parameter in e.parameters:
         for axis in parameter.axes or ():

@@ -29,8 +29,9 @@ Hypothesis = Callable[[Evidence], Iterable[Proposal]]
 
 _REGISTERED: dict[Hypothesis, tuple[Phase, ...]] = {}
 _OWN = (
-    "absent activations attention between dense fused gradients heads losses norms outputs pools "
-    "rearranged recurrent resize rotary sums transposed updates weights windows"
+    "absent activations attention attention_backward between dense fused gated gradients graphs "
+    "heads losses masks norms outputs placement pools rearranged recurrent recurrent_backward "
+    "resize rotary sums transposed updates weights windows"
 )
 _PACKAGE = "crosscheck.explain."
 

@@ -44,7 +44,7 @@ def explained(
     chosen = list(zip(divergences, flagged, strict=True))[:MOST]
     backward = check.reference.cotangents is not None
     first = Sites(check, check.free_reference, check.forced, judge, backward)
-    fresh = _Fresh(check, judge, [result for _, result in chosen])
+    fresh = _Fresh(first, [result for _, result in chosen])
     found = [replace(d, causes=_causes(result, first, fresh)) for d, result in chosen]
     return (*found, *divergences[len(found) :])
 
@@ -52,10 +52,8 @@ def explained(
 class _Fresh:
     """The runs on fresh inputs, made once and only when something needs them."""
 
-    def __init__(self, check: Check, judge: Judge, wanted: Sequence[SiteResult]) -> None:
-        self._check, self._judge = check, judge
-        phases = {result.phase for result in wanted}
-        self._backward = bool(phases & {"backward", "parameter_gradient"})
+    def __init__(self, first: Sites, wanted: Sequence[SiteResult]) -> None:
+        self._first, self._wanted = first, wanted
         self._sites: Sites | None = None
         self._asked = False
 
@@ -63,10 +61,16 @@ class _Fresh:
         if not self._asked:
             self._asked = True
             try:
-                self._sites = on_fresh_inputs(self._check, self._judge, backward=self._backward)
+                self._sites = self._made()
             except CrosscheckError:
                 self._sites = None  # a model that cannot take them: nothing is verified
         return None if self._sites is None else self._sites.at(result)
+
+    def _made(self) -> Sites | None:
+        items = [item for result in self._wanted if (item := self._first.item(result)) is not None]
+        backward = any(item.phase in ("backward", "parameter_gradient") for item in items)
+        check, judge = self._first.check, self._first.judge
+        return on_fresh_inputs(check, judge, backward=backward, only=items)
 
 
 def _causes(result: SiteResult, first: Sites, fresh: _Fresh) -> tuple[Cause, ...]:

@@ -19,7 +19,8 @@ from crosscheck.arrays import is_float
 from crosscheck.compare import compare
 from crosscheck.comparisons import Item, value_of
 from crosscheck.errors import SideFailed
-from crosscheck.judging.judge import Judge, errors, in_reference_layout
+from crosscheck.judging.fill import errors
+from crosscheck.judging.judge import Judge, in_reference_layout
 from crosscheck.judging.noise import AGREE, DIVERGE
 from crosscheck.judging.noise import judge as judge_errors
 from crosscheck.memory import new_values

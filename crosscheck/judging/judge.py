@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
 from crosscheck.arrays import dtype_name, is_float
-from crosscheck.compare import Difference, Three, compare, compare_three, describe
+from crosscheck.compare import (
+    Difference,
+    compare,
+    compare_three,
+    describe,
+)
 from crosscheck.comparisons import Item, value_of
+from crosscheck.judging.fill import errors_of, without_fill
 from crosscheck.judging.noise import (
     Floor,
     Judgement,
     Tolerance,
     floors,
-    judge,
+    judge_each,
     underflow,
     unit_roundoff,
     within,
@@ -44,8 +50,6 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 AT_ONCE = 1 << 24
 """Elements that are compared in one call, and so held at once where a layout takes a copy."""
 BYTES = 32  # for each of them: two sides in float32 and the oracle in float64, forced and free
-FILL, FILL_SHARE = 1e4, 1e-3
-"""Masks are at least so large, and all that is not masked is a smaller share of them."""
 DOUBTED = (
     "the reference does something else in float64 (draws random numbers?): judged against its own "
     "value"
@@ -106,6 +110,31 @@ class Judge:
                 looks, elements = [], 0
         return results | self._results(looks)
 
+    def free_ratios(self, items: Iterable[Item]) -> dict[Item, float | None]:
+        """ρ of the free runs alone; None where they have no such values."""
+        found: dict[Item, float | None] = {}
+        some: list[tuple[Item, Arrays]] = []
+        elements = 0
+        for item in items:
+            reference = value_of(item, self.reference, side="reference")
+            assert reference is not None, item
+            arrays, found[item] = self._free(item, reference)
+            if arrays is not None:
+                some.append((item, arrays))
+                elements += reference.size
+            if elements > within_limit(AT_ONCE, BYTES):
+                found |= self._judged_freely(some)
+                some, elements = [], 0
+        return found | self._judged_freely(some)
+
+    def _judged_freely(self, some: Sequence[tuple[Item, Arrays]]) -> dict[Item, float]:
+        if not some:
+            return {}
+        seen = compare_three([arrays for _, arrays in some])
+        floors = [self._free_floor(item, arrays[0]) for item, arrays in some]
+        judged = judge_each(*errors_of(seen), floors)
+        return {item: one.ratio for (item, _), one in zip(some, judged, strict=True)}
+
     def _look(self, item: Item, raw: np.ndarray | None) -> _Look:
         reference = value_of(item, self.reference, side="reference")
         assert reference is not None, item
@@ -113,56 +142,50 @@ class Judge:
         forced = None
         if value is not None:
             forced = value, reference, self.truth(item, reference)
-            if item in self.ties:
+            if self.ties and item in self.ties:
                 kept = ~self.ties[item]
                 forced = value[kept], reference[kept], forced[2][kept]
         return _Look(item, reference, raw, value, forced, *self._free(item, reference))
 
     def _results(self, looks: Sequence[_Look]) -> dict[Item, SiteResult]:
         """The results of what is looked at, from one pass over all of it."""
-        forced = [look.forced if self._by_floor(look) else None for look in looks]
-        free = [look.free for look in looks]
-        seen = iter(compare_three([arrays for arrays in (*forced, *free) if arrays is not None]))
-        seen_forced = [None if arrays is None else next(seen) for arrays in forced]
-        seen_free = [None if arrays is None else next(seen) for arrays in free]
-        return {
-            look.item: self._result(look, *both)
-            for look, *both in zip(looks, seen_forced, seen_free, strict=True)
-        }
+        self.reductions.ahead(look.item for look in looks)
+        for look in looks:
+            if look.forced is not None and not self._by_floor(look):
+                look.judgement = self._plainly(*look.forced[:2])
+        forced = [(look, look.forced) for look in looks if look.forced and not look.judgement]
+        seen = compare_three([arrays for _, arrays in forced])
+        floors = [self.floor(look.item, arrays[0]) for look, arrays in forced]
+        judged = judge_each(*errors_of(seen), floors)
+        for (look, _), judgement, metrics in zip(forced, judged, seen.metrics, strict=True):
+            look.judgement = judgement
+            look.metrics = None if self.ties and look.item in self.ties else metrics
+        ratios = self._judged_freely([(look.item, look.free) for look in looks if look.free])
+        for look in looks:
+            look.free_ratio = ratios.get(look.item, look.free_ratio)
+        return {look.item: self._result(look) for look in looks}
 
     def _by_floor(self, look: _Look) -> bool:
         """Whether it is judged by its error and not by equality or a tolerance."""
         return look.is_float and (self.tolerance is None or look.item.phase == "weights")
 
-    def _result(self, look: _Look, forced: Three | None, free: Three | None) -> SiteResult:
-        item = look.item
-        judgement = None
-        if look.forced is not None:
-            judgement = self._judgement(item, look.forced, forced, is_float=look.is_float)
-        ratio = look.free_ratio
-        if free is not None and look.free is not None:
-            floor = self._free_floor(item, look.free[0])
-            ratio = judge(*_errors(free, *look.free), floor).ratio
+    def _plainly(self, value: np.ndarray, reference: np.ndarray) -> Judgement:
+        if not (is_float(value) and is_float(reference)):
+            return exact(value, reference)
+        assert self.tolerance is not None
+        return within(self.tolerance, value, reference)
+
+    def _result(self, look: _Look) -> SiteResult:
         return site_result(
-            item,
+            look.item,
             look.reference,
             look.raw,
             look.value,
-            judgement,
-            None if forced is None or item in self.ties else forced.metrics,
-            free_ratio=ratio,
-            notes=self._notes(item, look.reference),
+            look.judgement,
+            look.metrics,
+            free_ratio=look.free_ratio,
+            notes=self._notes(look.item, look.reference),
         )
-
-    def _judgement(
-        self, item: Item, arrays: Arrays, seen: Three | None, *, is_float: bool
-    ) -> Judgement:
-        if not is_float:
-            return exact(*arrays[:2])
-        if seen is None:
-            assert self.tolerance is not None
-            return within(self.tolerance, *arrays[:2])
-        return judge(*_errors(seen, *arrays), self.floor(item, arrays[0]))
 
     def _notes(self, item: Item, reference: np.ndarray) -> tuple[str, ...]:
         notes: tuple[str, ...] = ()
@@ -170,9 +193,9 @@ class Judge:
             notes = (NO_ORACLE,)
         if step := self._step(item):
             notes += (QUANTISED.format(step),)
-        if item in self.doubted:
+        if self.doubted and item in self.doubted:
             notes += (DOUBTED,)
-        if item in self.ties:
+        if self.ties and item in self.ties:
             notes += (TIES.format(np.count_nonzero(self.ties[item]), reference.size),)
         return notes
 
@@ -200,7 +223,7 @@ class Judge:
             scale=self.reductions.scale(item),
             tiny=max(SHARE * self._step(item), tiny),
         )
-        measured = self.perturbations.get(item)
+        measured = self.perturbations.get(item) if self.perturbations else None
         return floor if measured is None else floor.with_perturbation(measured.l2, measured.maximum)
 
     def _step(self, item: Item) -> float:
@@ -229,9 +252,9 @@ def _rounding(*dtypes: np.dtype) -> tuple[float, float]:
     return unit_roundoff(*dtypes), max(map(underflow, dtypes))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Look:
-    """One item's values, before they are compared.
+    """One item's values, before they are compared, and then what was found.
 
     Attributes:
         reference, raw: of the two sides, in their own layouts.
@@ -247,51 +270,12 @@ class _Look:
     forced: Arrays | None
     free: Arrays | None
     free_ratio: float | None
+    judgement: Judgement | None = None
+    metrics: Metrics | None = None
 
-    @cached_property
+    @property
     def is_float(self) -> bool:
         return self.value is not None and is_float(self.value) and is_float(self.reference)
-
-
-def errors(
-    value: np.ndarray, reference: np.ndarray, truth: np.ndarray
-) -> tuple[Difference, Difference]:
-    """The candidate's and the reference's error against the oracle.
-
-    NaN and Inf must be where the reference has them. Usually the oracle has them there too, but
-    what overflows in float32 (two attention masks, added up) may well be finite in float64.
-    """
-    return _errors(compare_three([(value, reference, truth)])[0], value, reference, truth)
-
-
-def _errors(
-    seen: Three, value: np.ndarray, reference: np.ndarray, truth: np.ndarray
-) -> tuple[Difference, Difference]:
-    if seen.between.truth_max >= FILL:
-        kept = without_fill(value, reference, truth)
-        if kept[0] is not value:
-            seen = compare_three([kept])[0]
-    if seen.own.mismatch:
-        return replace(seen.candidate, mismatch=seen.between.mismatch), seen.own
-    return seen.candidate, seen.own
-
-
-def without_fill(
-    value: np.ndarray, reference: np.ndarray, truth: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The three without what stands for minus infinity: huge, and the very same on both sides.
-
-    Attention scores are masked with -1e9 or the lowest float. Beside such a number everything else
-    is rounding; left in, it would hide any mistake in the scores.
-    """
-    size = np.abs(reference)
-    largest = float(np.max(size, initial=0.0, where=np.isfinite(size)))
-    if largest < FILL:
-        return value, reference, truth
-    fill = (size > FILL_SHARE * largest) & (value == reference)
-    if not fill.any() or not (size[~fill] < FILL_SHARE * largest).all() or fill.all():
-        return value, reference, truth
-    return value[~fill], reference[~fill], truth[~fill]
 
 
 def in_reference_layout(
@@ -335,22 +319,23 @@ def site_result(
     if metrics is None and value is not None:
         metrics = _metrics(value, reference)
     seen = reference if raw is None else raw
-    return SiteResult(
+    return SiteResult.of(
         phase=item.phase,
         kind=item.kind,
         reference=item.reference,
         candidate=item.candidate,
-        shape=tuple(reference.shape),
+        shape=reference.shape,
         dtype=dtype_name(reference.dtype),
         verdict="diverge" if judgement is None else judgement.verdict,
         noise_floor=0.0 if judgement is None else judgement.noise_floor,
         ratio=math.inf if judgement is None else judgement.ratio,
         free_ratio=free_ratio,
         metrics=metrics,
-        candidate_shape=tuple(seen.shape),
+        candidate_shape=seen.shape,
         candidate_dtype=dtype_name(seen.dtype),
         aligned_by=item.by,
         notes=notes,
+        step=1,
     )
 
 

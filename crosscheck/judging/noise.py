@@ -26,13 +26,14 @@ and in the maximum norm
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import numpy as np
 
-from crosscheck.compare import Difference
+from crosscheck.compare import Difference, Differences
 from crosscheck.results import Verdict
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Tolerance",
     "floors",
     "judge",
+    "judge_each",
     "unit_roundoff",
 ]
 
@@ -142,26 +144,69 @@ def judge(candidate: Difference, reference: Difference, floor: Floor) -> Judgeme
     )
 
 
+def judge_each(
+    candidate: Differences, reference: Differences, floors: Sequence[Floor]
+) -> list[Judgement]:
+    """`judge` for many values: the same bits, in a few calls."""
+    floor = _Columns(floors)
+    spread = np.array([_spread(size) for size in reference.size.tolist()])
+    scale = np.maximum(reference.truth_l2, floor.scale)
+    with np.errstate(all="ignore"):
+        eta, eta_max = _floors(reference, floor, spread, np.sqrt, _largest)
+        ratio = np.maximum(candidate.l2 / eta, candidate.maximum / eta_max)
+        relative = np.where(scale > 0.0, eta / scale, 0.0)
+    ratio[candidate.mismatch > 0] = math.inf
+    judged = zip(relative.tolist(), ratio.tolist(), strict=True)
+    return [Judgement(one, rho, verdict_of(rho)) for one, rho in judged]
+
+
+class _Columns:
+    """The attributes of many `Floor`, each an array."""
+
+    def __init__(self, floors: Sequence[Floor]) -> None:
+        table = [(f.unit, f.reduction, f.scale, f.pert_l2, f.pert_max, f.tiny) for f in floors]
+        columns = np.array(table, np.float64).reshape(-1, 6).T
+        self.unit, self.reduction, self.scale, self.pert_l2, self.pert_max, self.tiny = columns
+
+
 def floors(reference: Difference, floor: Floor) -> tuple[float, float]:
     """η in the 2-norm and in the maximum norm."""
-    size = max(reference.size, 1)
-    scale = max(reference.truth_l2, floor.scale)
-    growth = 0.5 * math.sqrt(max(floor.reduction, 1.0))
-    eta = max(
+    found: tuple[float, float]
+    found = _floors(reference, floor, _spread(reference.size), math.sqrt, max)
+    return found
+
+
+def _floors(
+    reference: Any, floor: Any, spread: Any, sqrt: Callable[..., Any], largest: Callable[..., Any]
+) -> tuple[Any, Any]:
+    """Of one value, or of columns of many, by the functions for one or the other."""
+    size = largest(reference.size, 1)
+    scale = largest(reference.truth_l2, floor.scale)
+    growth = 0.5 * sqrt(largest(floor.reduction, 1.0))
+    eta = largest(
         reference.l2,
         floor.pert_l2,
-        max(growth, 1.0) * floor.unit * scale,
-        floor.tiny * math.sqrt(size),
+        largest(growth, 1.0) * floor.unit * scale,
+        floor.tiny * sqrt(size),
     )
-    spread = math.sqrt(2.0 * math.log(max(size, 2)))
-    eta_max = max(
+    eta_max = largest(
         reference.maximum,
         floor.pert_max,
-        growth * floor.unit * scale / math.sqrt(size) * spread,
+        growth * floor.unit * scale / sqrt(size) * spread,
         floor.unit * reference.truth_max,
         floor.tiny,
     )
     return eta, eta_max
+
+
+def _largest(*columns: Any) -> Any:
+    return reduce(np.maximum, columns)
+
+
+@cache
+def _spread(size: float) -> float:
+    """√(2 ln N)."""
+    return math.sqrt(2.0 * math.log(max(size, 2)))
 
 
 def verdict_of(ratio: float) -> Verdict:

@@ -21,12 +21,13 @@ import numpy as np
 
 from crosscheck.comparisons import Item, gradient_items
 from crosscheck.details.stage import OTHERS
-from crosscheck.errors import CannotCompare, InvalidArgument
-from crosscheck.judging.left_out import needless
+from crosscheck.errors import CannotCompare, CannotSplit, InvalidArgument
+from crosscheck.judging.left_out import spared_of_candidate
 from crosscheck.results import PHASES, Report, SiteKey, SiteResult
 from crosscheck.trace import RunInfo, Trace, owner
 
 if TYPE_CHECKING:
+    from crosscheck.adapters.base import Adapter
     from crosscheck.pipeline import Evidence
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "left_out",
     "of_part",
     "require_cleared",
+    "require_splittable",
 ]
 
 Part = tuple[int, int]
@@ -45,6 +47,21 @@ Part = tuple[int, int]
 
 class NotCleared(CannotCompare):
     """A part does not clear its stretch: check the whole."""
+
+
+def require_splittable(sides: Sequence[Adapter], part: Part | None) -> None:
+    """Raise `CannotSplit` for a part of what has no forced run to split, or nothing to judge the
+    stretches by. Nothing has been run then."""
+    if part is None:
+        return
+    whole = "check it as a whole"
+    for side in sides:
+        if not side.capabilities.forcing:
+            raise CannotSplit(part, f"a check of a recorded run ({side.framework})", fix=whole)
+    if not sides[0].capabilities.float64:
+        framework = sides[0].framework
+        what = f"a check whose reference ({framework}) has no float64 to judge each stretch by"
+        raise CannotSplit(part, what, fix=f"{whole}, or make the {framework} model the candidate")
 
 
 def of_part(items: Sequence[Item], reference: Trace, part: Part | None) -> list[Item]:
@@ -90,17 +107,11 @@ def _call(item: Item, reference: Trace) -> str:
 
 def left_out(e: Evidence, items: Iterable[Item]) -> frozenset[str]:
     """The candidate's layer calls that its forced run need not compute for these comparisons."""
-    adapter = e.candidate.adapter
-    if e.part is None or e.candidate.train or not adapter.capabilities.leaves_out:
+    if e.part is None:
         return frozenset()
     forced = e.alignment.forced_on_candidate(e.free_reference)
-    known = dict.fromkeys(e.free_candidate.values)
-    # What an input that is not forced sends back is needed by the code in front.
-    inputs = [site for kind, site in known if kind == "input"]
-    needed = {("input_cotangent", site): None for site in inputs if ("input", site) not in forced}
-    trace = replace(e.free_candidate, values={**known, **needed})  # type: ignore[dict-item]
     wanted = [*items, *of_part(_gradients(e), e.free_reference, e.part)]
-    return needless(trace, _of_candidate(wanted), forced, adapter.parameters())
+    return spared_of_candidate(e.candidate, e.free_candidate, wanted, forced)
 
 
 def _gradients(e: Evidence) -> list[Item]:
@@ -125,21 +136,6 @@ def as_whole(e: Evidence, info: RunInfo, needless: frozenset[str]) -> RunInfo:
             )
     structure = {"layers": free.layers, "sources": free.sources, "parents": free.parents}
     return replace(info, parameter_gradients=gradients, **structure)  # type: ignore[arg-type]
-
-
-def _of_candidate(items: Iterable[Item]) -> list[Item]:
-    """The comparisons with the candidate's names in the reference's place."""
-    found = []
-    for item in items:
-        names = [item.candidate]
-        if item.phase == "parameter_gradient":
-            terms = () if item.pullback is None else item.pullback.terms
-            names = [name for name, _ in terms] or item.candidate.split(", ")
-        found += [
-            replace(item, reference=name, also_reference=item.also_candidate, pullback=None)
-            for name in names
-        ]
-    return found
 
 
 def require_cleared(e: Evidence, results: Mapping[Item, SiteResult]) -> None:

@@ -25,13 +25,13 @@ from crosscheck.compare import Difference, compare
 from crosscheck.comparisons import Item, gradient_of, value_of
 from crosscheck.errors import SideFailed
 from crosscheck.judging.judge import Judge, Perturbation
-from crosscheck.judging.left_out import lies_in, spared
+from crosscheck.judging.left_out import gives_the_same, lies_in, parameters_of, spared
 from crosscheck.judging.noise import underflow, unit_roundoff
 from crosscheck.judging.precision import Grains
 from crosscheck.observers import Comparer, Forcer, Key, chain
 from crosscheck.run import Runner
 from crosscheck.taps import Observer
-from crosscheck.trace import RunInfo, Trace
+from crosscheck.trace import RunInfo, Trace, owner
 
 __all__ = ["DRAWS", "Moved", "Scope", "measure", "scopes"]
 
@@ -40,23 +40,37 @@ DRAWS = 4
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_SHIFTS = tuple(map(np.uint64, (30, 27, 31)))
+_PIECE, _HALF = np.uint64(16), np.uint64(32)
+_PIECES, _WORD = np.uint64(0x0000FFFF0000FFFF), np.uint64(0xFFFFFFFF)
+BLOCK = 1 << 15
+"""So many elements are moved at once: they and their noise stay in the cache."""
 
 
 def _noise(values: np.ndarray, seed: int) -> np.ndarray:
     """Pseudo-random, mean 0 and variance 1, a function of each float64 value and the seed.
 
-    The finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014); four of its 16-bit pieces add
-    up to something close enough to normal.
+    The finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014); its four 16-bit pieces add up to
+    something close enough to normal.
     """
-    salt = (seed * int(_ODD) + 1) % 2**64
-    bits = np.ascontiguousarray(values).view(np.uint64) ^ np.uint64(salt)
-    with np.errstate(over="ignore"):
-        bits = (bits ^ (bits >> np.uint64(30))) * _MIX[0]
-        bits = (bits ^ (bits >> np.uint64(27))) * _MIX[1]
-    bits = bits ^ (bits >> np.uint64(31))
-    low = np.uint64(0xFFFF)
-    total = sum(((bits >> np.uint64(shift)) & low for shift in (16, 32, 48)), bits & low)
-    return (total.astype(np.float64) / 65535.0 - 2.0) * math.sqrt(3.0)
+    bits = np.ascontiguousarray(values).view(np.uint64) ^ np.uint64((seed * int(_ODD) + 1) % 2**64)
+    high = bits >> _SHIFTS[0]
+    bits ^= high
+    for mix, shift in zip(_MIX, _SHIFTS[1:], strict=True):
+        bits *= mix
+        np.right_shift(bits, shift, out=high)
+        bits ^= high
+    np.right_shift(bits, _PIECE, out=high)
+    high &= _PIECES
+    bits &= _PIECES
+    bits += high  # two sums of two
+    np.right_shift(bits, _HALF, out=high)
+    bits &= _WORD
+    bits += high
+    total = bits / 65535.0
+    total -= 2.0
+    total *= math.sqrt(3.0)
+    return np.asarray(total)
 
 
 class Moved(Mapping[Key, np.ndarray]):
@@ -66,6 +80,7 @@ class Moved(Mapping[Key, np.ndarray]):
         grains: relative sizes by key; else ``unit``; else the unit roundoff of the value's type.
         factor: of all sizes.
         steps: absolute sizes by key, of what the candidate quantises.
+        only: keys of the values that are moved; None: all.
     """
 
     def __init__(
@@ -76,11 +91,15 @@ class Moved(Mapping[Key, np.ndarray]):
         grains: Mapping[Key, float] | None = None,
         factor: float = 1.0,
         steps: Mapping[Key, float] | None = None,
+        only: frozenset[Key] | None = None,
     ) -> None:
         self._values, self._seed, self._unit = values, seed, unit
         self._grains, self._factor, self._steps = grains or {}, factor, steps or {}
+        self._only = only
 
     def __getitem__(self, key: Key) -> np.ndarray:
+        if self._only is not None and key not in self._only:
+            return self._values[key]
         return self.move(
             self._values[key], "/".join(key), self._grains.get(key), self._steps.get(key, 0.0)
         )
@@ -93,14 +112,19 @@ class Moved(Mapping[Key, np.ndarray]):
             return value
         unit = self._unit if grain is None else grain
         unit = unit_roundoff(value.dtype) if unit is None else unit
-        wide = value.astype(np.float64)
         seed = zlib.crc32(name.encode()) + (self._seed << 32)
-        subnormal = (wide != 0.0) & (np.abs(wide) < underflow(value.dtype))
-        size = np.where(subnormal, 1.0, self._factor * unit)
+        flat, tiny = value.reshape(-1), underflow(value.dtype)
+        moved = np.empty(flat.shape)
         with np.errstate(invalid="ignore"):
-            noise = _noise(wide, seed)
-            moved = wide * (1.0 + size * noise) + self._factor * step / math.sqrt(12.0) * noise
-        return np.asarray(moved)
+            for begin in range(0, flat.size, BLOCK):
+                wide = flat[begin : begin + BLOCK].astype(np.float64)
+                noise, size = _noise(wide, seed), np.abs(wide)
+                subnormal = (size != 0.0) & (size < tiny)
+                size = np.where(subnormal, 1.0, self._factor * unit)
+                moved[begin : begin + BLOCK] = wide * (1.0 + size * noise)
+                if step:
+                    moved[begin : begin + BLOCK] += self._factor * step / math.sqrt(12.0) * noise
+        return moved.reshape(value.shape)
 
     def weights(self, parameters: Sequence[Parameter], grains: Grains) -> dict[str, np.ndarray]:
         """The floating-point parameters, moved, by name."""
@@ -124,8 +148,9 @@ class Scope:
 
     Attributes:
         runner: the reference; without a backward pass where nothing backward is looked at.
-        forced: the values that are moved and put in.
+        forced: the values that are put in.
         parameters: those that are moved.
+        near: keys of the forced values that are moved; None: all.
         needless: layer calls that are left out.
         alone: whether the adapter computes only what is looked at (`Adapter.taken_by`).
     """
@@ -135,6 +160,7 @@ class Scope:
     parameters: Sequence[Parameter]
     needless: frozenset[str] = frozenset()
     alone: bool = False
+    near: frozenset[Key] | None = None
 
     def run(
         self, observer: Observer, seed: int, grains: Grains, *, float64: bool, factor: float = 1.0
@@ -144,7 +170,14 @@ class Scope:
         Raises:
             SideFailed: it ran unmoved, and does not now.
         """
-        moved = Moved(self.forced, seed, grains=grains.values, factor=factor, steps=grains.steps)
+        moved = Moved(
+            self.forced,
+            seed,
+            grains=grains.values,
+            factor=factor,
+            steps=grains.steps,
+            only=self.near,
+        )
         return self.runner.run(
             chain(observer, Forcer(moved, needless=self.needless)),
             float64=float64,
@@ -154,7 +187,7 @@ class Scope:
 
 def scopes(
     reference: Runner,
-    free: Trace,
+    judge: Judge,
     items: Sequence[Item],
     forced: Mapping[Key, np.ndarray],
     parameters: Sequence[Parameter],
@@ -162,7 +195,7 @@ def scopes(
     """For these items: as little as the adapter can do; then everything, should that fail.
 
     Args:
-        free: the reference's free run.
+        judge: for the reference's free run, and for what it gives in the oracle's place.
     """
     whole, adapter = Scope(reference, forced, parameters), reference.adapter
     if not all(item.phase == "forward" for item in items):
@@ -175,11 +208,72 @@ def scopes(
         narrow = replace(whole, runner=replace(reference, cotangents=None))
     else:
         narrow = whole
-    calls = spared(reference, free, items, forced)
-    if calls:
+    calls = spared(reference, judge.reference, items, forced)
+    wide = judge.oracle is not None
+    whole_run = judge.oracle if judge.oracle is not None else judge.reference
+    if calls and gives_the_same(narrow.runner, items, forced, calls, whole_run, float64=wide):
+        around = _around(judge.reference, items, forced, parameters)
         used = [p for p in parameters if not _is_inside(p, calls)]
-        narrow = replace(narrow, parameters=used, needless=calls)
+        near = None
+        if around is not None:
+            used = [p for p in used if _is_used_in(p, around)]
+            near = _keys_in(judge.reference, forced, around)
+        narrow = replace(narrow, parameters=used, needless=calls, near=near)
     return [whole] if narrow is whole else [narrow, whole]
+
+
+def _around(
+    free: Trace,
+    items: Sequence[Item],
+    forced: Mapping[Key, np.ndarray],
+    parameters: Sequence[Parameter],
+) -> frozenset[str] | None:
+    """The smallest calls outside which nothing bears on these items: all that goes into them,
+    forward and backward, is forced. None where an item has no such call."""
+    named = {p.name: p for p in parameters}
+    found = set()
+    for item in items:
+        if item.phase in ("forward", "backward"):
+            calls = [owner(site) for _, site in item.reference_keys]
+            if item.kind in ("input", "cotangent"):  # made by the code in front, or behind
+                calls = [free.info.parents.get(call, "") for call in calls]
+        else:
+            held = [named[name] for name in parameters_of([item]) if name in named]
+            paths = {one.layer for p in held for one in (p, *p.also)}
+            calls = [call for call in free.info.layers if call.partition("#")[0] in paths]
+            calls = calls or [""]
+        for call in calls:
+            while call and not _is_closed(free, call, forced):
+                call = free.info.parents.get(call, "")
+            if not call:
+                return None
+            found.add(call)
+    return frozenset(found)
+
+
+def _is_closed(free: Trace, call: str, forced: Mapping[Key, np.ndarray]) -> bool:
+    slots = free.inputs_of(call)
+    needed: list[Key] = [("input", slot) for slot in slots]
+    needed += [("cotangent", site) for site in free.outputs_of.get(call, ())]
+    return bool(slots) and all(key in forced for key in needed if key in free.values)
+
+
+def _keys_in(
+    free: Trace, forced: Mapping[Key, np.ndarray], calls: frozenset[str]
+) -> frozenset[Key]:
+    """The forced values at these calls and inside them."""
+
+    def is_inside(call: str | None) -> bool:
+        while call is not None and call not in calls:
+            call = free.info.parents.get(call)
+        return call is not None
+
+    return frozenset(key for key in forced if is_inside(owner(key[1])))
+
+
+def _is_used_in(parameter: Parameter, calls: Iterable[str]) -> bool:
+    """Whether a layer in one of these calls has a parameter."""
+    return any(lies_in(p.layer, call) for p in (parameter, *parameter.also) for call in calls)
 
 
 def _keys(items: Sequence[Item]) -> set[Key]:
@@ -206,7 +300,7 @@ def measure(
 
     Without a float64 oracle the reference's own precision takes its place.
     """
-    for scope in scopes(reference, judge.reference, items, forced, parameters):
+    for scope in scopes(reference, judge, items, forced, parameters):
         try:
             return _responses(scope, judge, items, seed, draws, grains or Grains())
         except SideFailed:

@@ -136,6 +136,7 @@ def dtype_notes(results: Iterable[SiteResult]) -> list[str]:
     ]
 
 
+@cache
 def coarser_unit(*names: str) -> float:
     """The largest unit roundoff of types given by their names; 0 for those that have none."""
     return max(_unit(name) for name in names)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from crosscheck.adapters.base import Parameter
-from crosscheck.compare import root_mean_square
+from crosscheck.compare import root_mean_squares
 from crosscheck.comparisons import Item
 from crosscheck.observers import Key
 from crosscheck.trace import Trace, owner
@@ -39,6 +39,7 @@ class Reductions:
     _owned: dict[str, list[Parameter]] = field(default_factory=dict)
     _named: dict[str, Parameter] = field(default_factory=dict)
     _sizes: dict[Key, float] = field(default_factory=dict)
+    _lengths: dict[Key, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._named = {p.name: p for p in self.parameters}
@@ -63,13 +64,19 @@ class Reductions:
             return self._gradient_length(item.reference)
         if item.phase not in ("forward", "backward") or item.kind == "input":
             return 1.0
-        site = owner(item.reference).partition("#")[0]
-        parameters = self._owned.get(site, [])
-        if item.kind == "activation":
-            return max([self._shrinkage(item.reference), *map(_forward_length, parameters)])
-        if item.kind == "input_cotangent":
-            return max([1.0, *map(_backward_length, parameters)])
-        return 4.0  # a sum over the few consumers of the value
+        if item.kind == "cotangent":
+            return 4.0  # a sum over the few consumers of the value
+        key = item.reference_key
+        if key not in self._lengths:
+            self._lengths[key] = self._site_length(key)
+        return self._lengths[key]
+
+    def _site_length(self, key: Key) -> float:
+        kind, reference = key
+        parameters = self._owned.get(owner(reference).partition("#")[0], [])
+        if kind == "activation":
+            return max([self._shrinkage(reference), *map(_forward_length, parameters)])
+        return max([1.0, *map(_backward_length, parameters)])
 
     def scale(self, item: Item) -> float:
         """Size (2-norm) of a gradient whose terms did not cancel; 0 where nothing is known.
@@ -79,19 +86,34 @@ class Reductions:
         if item.phase != "parameter_gradient":
             return 0.0
         parameter = self._named[item.reference]
+        factors = self._factors(parameter)
+        if not factors:
+            return 0.0
+        n = self._gradient_length(item.reference)
+        terms = math.sqrt(parameter.value.size * n)
+        return math.prod(map(self._rms, factors), start=terms)
+
+    def _factors(self, parameter: Parameter) -> list[Key]:
+        """Keys of the values whose products are summed in a gradient, as far as they are known."""
         dy: Key = ("cotangent", parameter.layer)
         if dy not in self.trace.values or parameter.kind == "embedding":
-            return 0.0
+            return []
         x: Key = ("input", parameter.layer)
         dense = parameter.role == "weight" and parameter.kind in ("dense", "conv")
-        rms_x = self._rms(x) if dense and x in self.trace.values else 1.0
-        n = self._gradient_length(item.reference)
-        return math.sqrt(parameter.value.size * n) * self._rms(dy) * rms_x
+        return [dy, x] if dense and x in self.trace.values else [dy]
+
+    def ahead(self, items: Iterable[Item]) -> None:
+        """The `scale` of these items is going to be asked for: look at their values in one call."""
+        named = [self._named[i.reference] for i in items if i.phase == "parameter_gradient"]
+        keys = dict.fromkeys(key for parameter in named for key in self._factors(parameter))
+        new = [key for key in keys if key not in self._sizes]
+        values = [self.trace.values[key] for key in new]
+        self._sizes |= zip(new, root_mean_squares(values), strict=True)
 
     def _rms(self, key: Key) -> float:
         """Root mean square of a value of the run."""
         if key not in self._sizes:
-            self._sizes[key] = root_mean_square(self.trace.values[key])
+            self._sizes[key] = root_mean_squares([self.trace.values[key]])[0]
         return self._sizes[key]
 
     @cached_property

@@ -1,5 +1,6 @@
 """Stage 7, judge, where something looks wrong: what is asked before anything is said.
 
+0. Masks: another number for what is hidden, to the same effect, is no mistake (`explain.masks`).
 1. Ties: elements that rounding alone decides are left out (`ties`). An oracle that does something
    else than the reference (draws other random numbers) is not asked.
 2. Ill-conditioning: how far the oracle moves when its inputs do (`perturb`).
@@ -15,7 +16,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,17 +25,14 @@ import numpy as np
 from crosscheck.compare import Difference, compare
 from crosscheck.comparisons import Item, value_of
 from crosscheck.errors import CrosscheckError, SideFailed
-from crosscheck.explain.fresh import fresh_inputs
+from crosscheck.judging.again import candidate_again, forwards_only, fresh_runs
 from crosscheck.judging.judge import Judge, in_reference_layout, relative, shrinks, without_fill
 from crosscheck.judging.noise import AGREE, DIVERGE
 from crosscheck.judging.perturb import Moved, measure
 from crosscheck.judging.precision import Grains, coarser_unit, grains_of
-from crosscheck.judging.reductions import Reductions
 from crosscheck.judging.ties import find_ties, growth_of
 from crosscheck.observers import Forcer, Key
-from crosscheck.oracle import oracle
 from crosscheck.results import SiteResult
-from crosscheck.run import Runner
 from crosscheck.trace import Trace
 
 if TYPE_CHECKING:
@@ -66,6 +64,8 @@ Results = dict[Item, SiteResult]
 
 def settle(e: Evidence, judge: Judge, results: Results) -> None:
     """Look again at whatever does not agree; changes ``results`` and ``judge``."""
+    if e.tolerance is None:
+        _excuse_masks(e, judge, results)
     if e.tolerance is None and any(stands_out(i, r, judge) for i, r in results.items()):
         grains = _grains(e)
         _leave_out_ties(e, judge, results, grains)
@@ -124,7 +124,13 @@ def _doubt_the_oracle(e: Evidence, judge: Judge, results: Results, grains: Grain
     if not wanted or not e.reference.adapter.capabilities.forcing:
         return
     forced = e.alignment.forced_on_reference(e.free_reference)
-    spreads = _spreads(e.reference, wanted, forced, e.free_reference, grains.values, "reference")
+    runner = forwards_only(e.reference, wanted)
+
+    def again(moved: Moved) -> Trace:
+        return runner.record(Forcer(moved))
+
+    draws = _moves(e, forced, grains.values)
+    spreads = _spreads(again, draws, wanted, e.free_reference, "reference")
     doubted = {i for i, own in wanted.items() if not _is_redrawn(own, spreads[i], REDRAWN)}
     judge.doubted = frozenset(doubted)
     for item in doubted:
@@ -169,9 +175,8 @@ def _rescale(e: Evidence, judge: Judge, results: Results, grains: Grains) -> Non
     flagged = [i for i in _flagged(results) if np.isfinite(results[i].ratio)]
     if not flagged or judge.oracle is None or not e.candidate.adapter.capabilities.float64:
         return
-    forced = e.alignment.forced_on_candidate(e.free_reference)
     try:
-        wide = e.candidate.record(Forcer(forced), float64=True)
+        wide = candidate_again(e, flagged, float64=True)
     except SideFailed:
         return  # the candidate has no float64: what is suspect stays suspect
     open_: list[tuple[Item, Difference]] = []
@@ -231,10 +236,13 @@ def _redraw(
     """Move the candidate's inputs by an ulp: is the error that vanishes in float64 drawn anew?"""
     if not items:
         return
-    forced = e.alignment.forced_on_candidate(e.free_reference)
-    spreads = _spreads(
-        e.candidate, [i for i, _ in items], forced, e.forced, grains.theirs, "candidate"
-    )
+    wanted = [item for item, _ in items]
+    draws = _moves(e, e.alignment.forced_on_candidate(e.free_reference), grains.theirs)
+
+    def again(moved: Moved) -> Trace:
+        return candidate_again(e, wanted, forced=moved)
+
+    spreads = _spreads(again, draws, wanted, e.forced, "candidate")
     for item, error in items:
         if _is_redrawn(error, spreads[item], REDRAWN):
             results[item] = _said(results[item], "agree", OWN)
@@ -242,22 +250,27 @@ def _redraw(
             results[item] = _said(results[item], results[item].verdict, COARSE)
 
 
-def _spreads(
-    runner: Runner,
-    items: Iterable[Item],
-    forced: Mapping[Key, np.ndarray],
-    still: Trace,
-    grains: Mapping[Key, float],
-    side: str,
-) -> dict[Item, list[Difference]]:
-    """How far a side's own values move, in its own precision, when what it is given moves by an
-    ulp; a few draws for each item."""
-    found: dict[Item, list[Difference]] = {item: [] for item in items}
+def _moves(
+    e: Evidence, forced: Mapping[Key, np.ndarray], grains: Mapping[Key, float]
+) -> Iterator[Moved]:
+    """What a side is given, moved by an ulp; a few draws."""
     for draw in range(ULPS):
         # By twice the grain: half as far, and most values would round to where they were.
-        moved = Moved(forced, runner.seed * ULPS + draw, grains=grains, factor=2.0)
+        yield Moved(forced, e.seed * ULPS + draw, grains=grains, factor=2.0)
+
+
+def _spreads(
+    again: Callable[[Moved], Trace],
+    draws: Iterable[Moved],
+    items: Iterable[Item],
+    still: Trace,
+    side: str,
+) -> dict[Item, list[Difference]]:
+    """How far a side's own values move, in its own precision, when what it is given does."""
+    found: dict[Item, list[Difference]] = {item: [] for item in items}
+    for moved in draws:
         try:
-            trace = runner.record(Forcer(moved))
+            trace = again(moved)
         except SideFailed:
             break
         for item, seen in found.items():
@@ -273,6 +286,13 @@ def _is_redrawn(error: Difference, moves: Sequence[Difference], factor: float) -
     l2 = float(np.median([d.l2 for d in moves]))
     top = float(np.median([d.maximum for d in moves]))
     return error.l2 <= factor * l2 and error.maximum <= factor * top
+
+
+def _excuse_masks(e: Evidence, judge: Judge, results: Results) -> None:
+    """Scores that are masked by another number than the reference's, to the same effect."""
+    from crosscheck.explain.masks import excuse_masks
+
+    excuse_masks(e, judge, results)
 
 
 def _excuse(e: Evidence, judge: Judge, results: Results) -> None:
@@ -317,48 +337,12 @@ def _reseed(e: Evidence, judge: Judge, results: Results) -> None:
         results[item] = _said(results[item], verdict, note)
 
 
-def fresh_runs(
-    e: Evidence, judge: Judge, *, seed: int, backward: bool
-) -> tuple[Trace, Trace, Judge] | None:
-    """Both sides on other inputs: the reference's run, the candidate's, forced onto it, and who
-    judges them. None where there are no other inputs, or a recorded run.
-
-    One run of each side and of the oracle. The candidate is forced as before, so that its own
-    inputs need no translation.
-
-    Raises:
-        CrosscheckError: a model cannot take the new inputs, or gives nothing to compare.
-    """
-    inputs = fresh_inputs(e.reference.inputs, seed=seed)
-    if inputs is None or not e.reference.adapter.capabilities.forcing:
-        return None
-    cotangents = e.reference.cotangents if backward else None
-    first = replace(e.reference, inputs=inputs, cotangents=cotangents)
-    reference = first.record()
-    forced = oracle(first, e.alignment.forced_on_reference(reference))
-    second = e.candidate if backward else replace(e.candidate, cotangents=None)
-    candidate = second.record(Forcer(e.alignment.forced_on_candidate(reference)))
-    again = e.make_judge(
-        reference=reference,
-        oracle=forced,
-        free_oracle=None,
-        free_candidate=candidate,
-        reductions=Reductions(
-            first.adapter.parameters(),
-            reference,
-            frozenset(p.reference for p in e.alignment.pairs),
-        ),
-        perturbations=judge.perturbations,
-    )
-    return reference, candidate, again
-
-
 def _repeat(e: Evidence, judge: Judge, results: Results) -> None:
     """What does not repeat is a suspect, marked unstable."""
     wanted = _flagged(results)
     if not wanted:
         return
-    again = e.candidate.record(Forcer(e.alignment.forced_on_candidate(e.free_reference)))
+    again = candidate_again(e, wanted)
     for item in wanted:
         second = judge.judge(item, again)
         if second.verdict == "agree" and results[item].ratio != second.ratio:

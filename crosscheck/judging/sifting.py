@@ -28,7 +28,7 @@ import numpy as np
 
 from crosscheck.aligning.fingerprints import SAME_VALUE
 from crosscheck.aligning.refine import NOTICED
-from crosscheck.comparisons import Item, buffer_items, gradient_items, site_items
+from crosscheck.comparisons import Item, buffer_items
 from crosscheck.details.stage import OTHERS
 from crosscheck.judging.judge import Judge
 from crosscheck.judging.noise import DIVERGE
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["Sieve", "recallable", "sifted"]
 
 Results = dict[Item, SiteResult]
+Shape = tuple[int, ...]
 _NOTHING = RunInfo((), (), {}, {}, {})
 
 
@@ -56,26 +57,27 @@ def sifted(draft: Evidence, *, backward: bool) -> Evidence | None:
     """The evidence with the candidate's forced run, sifted; None where all of it is needed.
 
     Args:
-        draft: with the alignment of the free runs.
+        draft: with the alignment of the free runs; it is completed and given back.
     """
     e = draft
     sides = e.reference.adapter.capabilities, e.candidate.adapter.capabilities
     if e.tolerance is not None or not (sides[0].float64 and sides[0].forcing and sides[1].forcing):
         return None
-    judge = e.new_judge(None)
-    items, _ = site_items(e.alignment, e.free_reference, e.free_candidate, backward=False)
-    items += buffer_items(e.match, e.free_reference, e.free_candidate)
-    freely = judge.judge_many(items, e.free_candidate)
+    judge = e.new_judge()
+    items, _ = e.site_items.shown_by(e.free_candidate, backward=backward)
+    forward = [item for item in items if item.phase == "forward"]
+    forward += buffer_items(e.match, e.free_reference, e.free_candidate)
+    freely = judge.judge_many(forward, e.free_candidate)
     if not all(map(_is_unnoticed, freely.values())):
         return None
     bounds = _bounds(freely)
     if bounds is not None and isinstance(e.free_candidate.values, Recalled):
         e.free_candidate.values.drop()
-    items, _ = site_items(e.alignment, e.free_reference, e.free_candidate, backward=backward)
     forced, near = _run(e, judge, of_part(items, e.free_reference, e.part))
     if not all(_is_unnoticed(r) for i, r in near.items() if i.phase == "forward"):
         return None
-    return replace(e, forced=forced, near=near, free_bounds=bounds)
+    e.forced, e.near, e.free_bounds = forced, near, bounds
+    return e
 
 
 def _run(e: Evidence, judge: Judge, items: list[Item]) -> tuple[Trace, Results]:
@@ -94,7 +96,7 @@ def _run(e: Evidence, judge: Judge, items: list[Item]) -> tuple[Trace, Results]:
     trace = Trace(values, spilled(info), e.candidate.adapter.framework)
     rest = [item for item in items if item not in sieve.results]
     if e.candidate.cotangents is not None:
-        gradients = gradient_items(e.match, e.free_reference, trace)[0]
+        gradients = e.gradient_items(trace)[0]
         rest += of_part(gradients, e.free_reference, e.part)
     near = sieve.results | judge.judge_many(rest, trace)
     if e.keeps_gradients:
@@ -110,8 +112,9 @@ def _run(e: Evidence, judge: Judge, items: list[Item]) -> tuple[Trace, Results]:
 def _wanted_gradients(near: Results) -> Iterator[str]:
     """The candidate's parameters whose gradients are not certain, or are shown in a report."""
     found = {i: r for i, r in near.items() if i.phase == "parameter_gradient"}
+    certain = [item for item, result in found.items() if is_certain(result)]
     wanted = [item for item, result in found.items() if not is_certain(result)]
-    wanted += sorted(found, key=lambda item: -found[item].ratio)[:OTHERS]
+    wanted += sorted(certain, key=lambda item: -found[item].ratio)[:OTHERS]
     for item in wanted:
         twins = item.pullback.terms if item.pullback else ((item.candidate, None),)
         yield from (name for name, _ in twins)
@@ -139,23 +142,33 @@ def _bounds(freely: Results) -> dict[Item, float | None] | None:
 
 
 def recallable(
-    trace: Trace, runner: Runner, dropped: Mapping[Key, tuple[int, ...]] | None = None
+    trace: Trace,
+    runner: Runner,
+    dropped: Mapping[Key, Shape] | None = None,
+    gradients: Mapping[str, Shape] | None = None,
 ) -> Trace:
     """A free run of ``runner`` whose values may be dropped; nobody else holds them.
 
     Args:
-        dropped: shapes of values that have been already.
+        dropped, gradients: shapes of values, and of parameters' gradients, that have been already.
     """
     backward = any(kind == "cotangent" for kind, _ in trace.values)
-    cotangents = runner.cotangents if backward else None
+    cotangents = runner.cotangents if backward or gradients else None
 
-    def again() -> Mapping[Key, np.ndarray]:
-        return replace(runner, cotangents=cotangents).record(passive=True).values
+    @cache
+    def again() -> Trace:
+        return replace(runner, cotangents=cotangents).record(passive=True)
 
-    held = trace.values
+    held, info = trace.values, trace.info
     assert isinstance(held, MutableMapping)
-    shapes = {**(dropped or {}), **{key: shape_of(held, key) for key in held}}
-    return replace(trace, values=Recalled(held, shapes, again))
+    if gradients:
+        rest = info.parameter_gradients
+        assert isinstance(rest, MutableMapping)
+        shapes = {**gradients, **{name: shape_of(rest, name) for name in rest}}
+        recalled = Recalled(rest, shapes, lambda: again().info.parameter_gradients)
+        info = replace(info, parameter_gradients=recalled)
+    known = {**(dropped or {}), **{key: shape_of(held, key) for key in held}}
+    return replace(trace, values=Recalled(held, known, lambda: again().values), info=info)
 
 
 class Sieve:

@@ -15,7 +15,6 @@ leave one out. If anything then does not agree, everything is judged by the whol
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ import numpy as np
 from crosscheck.comparisons import Item
 from crosscheck.judging.judge import NO_ORACLE, Judge
 from crosscheck.judging.left_out import parameters_of, spared
-from crosscheck.judging.noise import AGREE
+from crosscheck.judging.noise import AGREE, DIVERGE
 from crosscheck.judging.precision import coarser_unit
 from crosscheck.judging.settle import stands_out
 from crosscheck.memory import new_values
@@ -36,9 +35,13 @@ from crosscheck.trace import Trace, owner
 if TYPE_CHECKING:
     from crosscheck.pipeline import Evidence
 
-__all__ = ["judged"]
+__all__ = ["judged", "measure_free_ratios"]
 
 CERTAIN = 0.5 * AGREE
+HOPELESS = DIVERGE * (1.0 + AGREE)
+"""So many floors η₀ from the reference's own value, the whole oracle is asked in any case: either
+the reference is more than `DIVERGE` of them from the oracle, which is doubtful, or the candidate
+more than `AGREE` times as many."""
 COARSEST = 2.0**-8
 """Above this unit roundoff, S is not known well enough without the oracle."""
 
@@ -49,25 +52,49 @@ Results = dict[Item, SiteResult]
 
 
 def judged(e: Evidence, judge: Judge, items: list[Item]) -> Results:
-    """Judge ``items`` of the forced run; ``judge`` comes without an oracle and may get one."""
+    """Judge ``items`` of the forced run; ``judge`` comes without an oracle and may get one. Free
+    ratios are bounds, or are left to `measure_free_ratios`."""
     known = {item: e.near[item] for item in items if item in e.near}
     rest = judge.judge_many([item for item in items if item not in known], e.forced)
     near = {item: known[item] if item in known else rest[item] for item in items}
-    if e.tolerance is not None or (judge.free_oracle is None and e.free_bounds is None):
-        return near  # the reference has no float64
+    if e.tolerance is not None:
+        return near
     open_ = [item for item, result in near.items() if not is_certain(result)]
+    if any(near[item].ratio > HOPELESS for item in open_):
+        judge.oracle = e.whole_oracle
+        if judge.oracle is not None:
+            return judge.judge_many(items, e.forced)
+    if e.free_bounds is None and e.free_oracle is None:
+        return near  # the reference has no float64
     results = {item: bounded(result) for item, result in near.items()}
     if open_:
         judge.oracle = _partial_oracle(e, open_)
         if judge.oracle is not None:
             results |= judge.judge_many(open_, e.forced)
         if judge.oracle is None or any(_is_doubtful(i, results[i], judge) for i in open_):
-            judge.oracle, judge.free_oracle = e.whole_oracle, e.free_oracle
+            judge.oracle = e.whole_oracle
             return near if judge.oracle is None else judge.judge_many(items, e.forced)
-    ratios = _free_ratios(e, judge, known)
+    bounds = e.free_bounds or {}
     return {
-        item: r.but(free_ratio=ratios[item]) if item in ratios else r for item, r in results.items()
+        item: r.but(free_ratio=bounds[item]) if item in bounds else r for item, r in results.items()
     }
+
+
+def measure_free_ratios(e: Evidence, judge: Judge, results: Results) -> None:
+    """Measure what the free runs have accumulated, unless bounds will do; changes ``results`` and
+    ``judge``. Backward only where something is wrong there, and the reader wants to know what has
+    only inherited it: else the free runs need no backward pass."""
+    if e.free_bounds is not None and "whole_oracle" not in vars(e):
+        return
+    phases = {i.phase for i, r in results.items() if r.verdict != "agree"}
+    backward = bool(phases & {"backward", "parameter_gradient"})
+    judge.free_oracle = e.free_in_float64(backward=backward)
+    if judge.free_oracle is None and e.reference.adapter.capabilities.forcing:
+        return  # a recorded run is its own truth; of others nothing is known
+    if backward and not any(kind == "cotangent" for kind, _ in e.free_candidate.values):
+        e.free_candidate = judge.free_candidate = e.candidate.record(passive=True)
+    for item, ratio in judge.free_ratios(results).items():
+        results[item] = results[item].but(free_ratio=ratio)
 
 
 def _partial_oracle(e: Evidence, wanted: list[Item]) -> Trace | None:
@@ -122,18 +149,6 @@ def _parts(e: Evidence, items: list[Item]) -> list[list[Item]]:
     ]
 
 
-def _free_ratios(
-    e: Evidence, judge: Judge, known: Mapping[Item, SiteResult]
-) -> Mapping[Item, float | None]:
-    """The free ratios of what was judged while the candidate ran: bounds, or measured now."""
-    if e.free_bounds is not None or judge.free_oracle is None:
-        return e.free_bounds or {}
-    freely = replace(judge, oracle=judge.free_oracle, free_oracle=None)
-    items = [item for item in known if item.phase == "forward"]
-    found = freely.judge_many(items, e.free_candidate)
-    return {item: r.ratio for item, r in found.items() if r.noise_floor > 0.0}
-
-
 def _is_doubtful(item: Item, result: SiteResult, judge: Judge) -> bool:
     """Whether the whole oracle is asked: something stands out, or this one holds nothing but zeros
     where the reference does not (its floor relative to them is given as 0)."""
@@ -147,6 +162,6 @@ def is_certain(result: SiteResult) -> bool:
 
 def bounded(result: SiteResult) -> SiteResult:
     """With the bound as its ratio."""
-    notes = tuple(note for note in result.notes if note != NO_ORACLE)
+    notes = tuple([note for note in result.notes if note != NO_ORACLE])
     exact = result.noise_floor == 0.0  # integers and flags
     return result.but(ratio=result.ratio if exact else 1.0 + result.ratio, notes=notes)

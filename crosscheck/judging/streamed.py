@@ -1,8 +1,8 @@
 """Stage 6, compare, with ``effort="quick"``: two free runs, the backward pass while it runs.
 
 At the end of the candidate's forward pass everything is known that alignment needs. So it is made
-there, and each cotangent is compared the moment it arrives, while it is in the cache, and let go:
-its memory serves the next one, and a run leaves half as much behind.
+there, and each cotangent and each parameter's gradient is compared the moment it arrives, while it
+is in the cache, and let go: its memory serves the next one, and a run leaves half as much behind.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from crosscheck.aligning.alignment import Alignment
 from crosscheck.arrays import is_float
 from crosscheck.compare import Difference, compare, compare_two
 from crosscheck.comparisons import Item, site_items, value_of
-from crosscheck.judging.judge import AT_ONCE, BYTES, FILL, exact, in_reference_layout, site_result
-from crosscheck.judging.judge import without_fill as without_fill_of_three
+from crosscheck.judging.fill import FILL
+from crosscheck.judging.fill import without_fill as without_fill_of_three
+from crosscheck.judging.judge import AT_ONCE, BYTES, exact, in_reference_layout, site_result
 from crosscheck.judging.noise import Judgement, Tolerance, within
 from crosscheck.memory import within_limit
 from crosscheck.observers import Key, Recorder
@@ -29,7 +30,8 @@ from crosscheck.trace import RunInfo, Trace
 __all__ = ["Looked", "Streamed", "look"]
 
 SMALL = 1 << 15
-"""Elements of a cotangent up to which it is kept, and compared with many others in one call."""
+"""Elements of a cotangent or gradient up to which it is kept, and compared with many others in one
+call."""
 LARGE = 1 << 26
 """Bytes of a forward pass from which on its values are let go where nothing stands out: they come
 back (`Recalled`) if the backward pass is not clear."""
@@ -123,6 +125,7 @@ class Streamed(Recorder):
         truth: the reference's run.
         aligned: what pairs the sites of the two runs.
         cotangents: what the candidate's outputs receive.
+        gradients: the comparisons of parameter gradients.
         inputs: names of the model's inputs.
         tolerance: instead of a floor.
         borrows: as for `Recorder`.
@@ -131,6 +134,7 @@ class Streamed(Recorder):
         alignment: None before the end of the forward pass.
         looked: what has been compared.
         dropped: the shapes of forward values in their order, once some have been let go.
+        gradients: the shapes of parameter gradients that have been let go.
     """
 
     def __init__(
@@ -138,6 +142,7 @@ class Streamed(Recorder):
         truth: Trace,
         aligned: Callable[[Trace], Alignment],
         cotangents: CotangentSource,
+        gradients: Iterable[Item],
         inputs: Iterable[str],
         *,
         tolerance: Tolerance | None,
@@ -147,6 +152,7 @@ class Streamed(Recorder):
         self._tolerance = tolerance
         self._truth, self._aligned, self._cotangents = truth, aligned, cotangents
         self._inputs = tuple(map(input_site, inputs))
+        self._of_gradients = {i.candidate: i for i in gradients if i.pullback is None}
         self.restart()
 
     def restart(self) -> None:
@@ -154,6 +160,7 @@ class Streamed(Recorder):
         self.alignment: Alignment | None = None
         self.looked: dict[Item, Looked] = {}
         self.dropped: dict[Key, tuple[int, ...]] = {}
+        self.gradients: dict[str, tuple[int, ...]] = {}
         self._partners: dict[str, Item] = {}
 
     def keeps(self, kind: Kind, value: np.ndarray) -> bool:
@@ -164,9 +171,20 @@ class Streamed(Recorder):
         if self.keeps(kind, value):
             super().__call__(site, kind, value)
         elif site in self._partners:
-            item = self._partners[site]
-            seen = [(item, _values(item, self._truth, value))]
-            self.looked[item] = _looked(seen, self._tolerance)[0]
+            self._look(self._partners[site], value)
+
+    def takes_gradient(self, name: str, value: np.ndarray) -> bool:
+        """Whether the gradient of a parameter has been compared, and nobody needs it any more."""
+        item = self._of_gradients.get(name)
+        if item is None or value.size <= SMALL:
+            return False
+        self._look(item, value)
+        self.gradients[name] = value.shape
+        return True
+
+    def _look(self, item: Item, value: np.ndarray) -> None:
+        seen = [(item, _values(item, self._truth, value))]
+        self.looked[item] = _looked(seen, self._tolerance)[0]
 
     def sent(self, outputs: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """The cotangents of the outputs, as from a `CotangentSource`: the forward pass is over."""

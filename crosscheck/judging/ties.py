@@ -62,7 +62,7 @@ def find_ties(
     if not suspected:
         return {}
     factor = REACH * max(growth_of(judge, item) for item in suspected)
-    for scope in scopes(reference, judge.reference, [*suspected], forced, parameters):
+    for scope in scopes(reference, judge, [*suspected], forced, parameters):
         try:
             draws = _draws(scope, judge, [*suspected], seed, grains, factor)
             break

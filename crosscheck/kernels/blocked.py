@@ -51,9 +51,9 @@ class PairSums:
 
     @classmethod
     def of(cls, row: Sequence[float]) -> PairSums:
-        """From the columns `crosscheck.kernels.plan.FIELDS`."""
+        """From the columns `crosscheck.kernels.plan.FIELDS`, and the unit where there is one."""
         count, diff2, a2, b2, ab, max_diff, argmax, max_a, max_b, *counts = row
-        over, nonfinite, mismatch, first = map(int, counts)
+        over, nonfinite, mismatch, first = map(int, counts[:4])
         return cls(
             int(count),
             diff2,
@@ -68,6 +68,7 @@ class PairSums:
             nonfinite,
             mismatch,
             first,
+            *counts[4:],
         )
 
 

@@ -1,5 +1,8 @@
 """The compiled passes over arrays; importing this loads Numba.
 
+The three kernels at the ends of the sections take numbers and addresses and allocate nothing;
+`crosscheck.kernels.machine` compiles them.
+
 A block of each array is looked at where it lies, or in a buffer in the first-level cache, by simple
 loops that the compiler vectorises. The largest difference is taken over the *integer* bit pattern
 of its size, which has the order of the numbers: integers have a vectorised maximum, and nothing is
@@ -17,10 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from crosscheck.kernels.plan import AXES, BLOCK, FIELDS, KIND, PIECES
+from crosscheck.kernels.plan import AXES, BLOCK, FIELDS, KIND, PIECES, ROOM, WIDTH
 from crosscheck.kernels.staging import (
     begin_of,
-    cached,
     carray,
     compiled,
     enter,
@@ -35,7 +37,17 @@ _COUNT, _DIFF2, _A2, _B2, _AB, _MAX_DIFF, _ARGMAX, _MAX_A, _MAX_B = range(9)
 _OVER, _NONFINITE, _MISMATCH, _FIRST = range(9, len(FIELDS))
 _SIZE_BITS = np.int64(0x7FFFFFFFFFFFFFFF)  # of a float64, all but the sign
 _SPARE = PIECES * BLOCK * 8  # bytes: behind the buffers of the first array
+_HELD, _BEST = 2 * AXES * 8, 2 * AXES * 8 + 32  # bytes: where in its room a kernel has what
 _SUMS = {"reassoc", "contract", "nsz"}  # NaN and Inf keep their meaning
+
+
+@compiled()
+def _corners(room: int) -> Any:
+    """Where a block begins, and how far it goes."""
+    return (
+        carray(pointer(room), (AXES,), np.int64),
+        carray(pointer(room + AXES * 8), (AXES,), np.int64),
+    )
 
 
 # -- two arrays ------------------------------------------------------------------------------------
@@ -164,30 +176,24 @@ def _add_one_by_one(
             _offer(best, row, abs(d), begin + place_in(job, extent, i))
 
 
-@cached
-def compare_chunks(
+@compiled()
+def _compare(
     jobs: np.ndarray,
     chunks: np.ndarray,
     first: int,
     last: int,
     pairs: np.ndarray,
     limits: np.ndarray,
-    scratch: int,
+    room: int,
     out: np.ndarray,
 ) -> None:
-    """Compare the arrays of each job over the chunks from ``first`` to ``last``.
-
-    Args:
-        jobs, chunks: of a `Plan`.
-        pairs: int64 (k, 2): which arrays of a job are compared, as (a, b).
-        limits: float64 (jobs,): differences above are counted.
-        scratch: address of the buffers of `staging.staged`.
-        out: float64 (chunks, k, `FIELDS`), written. A chunk's argmax is left at −1 where an earlier
-            chunk of the same call has a larger difference.
-    """
-    corner, extent = np.empty(AXES, np.int64), np.empty(AXES, np.int64)
-    sides, held = pairs.max() + 1, np.empty(3, np.int64)
-    best = np.empty((len(pairs), 2))
+    corner, extent = _corners(room)
+    held = carray(pointer(room + _HELD), (3,), np.int64)
+    best = carray(pointer(room + _BEST), (len(pairs), 2), np.float64)
+    scratch = room + ROOM
+    sides = 0
+    for k in range(len(pairs)):
+        sides = max(sides, pairs[k, 0] + 1, pairs[k, 1] + 1)
     number = -1
     for chunk in range(first, last):
         if chunks[chunk, 0] != number:
@@ -208,6 +214,40 @@ def compare_chunks(
                 _add_block(
                     wide, held[i], held[j], n, job, begin, extent, limits[number], best[k], row
                 )
+
+
+def compare_chunks(
+    jobs: int,
+    chunks: int,
+    first: int,
+    last: int,
+    pairs: int,
+    count: int,
+    limits: int,
+    room: int,
+    out: int,
+) -> None:
+    """Compare the arrays of each job over the chunks from ``first`` to ``last``.
+
+    Args:
+        jobs, chunks: of a `Plan`.
+        pairs: int64 (count, 2): which arrays of a job are compared, as (a, b).
+        limits: float64 (jobs,): differences above are counted.
+        room: `ROOM` bytes, and behind them the buffers of `staging.staged`.
+        out: float64 (chunks, count, `FIELDS`), written. A chunk's argmax is left at −1 where an
+            earlier chunk of the same call has a larger difference.
+    """
+    # A job has a chunk at least: there are no more than `last` of them here.
+    _compare(
+        carray(pointer(jobs), (last, WIDTH), np.int64),
+        carray(pointer(chunks), (last, 3), np.int64),
+        first,
+        last,
+        carray(pointer(pairs), (count, 2), np.int64),
+        carray(pointer(limits), (last,), np.float64),
+        room,
+        carray(pointer(out), (last, count, len(FIELDS)), np.float64),
+    )
 
 
 # -- one array: what no permutation of its elements changes ----------------------------------------
@@ -251,18 +291,12 @@ def _clean(wide: bool, address: int, n: int, target: int) -> Any:
     return values, count
 
 
-@cached
-def moment_chunks(
-    jobs: np.ndarray, chunks: np.ndarray, first: int, last: int, scratch: int, out: np.ndarray
+@compiled()
+def _add_moments(
+    jobs: np.ndarray, chunks: np.ndarray, first: int, last: int, room: int, out: np.ndarray
 ) -> None:
-    """Sums over the finite elements of single arrays, by chunks.
-
-    Args:
-        scratch: address of the buffers of `staging.staged` for two arrays.
-        out: float64 (chunks, 5), written: Σx, Σx², Σ|x|, the number of non-finite elements, max|x|.
-    """
-    corner, extent = np.empty(AXES, np.int64), np.empty(AXES, np.int64)
-    first_array = 0
+    corner, extent = _corners(room)
+    first_array, scratch = 0, room + ROOM
     for chunk in range(first, last):
         out[chunk] = 0.0
         job = jobs[chunks[chunk, 0]]
@@ -284,25 +318,35 @@ def moment_chunks(
             out[chunk, 4] = max(out[chunk, 4], found[3])
 
 
-@cached
-def tail_chunks(
+def moment_chunks(jobs: int, chunks: int, first: int, last: int, room: int, out: int) -> None:
+    """Sums over the finite elements of single arrays, by chunks.
+
+    Args:
+        room: as for `compare_chunks`, with buffers for two arrays.
+        out: float64 (chunks, 5), written: Σx, Σx², Σ|x|, the number of non-finite elements, max|x|.
+    """
+    _add_moments(
+        carray(pointer(jobs), (last, WIDTH), np.int64),
+        carray(pointer(chunks), (last, 3), np.int64),
+        first,
+        last,
+        room,
+        carray(pointer(out), (last, 5), np.float64),
+    )
+
+
+@compiled()
+def _add_tails(
     jobs: np.ndarray,
     chunks: np.ndarray,
     first: int,
     last: int,
     rms: np.ndarray,
-    scratch: int,
+    room: int,
     out: np.ndarray,
 ) -> None:
-    """How far the finite elements exceed their rms, by chunks.
-
-    Args:
-        rms: float64 (jobs,).
-        scratch: as for `moment_chunks`.
-        out: float64 (chunks, 3), written: Σ(x − rms)⁺, Σ(−x − rms)⁺, Σ(|x| − 2 rms)⁺.
-    """
-    corner, extent = np.empty(AXES, np.int64), np.empty(AXES, np.int64)
-    first_array = 0
+    corner, extent = _corners(room)
+    first_array, scratch = 0, room + ROOM
     for chunk in range(first, last):
         out[chunk] = 0.0
         job, r = jobs[chunks[chunk, 0]], rms[chunks[chunk, 0]]
@@ -319,3 +363,24 @@ def tail_chunks(
             out[chunk, 0] += found[0]
             out[chunk, 1] += found[1]
             out[chunk, 2] += found[2]
+
+
+def tail_chunks(
+    jobs: int, chunks: int, first: int, last: int, rms: int, room: int, out: int
+) -> None:
+    """How far the finite elements exceed their rms, by chunks.
+
+    Args:
+        rms: float64 (jobs,).
+        room: as for `moment_chunks`.
+        out: float64 (chunks, 3), written: Σ(x − rms)⁺, Σ(−x − rms)⁺, Σ(|x| − 2 rms)⁺.
+    """
+    _add_tails(
+        carray(pointer(jobs), (last, WIDTH), np.int64),
+        carray(pointer(chunks), (last, 3), np.int64),
+        first,
+        last,
+        carray(pointer(rms), (last,), np.float64),
+        room,
+        carray(pointer(out), (last, 3), np.float64),
+    )

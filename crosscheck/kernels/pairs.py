@@ -1,7 +1,8 @@
 """Two or three arrays, or many such groups -> `PairSums`: compiled where it pays, else NumPy.
 
 What decides is the sizes in one call and nothing that happened before, so that equal calls give
-equal bits. Loading Numba takes half a second, which checks of small models never pay.
+equal bits. Compiled code takes 0.05 seconds to load, and several to compile the first time, which
+checks of small models never pay.
 ``CROSSCHECK_KERNELS=numpy`` or ``numba`` takes one of them always (as far as it can read the
 arrays); without Numba everything is NumPy. The meaning is the same: counts, maxima and places are
 equal, sums up to rounding.
@@ -9,9 +10,11 @@ equal, sums up to rounding.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import astuple
 from functools import cache
 from types import ModuleType
 
@@ -21,16 +24,19 @@ from crosscheck.errors import InvalidArgument
 from crosscheck.kernels import blocked
 from crosscheck.kernels.blocked import PairSums
 from crosscheck.kernels.combine import combined
-from crosscheck.kernels.plan import BLOCK, FIELDS, PIECES, plan, supported
-from crosscheck.kernels.stacked import stacked_sums
+from crosscheck.kernels.plan import BLOCK, FIELDS, PIECES, ROOM, address, plan, supported
+from crosscheck.kernels.stacked import stacked_rows
 from crosscheck.kernels.threads import share
 
-__all__ = ["LARGE", "MANY", "group_sums", "moments", "pair_sums"]
+__all__ = ["LARGE", "MANY", "group_rows", "group_sums", "moments", "moments_of", "pair_sums"]
 
-LARGE, MANY = 1 << 18, 1 << 22
+LARGE, MANY = 1 << 17, 1 << 22
 """Elements in one group and in all groups of a call, from which on it is compiled."""
 SHORT = 1 << 11
 """Groups of so many elements do not count: `stacked` is as fast for them."""
+Moments = tuple[np.ndarray, np.ndarray]
+"""Float64 (5,): Σx, Σx², Σ|x|, the number of non-finite elements, max|x|; and (3,): Σ(x − r)⁺,
+Σ(−x − r)⁺, Σ(|x| − 2r)⁺ with r the root mean square."""
 ALONE = 1 << 19  # elements that one thread compares sooner than others are woken up
 _PAIRS = {
     2: np.array([[0, 1]]),
@@ -62,36 +68,41 @@ def group_sums(
     Raises:
         ValueError: the shapes in a group differ.
     """
-    for arrays in groups:
-        if any(a.shape != arrays[0].shape for a in arrays):
-            raise ValueError(f"shapes differ: {' and '.join(str(a.shape) for a in arrays)}")
+    return [tuple(map(PairSums.of, rows)) for rows in group_rows(groups, limits).tolist()]
+
+
+def group_rows(
+    groups: Sequence[Sequence[np.ndarray]], limits: Sequence[float] | None = None
+) -> np.ndarray:
+    """`group_sums` as columns: float64 (groups, 1 or 3, fields of `PairSums`)."""
+    for first, *others in groups:
+        for other in others:
+            if other.shape != first.shape:
+                raise ValueError(f"shapes differ: {first.shape} and {other.shape}")
     bounds = [math.inf] * len(groups) if limits is None else list(limits)
+    pairs = _PAIRS[len(groups[0]) if groups else 2]
+    rows = np.empty((len(groups), len(pairs), len(FIELDS) + 1))
+    done = np.zeros(len(groups), bool)
     kernels = _kernels([arrays[0].size for arrays in groups])
-    able = [
-        i
-        for i, arrays in enumerate(groups)
-        if kernels is not None and arrays[0].size and supported(*arrays)
-    ]
-    found: dict[int, tuple[PairSums, ...]] = {}
+    if kernels is None:
+        done = stacked_rows(groups, bounds, pairs.tolist(), rows)
+    able = [i for i, arrays in enumerate(groups) if kernels and _is_able(arrays)]
     if kernels is not None and able:
-        sums = _compiled_sums(kernels, [groups[i] for i in able], [bounds[i] for i in able])
+        rows[able, :, :-1] = _compiled_sums(
+            kernels, [groups[i] for i in able], [bounds[i] for i in able]
+        )
+        rows[able, :, -1] = 1.0
         # What overflows is taken in larger units by the other implementation.
-        found = {i: s for i, s in zip(able, sums, strict=True) if all(map(_finite, s))}
-    elif groups:
-        found = stacked_sums(groups, bounds, _PAIRS[len(groups[0])].tolist())
-    return [
-        found[i] if i in found else _plain_sums(arrays, bounds[i])
-        for i, arrays in enumerate(groups)
-    ]
+        done[able] = np.isfinite(rows[able, :, 1:4]).all(axis=(1, 2))
+    for i in np.flatnonzero(~done).tolist():
+        one = groups[i]
+        rows[i] = [astuple(blocked.pair_sums(one[j], one[k], bounds[i])) for j, k in pairs.tolist()]
+    return rows
 
 
-def _plain_sums(arrays: Sequence[np.ndarray], limit: float) -> tuple[PairSums, ...]:
-    pairs = _PAIRS[len(arrays)].tolist()
-    return tuple(blocked.pair_sums(arrays[i], arrays[j], limit) for i, j in pairs)
-
-
-def _finite(sums: PairSums) -> bool:
-    return math.isfinite(sums.diff2 + sums.a2 + sums.b2)
+def _is_able(arrays: Sequence[np.ndarray]) -> bool:
+    """Whether the compiled kernels read them."""
+    return arrays[0].size > 0 and supported(*arrays)
 
 
 def _kernels(sizes: Sequence[int]) -> ModuleType | None:
@@ -112,57 +123,79 @@ def _kernels(sizes: Sequence[int]) -> ModuleType | None:
 def _load() -> ModuleType | None:
     if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
         return None
+    if importlib.util.find_spec("numba") is None:
+        return None
     try:
-        from crosscheck.kernels import compiled
+        from crosscheck.kernels import machine
+
+        for name in machine.KERNELS:  # all of them, or none
+            machine.kernel(name)
     except ImportError:
         return None
-    except RuntimeError:  # Numba finds no folder that it may write its cache into
-        return None
-    return compiled
+    return machine
 
 
 def _compiled_sums(
     kernels: ModuleType, groups: Sequence[Sequence[np.ndarray]], limits: Sequence[float]
-) -> list[tuple[PairSums, ...]]:
+) -> np.ndarray:
+    """Float64 (groups, 1 or 3, `FIELDS`)."""
     pairs = _PAIRS[len(groups[0])]
     p, bounds = plan(groups), np.array(limits, np.float64)
     out = np.empty((len(p.chunks), len(pairs), len(FIELDS)))
+    compare = kernels.kernel("compare_chunks")
+    given = address(p.jobs), address(p.chunks)
+    more = address(pairs), len(pairs), address(bounds)
 
     def work(first: int, last: int) -> None:
-        scratch = np.empty((len(groups[0]), PIECES, BLOCK))
-        address = scratch.__array_interface__["data"][0]
-        kernels.compare_chunks(p.jobs, p.chunks, first, last, pairs, bounds, address, out)
+        room = _room(len(groups[0]))
+        compare(*given, first, last, *more, address(room), address(out))
 
     share(work, len(p.chunks), alone=p.elements < ALONE)
-    return [tuple(PairSums.of(row) for row in rows) for rows in combined(out, p.first).tolist()]
+    return combined(out, p.first)
 
 
-def moments(value: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Sums over the finite elements of an array, in any order of its memory; None: take NumPy.
+def _room(arrays: int) -> np.ndarray:
+    """What a kernel writes its notes and the blocks of so many arrays into."""
+    return np.empty(ROOM + arrays * PIECES * BLOCK * 8, np.uint8)
 
-    Returns:
-        float64 (5,): Σx, Σx², Σ|x|, the number of non-finite elements, max|x|; and (3,): Σ(x − r)⁺,
-        Σ(−x − r)⁺, Σ(|x| − 2r)⁺ with r the root mean square.
-    """
-    kernels = _kernels([value.size])
-    if kernels is None or not value.size or not supported(value):
-        return None
-    p = plan([(value,)])
+
+def moments(value: np.ndarray) -> Moments | None:
+    """Sums over the finite elements of an array, in any order of its memory; None: take NumPy."""
+    return moments_of([value])[0]
+
+
+def moments_of(values: Sequence[np.ndarray]) -> list[Moments | None]:
+    """The `moments` of each value, with the bits that it has alone."""
+    able = [i for i, v in enumerate(values) if _kernels([v.size]) is not None and _is_able([v])]
+    found: list[Moments | None] = [None] * len(values)
+    begin = np.cumsum([values[i].size for i in able]) // MANY  # which portion each belongs to
+    for portion in dict.fromkeys(begin.tolist()):
+        some = [i for i, number in zip(able, begin.tolist(), strict=True) if number == portion]
+        for i, sums in zip(some, _moments([values[i] for i in some]), strict=True):
+            found[i] = sums
+    return found
+
+
+def _moments(values: Sequence[np.ndarray]) -> list[Moments]:
+    kernels = _load()
+    assert kernels is not None
+    p = plan([(value,) for value in values])
     first, second = np.empty((len(p.chunks), 5)), np.empty((len(p.chunks), 3))
+    add_moments, add_tails = map(kernels.kernel, ("moment_chunks", "tail_chunks"))
+    given = address(p.jobs), address(p.chunks)
 
     def sums(begin: int, end: int) -> None:
-        scratch = np.empty((2, PIECES, BLOCK))
-        address = scratch.__array_interface__["data"][0]
-        kernels.moment_chunks(p.jobs, p.chunks, begin, end, address, first)
+        room = _room(2)
+        add_moments(*given, begin, end, address(room), address(first))
 
     def tails(begin: int, end: int) -> None:
-        scratch = np.empty((2, PIECES, BLOCK))
-        address = scratch.__array_interface__["data"][0]
-        kernels.tail_chunks(p.jobs, p.chunks, begin, end, rms, address, second)
+        room = _room(2)
+        add_tails(*given, begin, end, address(rms), address(room), address(second))
 
     share(sums, len(p.chunks), alone=p.elements < ALONE)
-    total = first.sum(axis=0)
-    total[4] = first[:, 4].max()
-    rms = np.array([math.sqrt(total[1] / max(value.size - total[3], 1.0))])
+    total = np.add.reduceat(first, p.first)
+    total[:, 4] = np.maximum.reduceat(first[:, 4], p.first)
+    finite = np.array([value.size for value in values]) - total[:, 3]
+    rms = np.sqrt(total[:, 1] / np.maximum(finite, 1.0))
     share(tails, len(p.chunks), alone=p.elements < ALONE)
-    return total, second.sum(axis=0)
+    return list(zip(total, np.add.reduceat(second, p.first), strict=True))

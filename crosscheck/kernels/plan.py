@@ -27,10 +27,13 @@ __all__ = [
     "KINDS",
     "PIECES",
     "PLACE",
+    "ROOM",
     "SIZE",
     "STRIDE",
     "TILE",
+    "WIDTH",
     "Plan",
+    "address",
     "plan",
     "supported",
 ]
@@ -38,6 +41,7 @@ __all__ = [
 BLOCK = 2048
 """Elements in a block: as float32, 8 KiB for each array."""
 CHUNK = 32 * BLOCK
+ROOM = 256  # bytes in front of the buffers, for a kernel's own notes
 PIECES = 2  # buffers of BLOCK float64 that each array needs to be brought into one piece
 RUN = 8  # rows of a tile between two orders: they are long, which is what memory likes
 AXES = 8  # of a job, after merging
@@ -94,6 +98,11 @@ def supported(*arrays: np.ndarray) -> bool:
     ) and (arrays[0].ndim <= AXES or len(_merged(arrays)) <= AXES)
 
 
+def address(array: np.ndarray) -> int:
+    """Of its first element; the array must outlive its use."""
+    return int(array.__array_interface__["data"][0])
+
+
 def plan(groups: Sequence[Sequence[np.ndarray]]) -> Plan:
     """The plan for jobs of `supported` arrays. The arrays must outlive its use: it holds their
     addresses."""
@@ -101,9 +110,7 @@ def plan(groups: Sequence[Sequence[np.ndarray]]) -> Plan:
     jobs[:, SIZE:PLACE] = 1  # of axes that are not there, and their tiles
     sides = len(groups[0])
     jobs[:, KIND : KIND + sides] = [[KINDS[a.dtype] for a in arrays] for arrays in groups]
-    jobs[:, ADDRESS : ADDRESS + sides] = [
-        [a.__array_interface__["data"][0] for a in arrays] for arrays in groups
-    ]
+    jobs[:, ADDRESS : ADDRESS + sides] = [[address(a) for a in arrays] for arrays in groups]
     plain = np.array([all(a.flags.c_contiguous for a in arrays) for arrays in groups])
     sizes = np.array([arrays[0].size for arrays in groups])
     _fill_plain(jobs, plain, sizes, sides)

@@ -9,18 +9,19 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import astuple
 
 import numpy as np
 
 from crosscheck.kernels import blocked
 from crosscheck.kernels.blocked import PairSums
 
-__all__ = ["LONGEST", "matrix", "of_one_size", "stacked_sums", "stacked_squares"]
+__all__ = ["LONGEST", "matrix", "of_one_size", "stacked_rows", "stacked_squares"]
 
 LONGEST = blocked.BLOCK // 4
 """Elements of an array from which on it is worth calls of its own."""
 AT_ONCE = blocked.BLOCK // 2  # elements of a matrix: three of them stay in the cache
+_NONE = astuple(PairSums())
 Groups = Sequence[Sequence[np.ndarray]]
 Pairs = Sequence[Sequence[int]]
 
@@ -41,8 +42,8 @@ def of_one_size(sizes: Sequence[int]) -> Iterator[list[int]]:
 def matrix(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """Float64 (number of arrays, size): each a row, in the order of its own axes."""
     rows = np.empty((len(arrays), arrays[0].size))
-    for row, array in zip(rows, arrays, strict=True):
-        row[:] = array.reshape(-1)
+    flat = [array.reshape(-1) for array in arrays]
+    np.concatenate(flat, out=rows.reshape(-1), casting="unsafe")
     return rows
 
 
@@ -56,51 +57,48 @@ def stacked_squares(
             a, b = (matrix([pairs[i][side] for i in some]) for side in (0, 1))
             difference = a - b
             squares = _dots(difference, difference), _dots(b, b)
-        sums = zip(some, _by_row(squares), strict=True)
-        found |= {i: both for i, both in sums if math.isfinite(sum(both))}
+        sums = zip(some, *(column.tolist() for column in squares), strict=True)
+        found |= {i: (error, truth) for i, error, truth in sums if math.isfinite(error + truth)}
     return found
 
 
-def stacked_sums(
-    groups: Groups, limits: Sequence[float], pairs: Pairs
-) -> dict[int, tuple[PairSums, ...]]:
+def stacked_rows(
+    groups: Groups, limits: Sequence[float], pairs: Pairs, out: np.ndarray
+) -> np.ndarray:
     """What `blocked.pair_sums` gives for ``pairs`` of the arrays in each group.
 
     Args:
         groups: arrays of one shape, in any real dtypes and strides.
         limits: for each group, the difference above which elements are counted.
         pairs: (index in a group, index in a group).
+        out: float64 (groups, pairs, fields of `PairSums`); the rows of small groups are written.
 
     Returns:
-        By number, the small groups that are finite throughout.
+        bool (groups,): the small groups that are finite throughout. Rows of others mean nothing.
     """
-    found: dict[int, tuple[PairSums, ...]] = {}
+    done = np.zeros(len(groups), bool)
     for some in of_one_size([arrays[0].size for arrays in groups]):
-        sums = _rows([groups[i] for i in some], [limits[i] for i in some], pairs)
-        found.update((i, s) for i, s in zip(some, sums, strict=True) if s is not None)
-    return found
+        rows = _rows([groups[i] for i in some], [limits[i] for i in some], pairs)
+        out[some] = rows
+        done[some] = np.isfinite(rows).all(axis=(1, 2))
+    return done
 
 
-def _rows(
-    groups: Groups, limits: Sequence[float], pairs: Pairs
-) -> Iterator[tuple[PairSums, ...] | None]:
-    """For each of some groups of one size; None where not all numbers are finite."""
+def _rows(groups: Groups, limits: Sequence[float], pairs: Pairs) -> np.ndarray:
+    """For some groups of one size; not finite where not all numbers are."""
     with np.errstate(invalid="ignore", over="ignore"):
         sides = [matrix([arrays[k] for arrays in groups]) for k in range(len(groups[0]))]
         squares = [_dots(side, side) for side in sides]
         largest = [np.maximum(side.max(axis=1), -side.min(axis=1)) for side in sides]
-        found = []
-        for i, j in pairs:
-            columns = _columns(sides[i], sides[j], limits)
-            columns += [squares[i], squares[j], largest[i], largest[j]]
-            found.append([_sums(sides[0].shape[1], *row) for row in _by_row(columns)])
-        finite = np.isfinite(sum(squares)).tolist()
-    for plain, sums in zip(finite, zip(*found, strict=True), strict=True):
-        yield sums if plain and all(math.isfinite(s.diff2) for s in sums) else None
-
-
-def _by_row(columns: Sequence[np.ndarray]) -> Iterator[tuple[Any, ...]]:
-    return zip(*(column.tolist() for column in columns), strict=True)
+        rows = np.empty((len(groups), len(pairs), len(_NONE)))
+        rows[:] = _NONE
+        rows[:, :, 0] = sides[0].shape[1]
+        for k, (i, j) in enumerate(pairs):
+            diff2, ab, top, place, over = _columns(sides[i], sides[j], limits)
+            columns = diff2, squares[i], squares[j], ab, top, place, largest[i], largest[j], over
+            for field, column in enumerate(columns, start=1):
+                rows[:, k, field] = column
+    return rows
 
 
 def _columns(a: np.ndarray, b: np.ndarray, limits: Sequence[float]) -> list[np.ndarray]:
@@ -119,18 +117,3 @@ def _columns(a: np.ndarray, b: np.ndarray, limits: Sequence[float]) -> list[np.n
 def _dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     sums: np.ndarray = np.einsum("ij,ij->i", a, b)
     return sums
-
-
-def _sums(
-    size: int,
-    diff2: float,
-    ab: float,
-    max_diff: float,
-    argmax: int,
-    over: int,
-    a2: float,
-    b2: float,
-    max_a: float,
-    max_b: float,
-) -> PairSums:
-    return PairSums(size, diff2, a2, b2, ab, max_diff, argmax, max_a, max_b, over)

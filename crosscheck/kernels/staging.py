@@ -7,10 +7,7 @@ tile, eight by eight words are turned in registers.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -21,12 +18,11 @@ from numba.extending import intrinsic
 
 from crosscheck.kernels.plan import ADDRESS, AXES, BLOCK, KIND, PIECES, PLACE, SIZE, STRIDE, TILE
 
-__all__ = ["begin_of", "cached", "carray", "compiled", "enter", "place_in", "pointer", "staged"]
+__all__ = ["begin_of", "carray", "compiled", "enter", "place_in", "pointer", "staged"]
 
 X, Y, Z = AXES - 3, AXES - 2, AXES - 1  # the axes of a block
 WORDS = 8  # turned at once
 LINE = 64  # bytes of a cache line
-SOURCES = ("compiled", "plan", "staging")  # what compiled code is made of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -34,26 +30,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 def compiled(**options: Any) -> Callable[[F], F]:
     """``numba.njit`` for functions that let go of the interpreter's lock."""
     return cast(Callable[[F], F], numba.njit(nogil=True, error_model="numpy", **options))
-
-
-def cached(function: F) -> F:
-    """The same, kept on disk: in a folder for just these sources, since Numba looks at no other
-    file than the function's own when it decides whether what it kept is still right."""
-    own = cast(Any, numba.config)
-    before = own.CACHE_DIR
-    own.CACHE_DIR = _folder(before)
-    try:
-        return compiled(cache=True)(function)
-    finally:
-        own.CACHE_DIR = before
-
-
-def _folder(given: str) -> str:
-    here = Path(__file__).parent
-    sources = b"".join((here / f"{name}.py").read_bytes() for name in SOURCES)
-    digest = hashlib.sha256(sources).hexdigest()[:16]
-    base = given or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(base, "crosscheck", f"kernels-{digest}")
 
 
 def _pointer(context: Any, address: Any) -> Any:

@@ -17,7 +17,7 @@ Behind a cut in the backward pass nothing can be forced; `severed` sets that asi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,7 +25,7 @@ import numpy as np
 from crosscheck.aligning.alignment import Alignment
 from crosscheck.arrays import is_float
 from crosscheck.locating.severed import ancestors, is_cut_before, released
-from crosscheck.locating.surroundings import MOST_NAMED, Surroundings
+from crosscheck.locating.surroundings import MOST_NAMED, Passages, Surroundings
 from crosscheck.results import Divergence, SiteResult
 from crosscheck.trace import Trace, owner
 
@@ -51,6 +51,10 @@ class Locator:
     @cached_property
     def _around(self) -> Surroundings:
         return Surroundings(self.alignment, self.reference, self.candidate)
+
+    @cached_property
+    def _passages(self) -> Passages:
+        return Passages(self.alignment, self.reference, self.candidate)
 
     def locate(self, results: Sequence[SiteResult]) -> tuple[Divergence, ...]:
         """The divergences (and suspects) among ``results``, which are in execution order."""
@@ -109,6 +113,14 @@ class Locator:
 
     def _output(self, result: SiteResult) -> _Blame:
         between = self._around.loose(result.candidate, "candidate")
+        if self._around.is_given_something_else(result):
+            return _Blame(
+                self.reference.info.parents.get(owner(result.reference)),
+                self.candidate.info.parents.get(owner(result.candidate)),
+                f"what goes into `{owner(result.candidate)}` differs as well, and could not be "
+                "forced: the code that calls it differs",
+                between,
+            )
         text = "everything that it was given is the reference's"
         if between:
             sites = "site" if len(between) == 1 else "sites"
@@ -119,6 +131,8 @@ class Locator:
 
     def _glue_forward(self, result: SiteResult) -> _Blame:
         """What layer ``L`` is given differs, though every aligned site before it is right."""
+        slots = self._passages.given(result.reference, result.candidate)
+        result = replace(result, reference=slots[0], candidate=slots[1])
         reference = self._around.loose_producer(self.reference, result.reference, "reference")
         candidate = self._around.loose_producer(self.candidate, result.candidate, "candidate")
         between = self._around.loose(result.candidate, "candidate", "input")
@@ -153,6 +167,8 @@ class Locator:
 
     def _glue_backward(self, result: SiteResult) -> _Blame:
         """The summed cotangent is wrong, though every aligned consumer's own is right."""
+        sites = self._passages.returned(result.reference, result.candidate)
+        result = replace(result, reference=sites[0], candidate=sites[1])
         if ("cotangent", result.candidate) not in self.candidate.values:
             blame = self._released_by(result)
             if blame is not None:

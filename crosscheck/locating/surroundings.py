@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from crosscheck.aligning.alignment import Alignment, SitePair
+from crosscheck.aligning.fingerprints import SAME_VALUE
+from crosscheck.arrays import is_float
+from crosscheck.locating.severed import ancestors
 from crosscheck.observers import Key
 from crosscheck.results import SiteResult
 from crosscheck.taps import FORWARD
 from crosscheck.trace import RunInfo, Trace, owner
 
-__all__ = ["MOST_NAMED", "Surroundings"]
+__all__ = ["MOST_NAMED", "Passages", "Surroundings"]
 
 MOST_NAMED = 8  # sites without partner that are listed with a divergence
 
@@ -51,6 +55,13 @@ class Surroundings:
         return {
             side: frozenset(getattr(p, side) for p in self.alignment.pairs)
             for side in ("reference", "candidate")
+        }
+
+    @cached_property
+    def _unmatched(self) -> dict[str, frozenset[str]]:
+        return {
+            "reference": frozenset(self.alignment.unmatched_reference),
+            "candidate": frozenset(self.alignment.unmatched_candidate),
         }
 
     @cached_property
@@ -121,6 +132,29 @@ class Surroundings:
         pairs = (p for r in reversed(before_r) for p in self._with_edges.get(r, {}).values())
         return next((p for p in pairs if p.candidate in before_c), None)
 
+    def is_given_something_else(self, result: SiteResult) -> bool:
+        """Whether two layers, without layers in them, have inputs of which none are compared,
+        none are alike and the candidate's are made by the code around it, though once they
+        returned the same: what they return now says nothing about them."""
+        ours, theirs = owner(result.reference), owner(result.candidate)
+        if result.aligned_by != "value" or result.metrics is None:
+            return False
+        compared = self._with_edges.get(result.reference, {})
+        if result.metrics.rel_l2 <= SAME_VALUE or result.candidate in compared:
+            return False
+        calls = (*self.reference.info.parents.items(), *self.candidate.info.parents.items())
+        if any(home in (ours, theirs) for _, home in calls):
+            return False
+        slots = self.reference.inputs_of(ours), self.candidate.inputs_of(theirs)
+        pairs = itertools.product(
+            (self.reference.values["input", slot] for slot in slots[0]),
+            (self.candidate.values["input", slot] for slot in slots[1]),
+        )
+        sources = [self.candidate.info.sources.get(slot) for slot in slots[1]]
+        if not all(slots) or None not in sources:
+            return False
+        return not any(_are_alike(r, c) for r, c in pairs)
+
     def loose_producer(self, trace: Trace, site: str, side: str) -> str | None:
         """The layer without partner whose output is given to ``site``, if there is one."""
         source = trace.info.sources.get(site)
@@ -129,7 +163,9 @@ class Surroundings:
         if source is not None:
             return None
         loose = self.loose(site, side, "input")
-        siblings = [s for s in loose if _parent(trace.info, s) == _parent(trace.info, site)]
+        unmatched = self._unmatched[side]  # not what only hands on the value of an aligned site
+        home = _parent(trace.info, site)
+        siblings = [s for s in loose if s in unmatched and _parent(trace.info, s) == home]
         return owner(siblings[-1]) if siblings else None
 
     def _before_rearranging(self, trace: Trace, layer: str, side: str) -> str | None:
@@ -152,12 +188,15 @@ class Surroundings:
         """A layer that consumes ``site`` and whose own VJP was not compared; the innermost one."""
         aligned, compared = self._aligned(side), self._compared[side]
         found: list[str] = []
+        seen: set[str] = set()
         for consumer in trace.consumers.get(site, ()):
             hidden = ("input_cotangent", consumer) in trace.info.unobservable
             if owner(consumer) not in aligned or consumer not in compared or hidden:
                 found.append(owner(consumer))
+            else:  # and so is what a container sends back that only hands the value on to it
+                seen |= ancestors(trace.info, owner(consumer))
         parents = {trace.info.parents.get(layer) for layer in found}
-        return next((layer for layer in found if layer not in parents), None)
+        return next((layer for layer in found if layer not in parents | seen), None)
 
     @cached_property
     def _compared(self) -> dict[str, frozenset[str]]:
@@ -185,8 +224,78 @@ class Surroundings:
         return parent
 
 
+@dataclass(frozen=True)
+class Passages:
+    """Values that containers only hand on: to a layer inside, or from one.
+
+    What goes into the first layer of a container may be what the container was given. If it is
+    wrong, so is that, and the container is innocent. The same for what its last layer returns.
+    """
+
+    alignment: Alignment
+    reference: Trace
+    candidate: Trace
+
+    def given(self, reference: str, candidate: str) -> tuple[str, str]:
+        """The outermost inputs that hold the values of two inputs, on both sides alike."""
+        return self._climbed(reference, candidate, _as_given)
+
+    def returned(self, reference: str, candidate: str) -> tuple[str, str]:
+        """The outermost sites that return what two sites return, on both sides alike."""
+        return self._climbed(reference, candidate, _as_returned)
+
+    def _climbed(
+        self, reference: str, candidate: str, up: Callable[[Trace, str], str | None]
+    ) -> tuple[str, str]:
+        """Step by step: on both sides at once, or out of a container without a partner."""
+        here = reference, candidate
+        while True:
+            ours, theirs = up(self.reference, here[0]), up(self.candidate, here[1])
+            if ours is not None and theirs is not None:
+                here = ours, theirs
+            elif ours is not None and owner(ours) not in self._paired[0]:
+                here = ours, here[1]
+            elif theirs is not None and owner(theirs) not in self._paired[1]:
+                here = here[0], theirs
+            else:
+                return here
+
+    @cached_property
+    def _paired(self) -> tuple[frozenset[str], frozenset[str]]:
+        pairs = self.alignment.pairs
+        return frozenset(p.reference for p in pairs), frozenset(p.candidate for p in pairs)
+
+
+def _as_given(trace: Trace, slot: str) -> str | None:
+    """The input of the layer's container that holds what the layer is given; None if none does."""
+    home = trace.info.parents.get(owner(slot))
+    value = trace.values.get(("input", slot))
+    if home is None or value is None:
+        return None
+    slots = trace.inputs_of(home)
+    return next((s for s in slots if _same_numbers(trace.values["input", s], value)), None)
+
+
+def _as_returned(trace: Trace, site: str) -> str | None:
+    """The container that returns what a layer in it returns; None if it does not."""
+    home = trace.info.parents.get(owner(site))
+    value = trace.values.get(("activation", site))
+    if home is None or value is None or home in trace.info.outputs:
+        return None
+    made = trace.values.get(("activation", home))
+    return home if made is not None and _same_numbers(made, value) else None
+
+
 def _parent(info: RunInfo, site: str) -> str | None:
     return info.parents.get(owner(site))
+
+
+def _are_alike(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two values hold nearly the same numbers, in whatever layout."""
+    if a.size != b.size or is_float(a) != is_float(b):
+        return False
+    left, right = (np.sort(v.astype(np.float64), None) for v in (a, b))
+    return bool(np.allclose(left, right, rtol=1e-2, atol=1e-4, equal_nan=True))
 
 
 def _same_numbers(a: np.ndarray, b: np.ndarray) -> bool:

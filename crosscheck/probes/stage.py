@@ -16,7 +16,7 @@ import numpy as np
 from crosscheck.adapters.base import Adapter
 from crosscheck.adapters.trace import TraceAdapter
 from crosscheck.devices import place
-from crosscheck.errors import CannotCompare, InvalidArgument, SideFailed, capped
+from crosscheck.errors import CannotCompare, CannotSplit, InvalidArgument, SideFailed, capped
 from crosscheck.explain.fresh import fresh_inputs
 from crosscheck.inputs import make_inputs
 from crosscheck.pipeline import calls_of, transfer, verify_weights
@@ -122,9 +122,8 @@ def _require_models(sides: Sides, request: Request, probes: Probes) -> None:
     if not probes.several and not probes.randomise:
         return
     if request.part is not None:
-        raise InvalidArgument(
-            "part=: a check with probes=, seeds= or randomise= cannot be split; leave one out"
-        )
+        several = "a check with probes=, seeds= or randomise="
+        raise CannotSplit(request.part, several, fix="leave one out")
     what = "probes= and seeds=" if probes.several else "randomise=True"
     if any(isinstance(side, TraceAdapter) for side in sides):
         raise InvalidArgument(

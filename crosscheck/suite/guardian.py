@@ -4,7 +4,8 @@ Workers run in sessions of their own, so that a Ctrl-C reaches the parent alone.
 is killed outright cannot end them. So it tells a guardian of each: when the pipe between them
 breaks, the guardian ends what is left and removes the folder of temporary files. What began a
 session of its own just before that, and was not told of, is known by the folder, which is in the
-environment of every worker and of all that comes of it.
+environment of every worker and of all that comes of it. What was just being started has its
+parent's environment for a moment yet: so the guardian looks again until nothing more is found.
 
 The guardian is nobody's child: a Ray worker that is told to go kills its children first.
 """
@@ -24,14 +25,17 @@ __all__ = ["Guardian"]
 LONGEST = 30.0  # seconds to end what is left
 
 _SCRIPT = """
-import os, shutil, signal, sys
+import os, shutil, signal, sys, time
 if os.fork():
     os._exit(0)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
 print(os.getpid(), flush=True)
-groups = set()
+groups, dismissed = set(), False
 for line in sys.stdin:
+    if line[0] == ".":
+        dismissed = True
+        break
     (groups.add if line[0] == "+" else groups.discard)(int(line[1:]))
 def end(kill, number):
     try:
@@ -41,7 +45,8 @@ def end(kill, number):
 for group in groups:
     end(os.killpg, group)
 mark = os.fsencode(sys.argv[1])
-for _ in range(2 if sys.platform == "linux" else 0):
+def end_marked():
+    found = False
     for name in filter(str.isdecimal, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/environ", "rb") as variables:
@@ -50,6 +55,14 @@ for _ in range(2 if sys.platform == "linux" else 0):
             continue
         if marked:
             end(os.kill, int(name))
+            found = True
+    return found
+needed, quiet = (1 if dismissed else 4), 0
+for _ in range(100 if sys.platform == "linux" else 0):
+    quiet = 0 if end_marked() else quiet + 1
+    if quiet == needed:
+        break
+    time.sleep(0.1)
 shutil.rmtree(sys.argv[1], ignore_errors=True)
 """
 
@@ -90,9 +103,15 @@ class Guardian:
             self._process.stdin.write(line)
             self._process.stdin.flush()
 
-    def close(self) -> None:
-        """End what is left, remove the folder, and wait for both."""
+    def close(self, *, orderly: bool = False) -> None:
+        """End what is left, remove the folder, and wait for both.
+
+        Args:
+            orderly: nothing is just being started; there is no need to look again.
+        """
         assert self._process.stdin is not None and self._process.stdout is not None
+        if orderly:
+            self._tell(".\n")
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         ended, _, _ = select.select([self._process.stdout], [], [], LONGEST)  # it closes its end

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 __all__ = [
     "FAILED",
+    "NOT_SPLIT",
     "STATUSES",
     "Job",
     "JobResult",
@@ -40,6 +41,8 @@ STATUSES: tuple[Status, ...] = (
 )
 FAILED = frozenset({"could-not-compare", "crashed", "timeout", "out-of-memory"})
 """Statuses of jobs that have no verdict and should have one."""
+NOT_SPLIT = "not split: "
+"""How the line begins that says of a job why it has no parts."""
 
 
 @dataclass(frozen=True)

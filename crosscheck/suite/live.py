@@ -40,6 +40,8 @@ class Lines:
 
     def stage(self, job: Job, stage: str, memory: int) -> None: ...
 
+    def ended(self, job: Job) -> None: ...
+
     def finished(self, result: JobResult) -> None:
         self._done += 1
         place = f"{self._done}/{self._all} " if self._all else ""
@@ -86,6 +88,10 @@ class LiveTable:
         if job in self._running:
             self._running[job] = (self._running[job][0], stage, memory)
             self._show()
+
+    def ended(self, job: Job) -> None:
+        self._running.pop(job, None)
+        self._show()
 
     def finished(self, result: JobResult) -> None:
         self._done += 1

@@ -12,15 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from crosscheck.errors import InvalidArgument
 from crosscheck.suite.caches import compilation_cache
-from crosscheck.suite.engine import Watcher
+from crosscheck.suite.engine import Queue, Watcher
 from crosscheck.suite.guardian import Guardian
 from crosscheck.suite.jobs import Outcome, Task
 from crosscheck.suite.processes import Process, Tree, kernel_oom_kills, snapshot
@@ -90,33 +89,33 @@ class LocalEngine:
         """See `Engine`."""
         return {"engine": "local", "parallel_jobs": self.jobs, "cpus": cores()}
 
-    def run(self, tasks: Sequence[Task], watcher: Watcher) -> Generator[Outcome, None, None]:
+    def run(self, tasks: Iterable[Task], watcher: Watcher) -> Generator[Outcome, None, None]:
         """See `Engine`."""
         if os.name != "posix":
             raise InvalidArgument(
                 "the suite needs process groups, which this system does not have; run it under "
                 "Linux or macOS (on Windows, in WSL), or use `crosscheck run` for each pair"
             )
-        waiting = deque(tasks)
+        waiting = Queue.of(tasks)
         around = self._surroundings
         if around.threads is None:
-            share = max(1, cores() // max(1, min(self.jobs, len(tasks))))
+            share = max(1, cores() // max(1, min(self.jobs, len(waiting))))
             around = replace(around, threads=share)
         folder = tempfile.mkdtemp(prefix="crosscheck-")
         around = replace(around, shared=around.shared or folder)
-        left = Counter(task.group for task in tasks)
         guardian = Guardian(folder)
         selector = selectors.DefaultSelector()
         running: list[_Child] = []
-        look = _Look()
+        look, orderly = _Look(), False
         try:
             while waiting or running:
                 while waiting and len(running) < self.jobs:
-                    task = waiting.popleft()
+                    task = waiting.take()
                     watcher.started(task.job)
                     try:
                         running.append(_Child(task, folder, around, selector, guardian))
                     except OSError as error:  # no more processes or descriptors to be had
+                        _forget(folder, waiting.ended(task))
                         yield _not_started(task, error)
                 for key, _ in selector.select(TICK):
                     key.data()
@@ -126,15 +125,14 @@ class LocalEngine:
                     watcher.stage(child.task.job, child.stage, child.memory)
                     if outcome is not None:
                         running.remove(child)
-                        left[child.task.group] -= 1
-                        if not left[child.task.group]:
-                            _forget(folder, child.task.group)
+                        _forget(folder, waiting.ended(child.task))
                         yield outcome
+            orderly = True
         finally:
             for child in running:
                 child.end()
             selector.close()
-            guardian.close()
+            guardian.close(orderly=orderly)
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -6,17 +6,17 @@ whose pair crashes, hangs or eats memory has its result, as with the local engin
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
-from collections import Counter, deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from crosscheck.errors import InvalidArgument
 from crosscheck.suite.classify import gibibytes
-from crosscheck.suite.engine import Watcher
+from crosscheck.suite.engine import Queue, Watcher
 from crosscheck.suite.jobs import Job, Limits, Outcome, Task
 from crosscheck.suite.local import MEMORY_PER_JOB
 from crosscheck.suite.ray_cluster import Lost, Needs, RayCluster
@@ -26,7 +26,8 @@ from crosscheck.suite.stamps import software
 __all__ = ["RayEngine"]
 
 RETRIES = 3
-QUEUED = 1000  # jobs that Ray knows of at a time
+QUEUED = 2  # jobs that Ray knows of at a time, for each that there is room for
+LOOK = 10.0  # seconds between two looks at how much room there is
 POLL = 0.2  # seconds
 PATIENCE = 120.0  # seconds without a machine for what is left
 NO_MACHINE = "no machine of the Ray cluster is left that has what it takes"
@@ -43,7 +44,7 @@ class _Attempt:
 
     task: Task
     lost: int
-    began: float
+    began: float = 0.0
 
 
 class RayEngine:
@@ -78,6 +79,7 @@ class RayEngine:
         self._cluster = cluster or RayCluster(address, ship=ship)
         self._machines = self._cluster.machines()
         self._told: set[str] = set()
+        self._room, self._looked = 0, -LOOK
 
     def __enter__(self) -> RayEngine:
         return self
@@ -102,56 +104,74 @@ class RayEngine:
 
     # -- the run -----------------------------------------------------------------------------------
 
-    def run(self, tasks: Sequence[Task], watcher: Watcher) -> Generator[Outcome, None, None]:
+    def run(self, tasks: Iterable[Task], watcher: Watcher) -> Generator[Outcome, None, None]:
         """See `Engine`.
 
         Raises:
             InvalidArgument: no machine has what a job needs; or its files are not sent.
         """
-        self._require(tasks)
-        waiting = deque(_Attempt(task, 0, 0.0) for task in tasks)
+        waiting = Queue.of(tasks)
+        self._require(waiting.waiting())
+        again: list[_Attempt] = []
         running: dict[Any, _Attempt] = {}
         seen: dict[Job, News] = {}
-        left = Counter(task.group for task in tasks)
         active = time.monotonic()
         try:
-            while waiting or running:
-                while waiting and len(running) < (self._jobs or QUEUED):
-                    attempt = replace(waiting.popleft(), began=time.time())
-                    running[self._start(attempt)] = attempt
+            while waiting or again or running:
+                while (waiting or again) and len(running) < self._most(running):
+                    attempt = again.pop() if again else _Attempt(waiting.take(), 0)
+                    running[self._start(attempt)] = replace(attempt, began=time.time())
                 done = self._cluster.ended(list(running), POLL)
                 self._show(watcher, running.values(), seen)
                 if done or seen or self._fits(next(iter(running.values())).task):
                     active = time.monotonic()
                 elif time.monotonic() > active + PATIENCE:
-                    stranded = [*running.values(), *waiting]
-                    yield from (_without_answer(a.task, "", NO_MACHINE) for a in stranded)
+                    yield from self._stranded([*running.values(), *again], waiting)
                     return
                 for handle in done:
                     attempt = running.pop(handle)
                     last = seen.pop(attempt.task.job, None)
                     outcome = self._ended(handle, attempt, last, watcher)
-                    if outcome is not None:
-                        left[attempt.task.group] -= 1
-                        if attempt.task.group and not left[attempt.task.group]:
-                            self._cluster.forget(attempt.task.group)
-                        yield outcome
-                    else:
-                        waiting.appendleft(replace(attempt, lost=attempt.lost + 1))
+                    if outcome is None:
+                        again.append(replace(attempt, lost=attempt.lost + 1))
+                        continue
+                    group = waiting.ended(attempt.task)
+                    if group:
+                        self._cluster.forget(group)
+                    yield outcome
         finally:
             self._cluster.cancel(running)
+
+    @staticmethod
+    def _stranded(attempts: Iterable[_Attempt], waiting: Queue) -> Generator[Outcome, None, None]:
+        """No machine is left. With each outcome the queue may grow."""
+        for task in itertools.chain((a.task for a in attempts), waiting):
+            yield _without_answer(task, "", NO_MACHINE)
+
+    def _most(self, running: Mapping[Any, _Attempt]) -> int:
+        """How many Ray may know of: what comes first in the queue shall soon be begun."""
+        if self._jobs is not None:
+            return self._jobs
+        if running and time.monotonic() > self._looked + LOOK:
+            self._looked = time.monotonic()
+            needs = self._needs_of(next(iter(running.values())).task)
+            self._room = sum(_times(machine, needs) for machine in self._cluster.machines())
+        return max(1, QUEUED * self._room)
 
     def _needs(self, limits: Limits) -> Needs:
         memory = min(limits.memory or MEMORY_PER_JOB, MEMORY_PER_JOB)
         return Needs(self._cpus, self._gpus, memory)
 
+    def _needs_of(self, task: Task) -> Mapping[str, float]:
+        return self._needs(task.limits).of(task)
+
     def _fits(self, task: Task) -> bool:
-        return self._cluster.fits(self._needs(task.limits).of(task))
+        return self._cluster.fits(self._needs_of(task))
 
     def _require(self, tasks: Sequence[Task]) -> None:
         for task in {(task.job.device, task.limits): task for task in tasks}.values():
             if not self._fits(task):
-                wanted = self._needs(task.limits).of(task)
+                wanted = self._needs_of(task)
                 raise InvalidArgument(
                     f"no machine of the Ray cluster has what a job takes ({_amounts(wanted)}); "
                     f"there {_having(self._cluster.machines())}.\n"
@@ -227,6 +247,11 @@ def _without_answer(task: Task, stage: str, reason: str) -> Outcome:
 def _out_of_memory(task: Task, last: News | None, reason: str) -> Outcome:
     memory, stage = (last.memory, last.stage) if last else (0, "start")
     return Outcome(task, None, "", -signal.SIGKILL, True, 0.0, memory, stage, reason)
+
+
+def _times(machine: Mapping[str, float], needs: Mapping[str, float]) -> int:
+    """How often a machine has what a job takes."""
+    return int(min(machine.get(name, 0.0) / much for name, much in needs.items() if much))
 
 
 def _differences(here: Mapping[str, str], there: Mapping[str, str]) -> str:

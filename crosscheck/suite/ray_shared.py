@@ -1,10 +1,14 @@
 """What the jobs of a group share, between the machines of a Ray cluster.
 
 On one machine they share files in a folder (`crosscheck.traces.shared`): whoever holds the lock
-makes the reference's free run, the others wait for the file. Between machines a thread beside each
-job keeps that up. The `Board` names one machine that makes it. On every other one the thread holds
-the lock in its place, until it has the bytes from Ray's object store, into which they are put once;
-the jobs of one machine then map one file. When the machine that makes it dies, another is named.
+makes a run of the reference, the others wait for the file. Between machines a thread beside each
+job keeps that up, one for each run. Once a job on its machine wants the run, the `Board` names one
+machine that makes it. On every other one the threads hold the lock, until they have the bytes from
+Ray's object store, into which they are put once; the jobs of one machine then map one file. When
+the machine that makes it dies, another is named.
+
+The threads of one machine hold the lock together (shared), so that no job gets hold of it while any
+of them waits; a job holds it alone.
 """
 
 from __future__ import annotations
@@ -18,32 +22,36 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from crosscheck.traces.runs import RUNS, WANTED
+
 __all__ = ["Exchange", "Store", "shared_folder", "with_exchange"]
 
-PAUSE = 0.3  # seconds between two questions
+PAUSE = 0.3  # seconds between two questions to the cluster
+LOOK = 0.05  # seconds between two looks at whether a job wants the run
 
 
 class Store(Protocol):
     """The cluster, as an exchange sees it."""
 
-    def claim(self, group: str, machine: str) -> Any:
-        """What the machine is to do: ``"make"``, ``"wait"``, or a list with the handle."""
+    def claim(self, name: str, machine: str) -> Any:
+        """What the machine is to do: ``"make"`` it, ``"wait"``, or a list with the handle."""
 
-    def put(self, group: str, path: Path) -> None:
+    def put(self, name: str, path: Path) -> None:
         """Give the file to all."""
 
     def get(self, handle: Any) -> Any:
         """What the file holds, as a buffer."""
 
-    def release(self, group: str, machine: str) -> None:
+    def release(self, name: str, machine: str) -> None:
         """This machine does not make it after all."""
 
 
 class Exchange:
-    """Keeps the file of one group on one machine; use it as a context, around a job.
+    """Keeps the file of one run on one machine; use it as a context, around a job.
 
     Args:
         path: of the file.
@@ -57,8 +65,8 @@ class Exchange:
         self._thread = threading.Thread(target=self._keep, name="crosscheck-shared", daemon=True)
 
     def __enter__(self) -> Exchange:
-        """The lock is held from the start: a job that begins before the cluster has answered waits
-        for the answer, and does not make what another machine makes."""
+        """The lock is held from the start: a job that comes to the run before the cluster has
+        answered waits for the answer, and does not make what another machine makes."""
         self._lock = open(f"{self._path}.lock", "a")  # noqa: SIM115
         _hold(self._lock, held=True)
         self._thread.start()
@@ -78,9 +86,12 @@ class Exchange:
 
     def _share(self, lock: IO[str]) -> None:
         """Until the file is here and known to all, or the job ends."""
-        group, makes = self._path.name, False
+        name, makes = self._path.name, False
+        while not os.path.exists(f"{self._path}{WANTED}"):
+            if self._ends.wait(LOOK):
+                return
         while not self._ends.is_set():
-            said = self._store.claim(group, self._machine)
+            said = self._store.claim(name, self._machine)
             makes = said == "make"
             if isinstance(said, list):
                 self._write(said[0])
@@ -90,16 +101,16 @@ class Exchange:
             _hold(lock, held=not makes)
             self._ends.wait(PAUSE)
         if makes and self._path.exists():
-            self._give(group)
+            self._give(name)
         elif makes:
-            self._store.release(group, self._machine)
+            self._store.release(name, self._machine)
 
-    def _give(self, group: str) -> None:
+    def _give(self, name: str) -> None:
         """Put the file into the store, unless another job's thread on this machine has."""
         with open(f"{self._path}.given", "a") as turn:
             fcntl.flock(turn, fcntl.LOCK_EX)
-            if self._store.claim(group, self._machine) == "make":
-                self._store.put(group, self._path)
+            if self._store.claim(name, self._machine) == "make":
+                self._store.put(name, self._path)
 
     def _write(self, handle: Any) -> None:
         if self._path.exists():
@@ -110,17 +121,16 @@ class Exchange:
 
 
 def _hold(lock: IO[str], *, held: bool) -> None:
-    """Hold a lock, or let go of it. Who holds it already, another job's thread here or a job that
-    makes the file itself, does as well."""
+    """Hold a lock together with others, or let go of it. A job that makes the file itself and so
+    has the lock alone does as well."""
     with contextlib.suppress(BlockingIOError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB if held else fcntl.LOCK_UN)
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB if held else fcntl.LOCK_UN)
 
 
 @contextlib.contextmanager
-def shared_folder(session: str) -> Iterator[Path]:
-    """A folder that the jobs of one suite have in common on this machine, as long as there are any;
-    the last one removes it."""
-    folder = Path(tempfile.gettempdir()) / f"crosscheck-{os.getuid()}-{session}"
+def shared_folder(folder: Path) -> Iterator[Path]:
+    """A folder that several processes have in common, as long as there are any; the last one
+    removes it."""
     users = _users(folder)
     try:
         yield folder
@@ -147,9 +157,18 @@ def _users(folder: Path) -> IO[str]:
 
 @contextlib.contextmanager
 def with_exchange(session: str, group: str, store: Store) -> Iterator[str | None]:
-    """The folder for what the jobs of a group share; None for a job that has no group."""
+    """The folder for what the jobs of a group share; None for a job that has no group.
+
+    It goes with the last job of the group that runs on this machine; and with the last job of the
+    suite there goes what is left of jobs that were killed.
+    """
     if not group:
         yield None
         return
-    with shared_folder(session) as folder, Exchange(store, folder / f"{group}.safetensors"):
+    every = Path(tempfile.gettempdir()) / f"crosscheck-{os.getuid()}-{session}"
+    with ExitStack() as stack:
+        stack.enter_context(shared_folder(every))
+        folder = stack.enter_context(shared_folder(every / group))
+        for run in RUNS:
+            stack.enter_context(Exchange(store, folder / f"{group}.safetensors{run}"))
         yield str(folder)

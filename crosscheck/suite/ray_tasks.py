@@ -29,6 +29,7 @@ __all__ = ["Answer", "Board", "News", "RayStore", "Sent", "run_task", "shared_va
 
 PACKAGE = str(Path(crosscheck.__file__).parent)
 GONE = 30.0  # seconds in which a machine asks again while it makes what others wait for
+ANSWER = 60.0  # seconds for the board to answer; a job goes without what it shares then
 PAUSE = 0.5  # seconds between two messages of one job, at least
 BEHAVIOUR = (
     "CUBLAS_",
@@ -118,37 +119,38 @@ class Board:
         news, self._news = self._news, {}
         return news
 
-    def claim(self, group: str, machine: str) -> Any:
+    def claim(self, name: str, machine: str) -> Any:
         """See `Store`. Who makes it and has not asked for a while is gone."""
-        if group in self._handles:
-            return self._handles[group]
+        if name in self._handles:
+            return self._handles[name]
         now = time.monotonic()
-        maker, asked = self._makers.get(group, (machine, now))
+        maker, asked = self._makers.get(name, (machine, now))
         if maker == machine or now > asked + GONE:
-            self._makers[group] = machine, now
+            self._makers[name] = machine, now
             return "make"
         return "wait"
 
-    def release(self, group: str, machine: str) -> None:
+    def release(self, name: str, machine: str) -> None:
         """See `Store`."""
-        if self._makers.get(group, ("",))[0] == machine:
-            del self._makers[group]
+        if self._makers.get(name, ("",))[0] == machine:
+            del self._makers[name]
 
-    def give(self, group: str, content: Any) -> None:
-        """What the group shares. Put into the object store from here, it stays there when the
-        machine that made it is gone."""
+    def give(self, name: str, content: Any) -> None:
+        """What the file holds. Put into the object store from here, it stays there when the machine
+        that made it is gone."""
         import ray
 
-        self.keep(group, ray.put(content))
+        self.keep(name, ray.put(content))
 
-    def keep(self, group: str, handle: Any) -> None:
-        """What the group shares is in the object store."""
-        self._handles[group] = [handle]  # in a list Ray passes it on as it is
+    def keep(self, name: str, handle: Any) -> None:
+        """What the file holds is in the object store."""
+        self._handles[name] = [handle]  # in a list Ray passes it on as it is
 
     def forget(self, group: str) -> None:
         """All jobs of the group have ended: nobody needs it any more."""
-        self._handles.pop(group, None)
-        self._makers.pop(group, None)
+        for known in (self._handles, self._makers):
+            for name in [name for name in known if name.partition(".")[0] == group]:
+                del known[name]
 
 
 class RayStore:
@@ -157,27 +159,27 @@ class RayStore:
     def __init__(self, board: Any) -> None:
         self._board = board
 
-    def claim(self, group: str, machine: str) -> Any:
+    def claim(self, name: str, machine: str) -> Any:
         import ray
 
-        return ray.get(self._board.claim.remote(group, machine))
+        return ray.get(self._board.claim.remote(name, machine), timeout=ANSWER)
 
-    def put(self, group: str, path: Path) -> None:
+    def put(self, name: str, path: Path) -> None:
         import numpy as np
         import ray
 
         # An array, since the object store lends its memory for those, and for bytes does not.
         size = path.stat().st_size
         content = np.asarray(np.memmap(path, np.uint8, "r")) if size else np.empty(0, np.uint8)
-        ray.get(self._board.give.remote(group, content))
+        ray.get(self._board.give.remote(name, content))
 
     def get(self, handle: Any) -> Any:
         import ray
 
         return ray.get(handle)
 
-    def release(self, group: str, machine: str) -> None:
-        self._board.release.remote(group, machine)
+    def release(self, name: str, machine: str) -> None:
+        self._board.release.remote(name, machine)
 
 
 def shared_variables(variables: Mapping[str, str]) -> dict[str, str]:

@@ -326,6 +326,7 @@ def _environment(wanted: Wanted, engine: Engine) -> dict[str, Any]:
         **engine.describe(),
         "device": wanted.device,
         "options": dict(wanted.options),
+        "split": wanted.split,
         "timeout_seconds": wanted.limits.seconds,
         "memory_limit_bytes": wanted.limits.memory,
     }

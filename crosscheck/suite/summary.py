@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crosscheck.suite.classify import gibibytes
-from crosscheck.suite.jobs import STATUSES, JobResult, SuiteResult
+from crosscheck.suite.jobs import NOT_SPLIT, STATUSES, JobResult, SuiteResult
 
 __all__ = ["STYLES", "counts", "dumps", "print_summary", "to_dict"]
 
@@ -140,8 +140,10 @@ def _evidence(r: JobResult) -> Text:
         text += ", no gradients"
     if r.effort == "quick":
         text += ", quick"
-    if r.signal or r.exit_status:
-        text += f"; {r.details[-1]}"
+    unusual = r.signal or r.exit_status
+    told = [line for line in r.details if line.startswith(NOT_SPLIT)]
+    for line in dict.fromkeys([*told, *(r.details[-1:] if unusual else ())]):
+        text += f"; {line}"
     return Text(text, style="dim")
 
 

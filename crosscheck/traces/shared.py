@@ -1,7 +1,8 @@
 """Runs of one reference that checks in processes of their own share, through files.
 
 The checks of several candidates on the same inputs begin alike: with the reference's free run,
-forward and backward; where it is needed, also the free run in float64.
+forward and backward; where it is needed, also the free run in float64, and the run that shows each
+layer's own VJP.
 Whoever comes first makes a run and writes it; the others wait for the file and map it into memory.
 In every check the reference itself stays a live model: it is forced, perturbed and altered as ever.
 
@@ -9,7 +10,8 @@ For that it has to be the reference of the file. Not only its parameters and inp
 number that each process draws anew, unseeded, is part of both sides of one process. So every check
 runs its own reference forward, and uses the file only where each value comes out bit for bit. That
 is the cheapest of the runs; the others are what is saved. A reference that is compiled (JAX,
-TensorFlow, ONNX) is another program without its backward pass, and is not shared.
+TensorFlow, ONNX) is another program without its backward pass: there every check makes the whole
+free run, and takes the others from the files only where each value of it is the same.
 """
 
 from __future__ import annotations
@@ -18,22 +20,24 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crosscheck.errors import CrosscheckError, InvalidArgument
-from crosscheck.memory import is_limited
+from crosscheck.memory import Overlaid, is_limited
 from crosscheck.oracle import oracle
 from crosscheck.run import Runner
 from crosscheck.taps import FORWARD, Kind
 from crosscheck.trace import RunInfo, Trace
 from crosscheck.traces.file import TensorFile, write_tensors
 from crosscheck.traces.recorded import Renamed
+from crosscheck.traces.runs import FLOAT64, FREE, VJPS, WANTED
 from crosscheck.traces.stages import free_run
 
 __all__ = ["Runs", "first_runs", "sharing"]
@@ -62,7 +66,7 @@ def first_runs(runner: Runner, say: Callable[[str], None]) -> Runs | None:
     """The runs of a reference, from the file that `sharing` names or made for it; None where
     nothing is shared: then each is made when it is needed."""
     shared, can = _CURRENT.get(), runner.adapter.capabilities
-    if shared is None or not can.forcing or not can.transparent or is_limited():
+    if shared is None or not can.forcing or is_limited():
         return None
     return shared.runs(runner, say)
 
@@ -80,14 +84,28 @@ class Runs:
 
     def float64(self, runner: Runner) -> Trace | None:
         """The free run in float64, without a backward pass; None if the reference has none."""
-        with self._place.locked(".float64"):
-            found = self._place.read(".float64")
-            if found is not None:
-                return found
-            made = oracle(replace(runner, cotangents=None))
-            if made is not None:
-                self._place.write(".float64", made)
-            return made
+        return self._place.once(FLOAT64, lambda: oracle(replace(runner, cotangents=None)))
+
+    def with_vjps(self, runner: Runner, make: Callable[[], Trace]) -> Trace:
+        """The free run, with each layer's own VJP.
+
+        Args:
+            make: makes the run that shows them, and adds them.
+        """
+        shown = any(kind == "input_cotangent" for kind, _ in self.free.values)
+        if shown or runner.cotangents is None:
+            return make()  # which takes no run then
+        found = self._place.once(VJPS, lambda: _only_vjps(make()))
+        assert found is not None
+        hidden = self.free.info.unobservable | found.info.unobservable
+        info = replace(self.free.info, unobservable=hidden)
+        return replace(self.free, values=Overlaid(self.free.values, found.values), info=info)
+
+
+def _only_vjps(trace: Trace) -> Trace:
+    values = {key: trace.values[key] for key in trace.values if key[0] == "input_cotangent"}
+    info = RunInfo((), (), {}, {}, {}, unobservable=trace.info.unobservable)
+    return Trace(values, info, trace.framework)
 
 
 class _Shared:
@@ -102,22 +120,18 @@ class _Shared:
         if self._asked:
             return None
         self._asked = True
-        place = _Place(self._path, _fingerprint(runner, self._here), say)
-        with place.locked():
-            if not os.path.exists(self._path):
-                return Runs(_made(runner, place), place)
-        free = place.read()
-        return Runs(free, place) if free is not None and _comes_out(runner, free) else None
-
-
-def _made(runner: Runner, place: _Place) -> Trace:
-    try:
-        free = free_run(runner)
-    except CrosscheckError:
-        place.leave_empty()  # let the others find out all at once
-        raise
-    place.write("", free)
-    return free
+        if not runner.adapter.capabilities.transparent:
+            free = free_run(runner)
+            known = cache(lambda: _fingerprint(runner, self._here) + _digest(free))
+            return Runs(free, _Place(self._path, known, say))
+        place = _Place(self._path, cache(lambda: _fingerprint(runner, self._here)), say)
+        with place.locked(FREE):
+            if not place.exists(FREE):
+                made = place.make(FREE, lambda: free_run(runner))
+                assert made is not None
+                return Runs(made, place)
+        found = place.read(FREE)
+        return Runs(found, place) if found is not None and _comes_out(runner, found) else None
 
 
 # -- which runs they are ---------------------------------------------------------------------------
@@ -127,8 +141,19 @@ def _fingerprint(runner: Runner, here: str) -> str:
     """A digest of all that the runs are made from, but the code."""
     adapter = runner.adapter
     facts = [adapter.framework, adapter.version, adapter.device, here, runner.seed, runner.train]
-    found = hashlib.blake2b(repr([*facts, runner.cotangents is not None]).encode())
     named = [*runner.inputs.items(), *((p.name, p.value) for p in runner.parameters())]
+    return _hashed(repr([*facts, runner.cotangents is not None]), named)
+
+
+def _digest(free: Trace) -> str:
+    """A digest of all that a free run has shown."""
+    info = free.info
+    more = [*info.parameter_gradients.items(), *info.buffers.items()]
+    return _hashed("", [*((repr(key), value) for key, value in free.values.items()), *more])
+
+
+def _hashed(facts: str, named: Iterable[tuple[str, np.ndarray]]) -> str:
+    found = hashlib.blake2b(facts.encode())
     for name, value in named:
         found.update(f"\0{name}\0{value.dtype}\0{value.shape}\0".encode())
         found.update(value.tobytes())
@@ -183,14 +208,36 @@ class _Place:
     """Where the runs of one fingerprint lie."""
 
     path: str
-    fingerprint: str
+    fingerprint: Callable[[], str]
     say: Callable[[str], None]
 
+    def once(self, run: str, make: Callable[[], Trace | None]) -> Trace | None:
+        """A run from its file, or made for it; None if it cannot be made."""
+        with self.locked(run):
+            if not self.exists(run):
+                return self.make(run, make)
+        found = self.read(run)
+        return make() if found is None else found
+
+    def make(self, run: str, make: Callable[[], Trace | None]) -> Trace | None:
+        """Make a run and write it. Where there is none, let the others find out all at once."""
+        try:
+            made = make()
+        except CrosscheckError:
+            self.leave_empty(run)
+            raise
+        if made is None:
+            self.leave_empty(run)
+        else:
+            self.write(run, made)
+        return made
+
     @contextlib.contextmanager
-    def locked(self, run: str = "") -> Iterator[None]:
+    def locked(self, run: str) -> Iterator[None]:
         """Hold a lock that ends with the process, however that ends."""
         import fcntl
 
+        Path(f"{self.path}{run}{WANTED}").touch()
         with open(f"{self.path}{run}.lock", "a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -199,27 +246,31 @@ class _Place:
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def leave_empty(self, run: str = "") -> None:
+    def exists(self, run: str) -> bool:
+        """Whether it was made, or tried."""
+        return os.path.exists(f"{self.path}{run}")
+
+    def leave_empty(self, run: str) -> None:
         """There is nothing to share."""
         Path(f"{self.path}{run}").touch()
 
     def write(self, run: str, trace: Trace) -> None:
         """Write a run; nothing where no file can hold it."""
         tensors: dict[str, np.ndarray] = {}
-        about = {"fingerprint": self.fingerprint, **_described(trace, tensors)}
+        about = {"fingerprint": self.fingerprint(), **_described(trace, tensors)}
         try:
             write_tensors(f"{self.path}{run}", tensors, {"about": json.dumps(about)})
         except InvalidArgument:  # a dtype that has no form there; no room
             self.leave_empty(run)
 
-    def read(self, run: str = "") -> Trace | None:
+    def read(self, run: str) -> Trace | None:
         """The run of this fingerprint; None if there is none."""
         path = f"{self.path}{run}"
         if not os.path.exists(path) or not os.path.getsize(path):
             return None
         file = TensorFile(path)
         about = json.loads(file.metadata["about"])
-        return _trace_of(file, about) if about["fingerprint"] == self.fingerprint else None
+        return _trace_of(file, about) if about["fingerprint"] == self.fingerprint() else None
 
 
 def _described(trace: Trace, tensors: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -186,7 +186,8 @@ class _Training:
             forced=theirs.record(Forcer(e.alignment.forced_on_candidate(free))),
             loss=loss,
         )
-        judged = judge_all(later, free_oracle, backward=backward)
+        later.free_oracle = free_oracle
+        judged = judge_all(later, backward=backward)
         severed = Severed(free, later.forced, judged.results)
         results = in_order([replace(r, step=step) for r in (*losses, *severed.kept)])
         self._take(results, later)

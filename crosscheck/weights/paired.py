@@ -81,16 +81,15 @@ def _scores(
     fits: _Fits,
 ) -> tuple[np.ndarray, np.ndarray]:
     """How well every two layers fit (0: not at all), and how alike the paths of those that do."""
-    score = np.zeros((len(ours), len(theirs)))
+    score = fits.matrix(ours, theirs)
     likeness = np.zeros_like(score)
     near = NEAR if score.size > MOST_NAMES else max(score.shape)
-    for i, a in enumerate(ours):
-        score[i] = [fits(a, b) for b in theirs]
+    for i, row in enumerate(score):
         here = round(i * len(theirs) / len(ours))
-        for j in range(max(0, here - near), min(len(theirs), here + near + 1)):
-            if score[i, j] > 0.0:
-                likeness[i, j] = similarity(words[0][i], words[1][j])
-                score[i, j] += 3.0 * likeness[i, j] ** 2  # a shared path weighs more than a fit
+        first = max(0, here - near)
+        for j in (first + np.flatnonzero(row[first : here + near + 1] > 0.0)).tolist():
+            likeness[i, j] = similarity(words[0][i], words[1][j])
+    score += 3.0 * likeness**2  # a shared path weighs more than a fit
     return score, likeness
 
 
@@ -106,6 +105,17 @@ class _Fits:
         if key not in self._known:
             self._known[key] = _fit(a, b)
         return self._known[key]
+
+    def matrix(self, ours: Sequence[Layer], theirs: Sequence[Layer]) -> np.ndarray:
+        """Of every two: float64 (len(ours), len(theirs))."""
+        sides = [{self._make(layer): layer for layer in side} for side in (ours, theirs)]
+        found = np.zeros([len(makes) for makes in sides])
+        for i, a in enumerate(sides[0].values()):
+            found[i] = [self(a, b) for b in sides[1].values()]
+        places = [{make: i for i, make in enumerate(makes)} for makes in sides]
+        rows = [places[0][self._make(layer)] for layer in ours]
+        columns = [places[1][self._make(layer)] for layer in theirs]
+        return found[np.ix_(rows, columns)]
 
     def _make(self, layer: Layer) -> Hashable:
         if id(layer) not in self._makes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,43 @@ def test_blind_spots_compute_only_what_an_alteration_reaches(path: Path, work: W
     free, altered = max(work.values), work.values[4:-1]  # the last looks for unread inputs
     assert altered
     assert sum(altered) <= 2 * free
+
+
+@pytest.mark.parametrize(("read", "whole_runs"), [("early", 0), ("late", 1), ("never", 1)])
+def test_whether_an_input_is_read_is_seen_early(read: str, whole_runs: int, work: Work) -> None:
+    model = net()
+    given = onnx.helper.make_tensor_value_info("other", 1, X.shape)
+    model.graph.input.append(given)
+    if read != "never":
+        node = model.graph.node[0 if read == "early" else -1]
+        node.input[0:1] = ["sum"]
+        first = "x" if read == "early" else model.graph.node[-2].output[0]
+        added = onnx.helper.make_node("Add", [first, "other"], ["sum"], "with_other")
+        model.graph.node.insert(0 if read == "early" else len(model.graph.node) - 1, added)
+    sides = (crosscheck.adapt(model, optimization=level) for level in ("none", "all"))
+    report = crosscheck.check(*sides, {"x": X, "other": X[::-1].copy()})
+    assert report.verdict == "agree", str(report)
+    spots = report.coverage.blind_spots
+    assert [spot for spot in spots if "input:" in spot] == (
+        ["`input:other`: was altered, and nothing compared moved"] if read == "never" else []
+    )
+    free, last = max(work.values), work.values[-2:]
+    assert sum(count == free for count in last) == whole_runs
+    assert min(last) <= 4
+
+
+def test_only_onnx_is_loaded(path: Path) -> None:
+    code = (
+        "import sys, crosscheck\n"
+        f"sides = (crosscheck.adapt({str(path)!r}, optimization=o) for o in ('none', 'all'))\n"
+        "print(crosscheck.check(*sides, {'x': 'float32[5,64]'}).verdict, *sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    verdict, *loaded = done.stdout.split()
+    assert verdict == "agree"
+    others = {"torch", "tensorflow", "keras", "jax", "cupy", "numba", "scipy", "rich", "jinja2"}
+    assert not others & set(loaded)
 
 
 def test_sessions_of_large_models_are_not_kept(
@@ -282,6 +321,16 @@ def test_a_file_that_is_cut_short(path: Path) -> None:
         path.write_bytes(whole[:size])
         with pytest.raises(InvalidArgument, match="not a readable ONNX file"):
             find(path)
+
+
+def test_values_do_not_hold_each_others_memory(path: Path) -> None:
+    """Without an arena each is its own piece; the caller's options may have one."""
+    assert not Options().make().enable_cpu_mem_arena
+    options = ort.SessionOptions()
+    adapter: Any = find(path, session_options=options)
+    values = run(adapter)
+    assert options.enable_cpu_mem_arena
+    assert all(values["activation", f"t{i}"].flags.owndata for i in range(DEPTH))
 
 
 def test_values_are_not_copied(path: Path) -> None:

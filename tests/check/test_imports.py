@@ -65,6 +65,7 @@ ARRAYS_ONLY = (  # know arrays and site names, and neither frameworks nor adapte
     "kernels/blocked",
     "kernels/combine",
     "kernels/compiled",
+    "kernels/machine",
     "kernels/pairs",
     "kernels/plan",
     "kernels/projection",

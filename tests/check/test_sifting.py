@@ -14,11 +14,14 @@ from torch import nn
 import crosscheck
 from crosscheck import pipeline
 from crosscheck.adapters import adapt
+from crosscheck.comparisons import Item
 from crosscheck.errors import SideFailed
 from crosscheck.judging import left_out, sparing
+from crosscheck.judging.sifting import _wanted_gradients
 from crosscheck.memory import Recalled
 from crosscheck.observers import Forcer
 from crosscheck.request import Request
+from crosscheck.results import SiteResult
 from crosscheck.run import Runner
 from crosscheck.single import run_once
 
@@ -141,6 +144,17 @@ def test_what_is_certain_is_not_held_and_comes_back_when_asked_for(runs: list[Ru
     for name, value in whole.info.parameter_gradients.items():
         np.testing.assert_array_equal(gradients[name], value, err_msg=name)
     assert len(runs) == before + 2  # `whole`, and one run for all that had been dropped
+
+
+def test_gradients_that_a_page_shows_are_held() -> None:
+    """The three largest ratios, also where the oracle clears all that is not certain."""
+    ratios = {"a": 7.0, "b": 2.9, "c": 6.0, "d": 1.0, "e": 5.0, "f": 0.5, "g": 2.0}
+    near = {}
+    for name, ratio in ratios.items():
+        item = Item("parameter_gradient", "parameter", name, f"their {name}", None, "")
+        names = "parameter_gradient", "parameter", name, f"their {name}"
+        near[item] = SiteResult(*names, (3,), "float32", "agree", U, ratio, None, None)
+    assert set(_wanted_gradients(near)) == {f"their {name}" for name in "acebdg"}
 
 
 def test_rounds_of_alignment_go_forward_only(runs: list[Run]) -> None:

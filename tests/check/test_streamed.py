@@ -1,5 +1,6 @@
-"""``effort="quick"`` compares cotangents as they arrive and keeps little: what it sees is what the
-model produced, and what it says is what it would say of values that were all kept."""
+"""``effort="quick"`` compares cotangents and gradients as they arrive and keeps little: what it
+sees is what the model produced, and what it says is what it would say of values that were all kept.
+"""
 
 from __future__ import annotations
 
@@ -93,6 +94,14 @@ class Scribbling(Net):
         return self.third(w)
 
 
+class Twice(Net):
+    """Calls a layer twice: its gradients are sums."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.act(self.first(x))
+        return self.third(self.second(self.second(y)) + y)
+
+
 WRITING = [InPlaceReLU, InPlaceFunction, InPlaceAdd, ThroughViews, Reusing, Scribbling]
 
 
@@ -133,6 +142,7 @@ def of_kept_values() -> dict[type[Net], Any]:
     """The reports where every value is copied and compared at the end."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Streamed, "keeps", lambda self, kind, value: True)
+        patch.setattr(Streamed, "takes_gradient", lambda self, name, value: False)
         patch.setattr(torch_adapter.TorchAdapter, "capabilities", _copying())
         return {kind: quick(net(kind)) for kind in (Net, *WRITING)}
 
@@ -167,6 +177,30 @@ def test_no_cotangent_stays(made: list[Streamed], sparing: str) -> None:
         assert "input" in kinds
 
 
+def test_no_gradient_stays(made: list[Streamed], sparing: str) -> None:
+    candidate = net()
+    report = quick(candidate)
+    (one,) = made
+    held = dict(candidate.named_parameters())
+    assert one.gradients == {name: tuple(p.shape) for name, p in held.items()}
+    seen = {item.candidate for item in one.looked if item.phase == "parameter_gradient"}
+    assert seen == set(held) == {s.candidate for s in report.sites if s.phase == "weights"}
+    assert not any(p._backward_hooks for p in held.values())
+    assert all(p.grad is None for p in held.values())
+
+
+def test_gradients_that_add_up_are_compared_once_and_as_a_whole(
+    made: list[Streamed], sparing: str
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Streamed, "takes_gradient", lambda self, name, value: False)
+        kept = crosscheck.check(net(Twice), net(Twice), X, effort="quick")
+    report = crosscheck.check(net(Twice), net(Twice), X, effort="quick")
+    assert report.verdict == "agree" and report.environment["effort"] == "quick"
+    assert report.sites == kept.sites
+    assert "second.weight" in made[-1].gradients and not made[0].gradients
+
+
 def test_small_values_wait_for_each_other(
     made: list[Streamed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,7 +228,11 @@ def scaled(model: Net) -> None:
     model.second.register_forward_hook(lambda m, args, y: 1.001 * y)
 
 
-@pytest.mark.parametrize("defect", [wrong_vjp, scaled])
+def wrong_gradient(model: Net) -> None:
+    model.second.weight.register_hook(lambda gradient: 1.001 * gradient)
+
+
+@pytest.mark.parametrize("defect", [wrong_vjp, scaled, wrong_gradient])
 def test_what_was_let_go_comes_back_for_the_thorough_check(
     defect: Callable[[Net], None], sparing: str
 ) -> None:
@@ -260,13 +298,13 @@ def test_weights_that_pytorch_cannot_share_are_copied() -> None:
 def test_weights_are_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once to see that they were loaded, once to see that they still are what they were."""
     seen: list[int] = []
-    original = compare.group_sums
+    original = compare.group_rows
 
     def counted(groups: Any, *rest: Any) -> Any:
         seen.append(sum(arrays[0].size for arrays in groups))
         return original(groups, *rest)
 
-    monkeypatch.setattr(compare, "group_sums", counted)
+    monkeypatch.setattr(compare, "group_rows", counted)
     crosscheck.check(net(), net(), X, effort="quick", gradients=False)
     size = sum(p.numel() for p in net().parameters())
     assert seen.count(size) == 2

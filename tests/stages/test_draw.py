@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from crosscheck import inputs
 from crosscheck.inputs import Spec, _stream, cotangent, draw, normal, parse_spec
 
 GOLDEN = {
@@ -207,9 +208,14 @@ def test_a_cotangent_has_its_outputs_shape_and_dtype() -> None:
     assert not np.array_equal(one, cotangent("output:1", value, seed=0))
 
 
-@pytest.mark.parametrize("count", [0, 1, 5, 8191, 8192, 8193, 20000])
-def test_normals_are_those_of_the_raw_words(count: int) -> None:
-    """However they are made, block by block or at once."""
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("count", [0, 1, 5, 8191, 8192, 8193, 20000, 99000])
+def test_normals_are_those_of_the_raw_words(
+    count: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However they are made, block by block or at once, by one thread or several."""
+    monkeypatch.setattr(inputs, "_ALONE", 0)
+    monkeypatch.setenv("CROSSCHECK_THREADS", str(threads))
     words = _stream(3, "x").random_raw(3 * count)
     pieces = np.asarray(words, "<u8").view("<u2").reshape(count, 12).astype(np.int64)
     expected = (2 * pieces.sum(axis=1) - 12 * 65535) / 131072.0

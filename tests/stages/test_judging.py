@@ -190,6 +190,10 @@ def test_the_free_ratio_is_of_the_free_runs() -> None:
     result = judge.judge(ITEM, trace(REFERENCE.copy()))
     assert result.verdict == "agree"
     assert result.free_ratio is not None and result.free_ratio > 1000
+    other = replace(ITEM, layout=None)
+    never = replace(ITEM, reference="fc", candidate="never ran")
+    expected = {ITEM: result.free_ratio, other: INF, never: None}
+    assert judge.free_ratios([ITEM, other, never]) == expected
 
 
 @pytest.mark.parametrize(

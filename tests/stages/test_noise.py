@@ -10,13 +10,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from crosscheck.compare import Difference, compare
+from crosscheck.compare import Difference, Differences, compare
 from crosscheck.errors import InvalidArgument
 from crosscheck.judging.noise import (
     Floor,
     Judgement,
     Tolerance,
     judge,
+    judge_each,
     underflow,
     unit_roundoff,
     verdict_of,
@@ -46,6 +47,21 @@ def test_the_rounding_of_one_operation_is_the_least_floor() -> None:
     spread = math.sqrt(2 * math.log(N))
     assert top == pytest.approx(max(0.5 * U * TRUTH_L2 / math.sqrt(N) * spread, U * TRUTH_MAX))
     assert top == pytest.approx(U * TRUTH_MAX)
+
+
+def test_many_are_judged_as_each_is_alone_to_the_last_bit() -> None:
+    rng = np.random.default_rng(0)
+    errors, own = np.exp(rng.normal(-16, 6, size=(2, 400, 6)))
+    for table in (errors, own):
+        table[:, 0] = np.resize([0, 1, 2, 3, 1000, 12345], 400)
+        table[:, 5] = rng.random(400) < 0.1
+    own[::5] = 0.0
+    floors = [Floor(U, *rng.choice([0.0, 0.3, 700.0], size=4).tolist()) for _ in errors]
+    many, truths = Differences(errors), Differences(own)
+    judged = judge_each(many, truths, floors)
+    assert repr(judged) == repr([judge(many[i], truths[i], floors[i]) for i in range(400)])
+    assert {one.verdict for one in judged} == {"agree", "suspect", "diverge"}
+    assert judge_each(Differences(errors[:0]), Differences(own[:0]), []) == []
 
 
 def test_long_sums_raise_the_floor_by_their_root() -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import crosscheck
-from crosscheck.errors import InvalidArgument
+from crosscheck.errors import CannotSplit, InvalidArgument
 from crosscheck.judging.parts import NotCleared, joined
 from crosscheck.report.json import to_dict
 from crosscheck.results import Report
 
 torch = pytest.importorskip("torch")
+
+from crosscheck.adapters.torch.adapter import TorchAdapter  # noqa: E402
 
 X = {"x": "float32[3,8]"}
 
@@ -91,6 +94,35 @@ def test_each_part_is_a_part() -> None:
     assert max(calls) < len(whole.called)
 
 
+class Wrapped(torch.nn.Module):
+    """A block that returns its tensor in something else."""
+
+    def __init__(self, inside: Block, wrap: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.inside, self.wrap = inside, wrap
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.wrap(self.inside(x))
+
+
+@pytest.mark.parametrize("key", [0, 1, "h"])
+def test_layers_that_return_more_than_a_tensor(key: Any) -> None:
+    """What stands for a layer of another part looks like what the layer returns."""
+    wraps = {0: lambda x: (x, None), 1: lambda x: [None, x], "h": lambda x: {"h": x}}
+
+    def net() -> Net:
+        made = Net()
+        for i in (1, 4):
+            made.blocks[i] = Wrapped(made.blocks[i], wraps[key])  # type: ignore[arg-type]
+            made.wrong[i] = lambda returned: returned[key]
+        return made
+
+    whole = crosscheck.check(net(), net(), X)
+    assert whole.verdict == "agree"
+    parts = [crosscheck.check(net(), net(), X, part=(k + 1, 3)) for k in range(3)]
+    assert facts(joined(parts)) == facts(whole)
+
+
 class Backward(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
@@ -130,6 +162,38 @@ def test_a_mistake_anywhere_is_found_by_some_part(place: int, mistake: Any) -> N
 def test_what_cannot_be_split(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(InvalidArgument, match=reason):
         check(Net(), **options)
+
+
+class NoBackend(Exception):
+    """A run that must not be made."""
+
+
+class Unknown(TorchAdapter):
+    """An adapter without something, that must not run."""
+
+    def __init__(self, **capabilities: bool) -> None:
+        super().__init__(Net())
+        self.capabilities = replace(self.capabilities, **capabilities)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        raise NoBackend
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate", "reason"),
+    [
+        ({"float64": False}, {}, r"whose reference \(torch\) has no float64.* cannot be split"),
+        ({"forcing": False}, {}, r"a recorded run \(torch\) cannot be split; check it as a whole"),
+        ({}, {"forcing": False}, "a recorded run"),
+    ],
+)
+def test_sides_that_cannot_be_split(reference: Any, candidate: Any, reason: str) -> None:
+    """Nothing is run to find out."""
+    sides = Unknown(**reference), Unknown(**candidate)
+    with pytest.raises(CannotSplit, match=reason):
+        crosscheck.check(*sides, X, part=(1, 2))
+    with pytest.raises(NoBackend):
+        crosscheck.check(Unknown(), Unknown(float64=False), X, part=(1, 2))
 
 
 def test_parts_that_are_none() -> None:

@@ -126,15 +126,28 @@ class Killer(Silent):
             self.cluster.remove_node(self.cluster.worker_nodes.copy().pop(), allow_graceful=False)
 
     def note(self, line: str) -> None:
+        """A job may still end, and its answer arrive, for a moment after its node was killed."""
         self.notes.append(line)
+        if "started again" in line:
+            gate(self.log).touch()
 
 
 SLOW = (
     MODEL.replace("Bad", "Slow")
     + "import pathlib\n"
     + "        pathlib.Path({log!r}).open('a').write(f'{{os.getpid()}}\\n')\n"
-    + "        time.sleep(1)\n        return super().forward(x)\n"
+    + "        while not os.path.exists({gate!r}):\n            time.sleep(0.05)\n"
+    + "        return super().forward(x)\n"
 )
+"""Runs until the job that was lost with a node is started again."""
+
+
+def gate(log: Path) -> Path:
+    return log.with_name("gate")
+
+
+def slow(log: Path) -> str:
+    return SLOW.format(log=str(log), gate=str(gate(log)))
 
 
 def test_a_node_is_killed_in_the_middle(
@@ -147,7 +160,7 @@ def test_a_node_is_killed_in_the_middle(
     names = "abcd"
     write_pair(
         tmp_path / "models" / "slow",
-        SLOW.format(log=str(log)),
+        slow(log),
         "{" + ", ".join(f"'{n}': Slow" for n in names) + "}",
     )
     watcher = Killer(cluster, log)
@@ -163,6 +176,34 @@ def test_a_node_is_killed_in_the_middle(
     pids = started(log)
     assert len(pids) == 5  # four jobs, one of them twice
     assert eventually(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_parts_with_a_node_killed_in_the_middle(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each job has the result of the whole check, also the one that lost a part."""
+    from crosscheck.suite.ray_engine import RayEngine
+
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "started"
+    write_pair(tmp_path / "models" / "p", slow(log), "{'a': Slow, 'b': Slow, 'wrong': wrong}")
+    gate(log).touch()
+    whole = run_suite(Wanted(["models"]))
+    log.unlink()
+    gate(log).unlink()
+    watcher = Killer(cluster, log)
+    wanted = Wanted(["models"], split=2, limits=Limits(100.0, 2**30))
+    with RayEngine(cluster.address, ship=False) as engine:
+        result = run_suite(wanted, engine=engine, watcher=watcher)
+    cluster.add_node(**NODE)
+    assert watcher.killed and result.exit_status == whole.exit_status == 1
+    for one, other in zip(result.results, whole.results, strict=True):
+        for name in ("job", "status", "message", "details", "coverage", "first_divergence"):
+            assert getattr(one, name) == getattr(other, name), (one.job.id, name)
+    notes = "\n".join(watcher.notes)
+    assert notes.count("started again (1 of 3)") == 1
+    assert re.search("wrong::seed0: part . of 2 did not clear it .*; checked as a whole", notes)
+    assert notes.count("checked as a whole") == 1
 
 
 def test_the_reference_is_made_once_for_all_machines(tmp_path: Path) -> None:

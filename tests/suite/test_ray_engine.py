@@ -120,6 +120,16 @@ def test_at_most_so_many_at_a_time() -> None:
     assert len([*outcomes]) == 2
 
 
+def test_ray_knows_of_few_more_than_there_is_room_for() -> None:
+    """So that what is put first in the queue begins soon."""
+    cluster = MadeUp(has=[{**MACHINE, "CPU": 2.0}, {**MACHINE, "memory": 3.5 * 2**30}])
+    tasks = [Task("check", replace(JOBS[0], seed=n), Limits(60.0, 2**30)) for n in range(20)]
+    outcomes = RayEngine(cluster=cluster).run(tasks, Silent())
+    next(outcomes)
+    assert len(cluster.started) == 2 * (2 + 3)
+    assert len([*outcomes]) == 19
+
+
 def lost_until(attempts: int, *, memory: bool = False) -> Callable[[Task, int], Any]:
     def script(task: Task, attempt: int) -> Any:
         is_lost = task.job.candidate == "b" and attempt < attempts

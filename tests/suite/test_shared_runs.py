@@ -7,6 +7,7 @@ import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import numpy as np
 import pytest
 
 import crosscheck
+from crosscheck.adapters.numpy.adapter import NumpyAdapter
 from crosscheck.errors import CannotCompare, SideFailed
 from crosscheck.report.json import to_dict
 from crosscheck.results import Report
+from crosscheck.taps import Kind, Observer
+from crosscheck.trace import RunInfo
 from crosscheck.traces.shared import WAITS, sharing
 
 X = {"x": "float32[7,6]"}
@@ -73,7 +77,7 @@ def shared(path: str | None, run: Callable[[], Report], here: str = "") -> Repor
         return run()
 
 
-def check(candidate: Any, reference: Net | None = None, **options: Any) -> Callable[[], Report]:
+def check(candidate: Any, reference: Any = None, **options: Any) -> Callable[[], Report]:
     model = reference or Net()
     return lambda: crosscheck.check(model, candidate, X, **{"blind_spots": False, **options})
 
@@ -142,6 +146,36 @@ def test_what_neither_weights_nor_inputs_show(tmp_path: Path) -> None:
     report = shared(path, check(Net(shift=2.0), reference))
     assert report.verdict == "agree" and runs(reference)[1]
     assert document(report) == document(check(Net(shift=2.0), Net(shift=2.0))())
+
+
+class Compiled(NumpyAdapter):
+    """With another program for free runs than for forced ones, which shows no layer's own VJP."""
+
+    def __init__(self, model: Net) -> None:
+        super().__init__(model)
+        self.capabilities = replace(self.capabilities, transparent=False)
+
+    def run(
+        self, inputs: Any, observer: Observer, *, passive: bool = False, **options: Any
+    ) -> RunInfo:
+        def ends(site: str, kind: Kind, value: np.ndarray) -> np.ndarray | None:
+            return None if kind == "input_cotangent" else observer(site, kind, value)
+
+        return super().run(inputs, ends if passive else observer, passive=passive, **options)
+
+
+def test_what_a_compiled_reference_shares(tmp_path: Path) -> None:
+    """The run that shows each layer's own VJP; the free one shows that it is the same reference."""
+    path = str(tmp_path / "runs")
+    alone = document(check(Net(), Compiled(Net()))())
+    references = [Net() for _ in range(3)]
+    for reference in references:
+        assert document(shared(path, check(Net(), Compiled(reference)))) == alone
+    first, second, third = map(runs, references)
+    assert second == third == (first[0] - 1, first[1] - 1)
+    moved = Net(shift=2.0)
+    report = shared(path, check(Net(shift=2.0), Compiled(moved)))
+    assert report.verdict == "agree" and runs(moved) == first
 
 
 class Raises(Net):

@@ -198,6 +198,7 @@ class OnnxAdapter(Placed, Adapter):
         feeds = {graph: np.array(inputs[name], order="C") for graph, name in given.items()}
         overridden = self._as_arrays(overrides or {})
         self._sessions.learn_types([e.value for e in self.structure.events if e.value not in feeds])
+        only = getattr(observer, "only", None)
         changes = bool(overridden) and getattr(observer, "changes_only", False)
         run = GraphRun(
             self._sessions,
@@ -205,12 +206,12 @@ class OnnxAdapter(Placed, Adapter):
             feeds,
             overridden,
             changes_only=changes,
-            only=getattr(observer, "only", None),
+            only=only,
         )
         session = OnnxSession(self.structure, given, observer, passive=passive)
         if passive:
             values = run.values({})
-            session.show({**values, **self._unwatched(run, values)})
+            session.show({**values, **(self._unwatched(run, values) if only is None else {})})
         else:
             run_forced(session, run)
         return RunInfo.of(

@@ -98,6 +98,8 @@ class Options:
         options = ort.SessionOptions()
         options.use_deterministic_compute = True
         options.log_severity_level = 4  # errors come as exceptions
+        # Whoever keeps one value of an arena keeps all of it; without, values need not be copied.
+        options.enable_cpu_mem_arena = False
         # Several sessions are kept at a time; their idle threads would keep the cores busy.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry(RECORD, "1")

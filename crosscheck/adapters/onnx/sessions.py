@@ -150,7 +150,7 @@ class Sessions:
             found = variant.session.run(list(names), dict(feeds))
         except Exception as error:  # ONNX Runtime has a class of its own for every status
             raise ModelRaised(self.site_in(str(error)), "forward") from error
-        if variant not in self._kept.values():  # what it made would hold on to all of its memory
+        if not self.options.lends:  # the caller's options: what it made may lie in one arena
             found = [np.array(value) for value in found]
         return dict(zip(names, found, strict=True))
 

@@ -89,6 +89,7 @@ class Structure:
     producers: dict[str, int] = field(default_factory=dict)
     _leaving: dict[tuple[int, str], str] = field(default_factory=dict)
     _entering: dict[tuple[int, str], str] = field(default_factory=dict)
+    _ways: dict[tuple[str, tuple[int, ...]], list[Key]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, graph: onnx.GraphProto) -> Structure:
@@ -120,16 +121,20 @@ class Structure:
         return self.calls[self.stacks[node][-1]].site
 
     def way(self, value: str, stack: tuple[int, ...]) -> list[Key]:
-        """The sites that ``value`` passes from its producer to a consumer inside ``stack``."""
+        """The sites that ``value`` passes from its producer to a consumer inside ``stack``; not to
+        be changed."""
+        if (value, stack) not in self._ways:  # every forced run asks for all of them
+            self._ways[value, stack] = self._way(value, stack)
+        return self._ways[value, stack]
+
+    def _way(self, value: str, stack: tuple[int, ...]) -> list[Key]:
         keys: list[Key] = []
         if value in self.producers:
             start = self.stacks[self.producers[value]]
         else:
             start = stack[:1]
             keys.append(("activation", input_site(value)))
-        common = 0
-        while common < min(len(start), len(stack)) and start[common] == stack[common]:
-            common += 1
+        common = _common(start, stack)
         left = [self._leaving.get((call, value)) for call in reversed(start[common:])]
         entered = [self._entering.get((call, value)) for call in stack[common:]]
         keys += [("activation", site) for site in left if site is not None]
@@ -306,7 +311,8 @@ def graph_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     return [v for v in graph.input if v.name not in constants]
 
 
-def _common(a: Sequence[Frame], b: Sequence[Frame]) -> int:
+def _common(a: Sequence[object], b: Sequence[object]) -> int:
+    """How long the beginning is that both share."""
     count = 0
     while count < min(len(a), len(b)) and a[count] == b[count]:
         count += 1

@@ -27,7 +27,7 @@ from crosscheck.adapters.base import (
     input_site,
 )
 from crosscheck.adapters.torch.left_out import leave_out
-from crosscheck.adapters.torch.lending import Loans, copies_everything
+from crosscheck.adapters.torch.lending import Loans, copies_everything, gradients_taken
 from crosscheck.adapters.torch.parameters import describe
 from crosscheck.adapters.torch.saved import saved_within_limit
 from crosscheck.adapters.torch.state import default_float64, deterministic, flags, left_as_found
@@ -40,6 +40,7 @@ from crosscheck.adapters.torch.taps import (
     to_host,
 )
 from crosscheck.adapters.torch.widened import widened
+from crosscheck.adapters.torch.wrapping import Wrapping
 from crosscheck.errors import DeviceUnavailable, InvalidArgument
 from crosscheck.memory import is_limited
 from crosscheck.observers import Key
@@ -68,6 +69,7 @@ class TorchAdapter(Adapter):
         self._root = "output" if "output" not in children else "model_output"
         self._flags: dict[str, Any] = {}
         self._copied: frozenset[Key] = frozenset()  # what models write to after it was shown
+        self._returned: dict[str, Wrapping | None] = {}
         if copies_everything(model):
             self.capabilities = replace(self.capabilities, lends=False)
 
@@ -150,6 +152,7 @@ class TorchAdapter(Adapter):
             passive=passive,
             device=self.device,
             loans=loans,
+            returned=self._returned,
         )
         with ExitStack() as stack:
             self._prepare(stack, train=train, seed=seed, float64=float64)
@@ -174,8 +177,13 @@ class TorchAdapter(Adapter):
                 wanted = cotangents({site: to_host(t) for site, t in seen.outputs})
                 session.replaying = True
                 with guarded(session, "backward"):
-                    gradients = self._backward(seen.outputs, wanted, fed, replaced, left.ends)
-                gradients = {n: g for n, g in gradients.items() if n not in left.names}
+                    leaves = self._leaves(replaced)
+                    takes = getattr(observer, "takes_gradient", None)
+                    offered = takes and (lambda name, g: takes(name, to_host(g)))
+                    taken = stack.enter_context(gradients_taken(leaves, offered))
+                    gradients = self._backward(seen.outputs, wanted, fed, leaves, left.ends)
+                gone = left.names | taken
+                gradients = {n: g for n, g in gradients.items() if n not in gone}
                 if casts is not None:
                     gradients = casts.gradients(gradients)
                 session.flush()
@@ -266,15 +274,14 @@ class TorchAdapter(Adapter):
         outputs: list[tuple[str, torch.Tensor]],
         cotangents: Mapping[str, np.ndarray],
         fed: Tensors,
-        replaced: Tensors,
+        leaves: Tensors,
         ends: Sequence[torch.Tensor] = (),
     ) -> dict[str, np.ndarray]:
         """``ends``: further tensors up to which the pass is to go."""
-        leaves_ = self._leaves(replaced)
         roots = [(t, cotangents[s]) for s, t in outputs if s in cotangents and t.requires_grad]
         if not roots:
-            return {n: np.zeros(tuple(p.shape), np.float32) for n, p in leaves_.items()}
-        wanted = [*leaves_.values(), *(t for t in fed.values() if t.requires_grad), *ends]
+            return {n: np.zeros(tuple(p.shape), np.float32) for n, p in leaves.items()}
+        wanted = [*leaves.values(), *(t for t in fed.values() if t.requires_grad), *ends]
         gradients = torch.autograd.grad(
             [t for t, _ in roots],
             wanted,
@@ -283,7 +290,7 @@ class TorchAdapter(Adapter):
         )
         return {
             name: np.zeros_like(to_host(p)) if g is None else to_host(g)
-            for (name, p), g in zip(leaves_.items(), gradients[: len(leaves_)], strict=True)
+            for (name, p), g in zip(leaves.items(), gradients[: len(leaves)], strict=True)
         }
 
     def _replaced(

@@ -45,13 +45,15 @@ class LeftOut(NamedTuple):
 
 @contextmanager
 def leave_out(session: TorchSession, model: torch.nn.Module) -> Iterator[LeftOut]:
-    """For the time of a run, replace the layers that the session's observer has no need of."""
+    """For the time of a run, replace the layers that the session's observer has no need of; not
+    those that return their tensor in something that is not known how to make."""
     needless: frozenset[str] = getattr(session.observer, "needless", frozenset())
+    unknown = {site.partition("#")[0] for site, made in session.returned.items() if made is None}
     modules = dict(model.named_modules(remove_duplicate=False))
     times = Counter(map(id, modules.values()))
     chosen = {
         path: modules[path]
-        for path in {site.partition("#")[0] for site in needless} & set(modules)
+        for path in ({site.partition("#")[0] for site in needless} - unknown) & set(modules)
         if times[id(modules[path])] == 1 and "forward" not in vars(modules[path])
     }
     left = LeftOut(_only_inside(model, set(chosen)) if chosen else frozenset(), [])
@@ -100,9 +102,10 @@ def _given(
         value = from_host(known, torch.empty(0, dtype=dtype, device=device))
         inputs = [tensor for tensor in tensors if tensor.requires_grad]
         if inputs:
-            return _Known.apply([value], *inputs)  # type: ignore[no-untyped-call]
-        if floating and torch.is_grad_enabled():
+            value = _Known.apply([value], *inputs)  # type: ignore[no-untyped-call]
+        elif floating and torch.is_grad_enabled():
             ends.append(value.requires_grad_())
-        return value
+        wrapping = session.returned.get(site)
+        return value if wrapping is None else wrapping.around(value)
 
     return forward

@@ -4,18 +4,22 @@ To copy every value of a run costs as much as a layer. Nobody needs the copy unl
 written to afterwards: by an operation in place, which PyTorch counts (``_version``), or by a later
 run, which can only reach what the model holds. A run that lent such a value says so at its end; it
 is then made again, and those values are copied.
+
+Gradients of parameters nobody writes to. An observer may be done with them while the pass goes on:
+then their memory serves the next ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
 from crosscheck.observers import Key
 
-__all__ = ["Loans", "copies_everything"]
+__all__ = ["Loans", "copies_everything", "gradients_taken"]
 
 
 class Loans:
@@ -57,6 +61,37 @@ class Loans:
 def copies_everything(model: torch.nn.Module) -> bool:
     """Whether some layer says that it works in place: then most of what is lent is lost."""
     return any(getattr(module, "inplace", False) is True for module in model.modules())
+
+
+@contextmanager
+def gradients_taken(
+    leaves: Mapping[str, torch.Tensor], takes: Callable[[str, torch.Tensor], bool] | None
+) -> Iterator[set[str]]:
+    """For the time of a backward pass, offer each gradient as soon as it is whole.
+
+    Args:
+        leaves: the parameters that get one.
+        takes: whether nobody needs it any more; it stands for zeros from then on, which take no
+            memory. None: nobody asks.
+
+    Yields:
+        The names of those that were taken.
+    """
+    taken: set[str] = set()
+
+    def offer(name: str) -> Callable[[torch.Tensor], torch.Tensor | None]:
+        def hook(gradient: torch.Tensor) -> torch.Tensor | None:
+            if takes is None or gradient.layout is not torch.strided or not takes(name, gradient):
+                return None
+            taken.add(name)
+            return gradient.new_zeros(()).expand_as(gradient)
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, leaf in leaves.items() if takes is not None else ():
+            stack.callback(leaf.register_hook(offer(name)).remove)  # type: ignore[no-untyped-call]
+        yield taken
 
 
 def _memory(tensor: torch.Tensor) -> int:

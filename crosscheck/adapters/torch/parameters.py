@@ -81,6 +81,10 @@ def _axes(module: nn.Module, leaf: str, ndim: int) -> tuple[str, ...] | None:
     return ("channel",) if ndim == 1 else None
 
 
+Natures = dict[tuple[type[nn.Module], str, int], tuple[str, str, "tuple[str, ...] | None"]]
+"""Type of a module, name and dimensions of its parameter -> role, kind and axes."""
+
+
 def describe(
     model: nn.Module, to_host: Callable[[torch.Tensor], np.ndarray]
 ) -> tuple[Parameter, ...]:
@@ -94,13 +98,14 @@ def describe(
     found += [(n, b, True) for n, b in model.named_buffers() if _is_state(modules, n, b)]
     order = {name: i for i, name in enumerate(modules)}
     shared = _other_names(modules, {id(tensor): name for name, tensor, _ in found})
+    natures: Natures = {}
     described = []
     for name, tensor, buffer in found:
         value = to_host(tensor)
-        one = _describe(modules, name, tensor, value, buffer=buffer)
+        one = _describe(modules, natures, name, tensor, value, buffer=buffer)
         names = shared.get(id(tensor))
         if names:
-            also = [_describe(modules, n, tensor, value, buffer=buffer) for n in names]
+            also = [_describe(modules, natures, n, tensor, value, buffer=buffer) for n in names]
             one = replace(one, also=tuple(also))
         described.append(one)
     return tuple(sorted(described, key=lambda p: order[p.layer]))
@@ -108,6 +113,7 @@ def describe(
 
 def _describe(
     modules: dict[str, nn.Module],
+    natures: Natures,
     name: str,
     tensor: torch.Tensor,
     value: np.ndarray,
@@ -116,13 +122,17 @@ def _describe(
 ) -> Parameter:
     layer, _, leaf = name.rpartition(".")
     module = modules[layer]
+    alike = type(module), leaf, value.ndim
+    if alike not in natures:
+        natures[alike] = _role(leaf), _kind(module), _axes(module, leaf, value.ndim)
+    role, kind, axes = natures[alike]
     return Parameter(
         name=name,
         value=value,
         layer=layer,
-        role=_role(leaf),
-        kind=_kind(module),
-        axes=_axes(module, leaf, tensor.ndim),
+        role=role,
+        kind=kind,
+        axes=axes,
         trainable=tensor.requires_grad and not buffer,
         buffer=buffer,
     )

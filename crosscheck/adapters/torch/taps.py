@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from crosscheck.adapters.torch.lending import Loans
+from crosscheck.adapters.torch.wrapping import Wrapping
 from crosscheck.errors import CannotCompare, DeviceUnavailable
 from crosscheck.observers import Key
 from crosscheck.structure import replace_leaves
@@ -54,8 +55,17 @@ def to_host(tensor: torch.Tensor) -> np.ndarray:
     Raises:
         CannotCompare: a kind of tensor that no array can show (quantised, nested).
     """
+    tensor = tensor.detach()
+    try:  # nearly always that is all it takes
+        return tensor.numpy()
+    except (TypeError, RuntimeError):
+        return _converted(tensor)
+
+
+def _converted(tensor: torch.Tensor) -> np.ndarray:
+    """`to_host` of a tensor that NumPy does not read in its place."""
     try:
-        tensor = tensor.detach().resolve_conj().resolve_neg().cpu()
+        tensor = tensor.resolve_conj().resolve_neg().cpu()
         beyond = _beyond_numpy(tensor.dtype)
         if beyond is not None:
             bits = torch.int16 if tensor.element_size() == 2 else torch.uint8
@@ -107,7 +117,8 @@ class TorchSession(Session):
     """Taps on tensors. Hooks hold site names and this session, never a tensor.
 
     ``device`` is where every value must lie; None: nobody asked. ``loans``: what is shown may be
-    kept; else only copies may.
+    kept; else only copies may. ``returned``: what the layer calls return their tensors in, as far
+    as an earlier run has seen it; kept up to date.
 
     Attributes:
         given: values of layers that are left out: they are what would replace them.
@@ -124,8 +135,10 @@ class TorchSession(Session):
         passive: bool = False,
         device: str | None = None,
         loans: Loans | None = None,
+        returned: dict[str, Wrapping | None] | None = None,
     ) -> None:
         super().__init__(observer, separator=separator, root=root, passive=passive)
+        self.returned = {} if returned is None else returned
         self._device = device
         self._loans = loans
         self.given: set[tuple[Kind, str]] = set()
@@ -306,6 +319,7 @@ class Boundaries:
                 # one, so the cotangent seen there would not be this layer's.
                 session.forget_cotangent(input_name, "input")
         session.end()
+        session.returned[site] = Wrapping.of(output)
 
         def tap_output(suffix: str, tensor: torch.Tensor) -> torch.Tensor:
             tapped = session.tap_value(site + suffix, "activation", tensor)

@@ -332,7 +332,7 @@ class Evidence:
     def reductions(self) -> Reductions:
         """What is known of the sums behind the reference's values."""
         return Reductions(
-            self.reference.adapter.parameters(),
+            self.reference.parameters(),
             self.free_reference,
             frozenset(p.reference for p in self.alignment.pairs),
         )

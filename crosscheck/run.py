@@ -41,6 +41,8 @@ class Runner:
     def parameters(self) -> tuple[Parameter, ...]:
         """The model's, with the values that it is run with."""
         own = self.adapter.parameters()
+        if not self.values:
+            return tuple(own)
         return tuple(replace(p, value=self.values.get(p.name, p.value)) for p in own)
 
     def run(

@@ -24,6 +24,7 @@ __all__: list[str] = []
 
 MOST_ELEMENTS = 500_000  # of the scores; a look costs a few passes over them
 MOST_TRIED = 4  # layers around a projection that may be the other two
+ROWS = 16  # queries that are looked at first
 
 SLIPS = {
     "sum": "the softmax sends back P · dP, without the sum that is taken off",
@@ -188,6 +189,8 @@ def _reference(e: Evidence, place: _Place) -> _Way | None:
     q, k, _, dy = place.values(e)
     if q.ndim not in (3, 4) or dy.ndim != q.ndim or k.ndim != q.ndim:
         return None
+    if q.ndim == 3 and not _adds_up(place, e.reference[:1], dy[:1]):
+        return None
     layouts = ("flat",) if q.ndim == 3 else ("heads first", "heads second")
     for layout in layouts:
         for heads in head_counts(replace(e, reference=q), q) if q.ndim == 3 else (q.shape[1],):
@@ -200,12 +203,28 @@ def _reference(e: Evidence, place: _Place) -> _Way | None:
     return None
 
 
+def _adds_up(place: _Place, sent: np.ndarray, dy: np.ndarray) -> bool:
+    """Whether Σ dv = Σ dy and Σ dk = 0 over the positions: true of every attention whatever its
+    heads, scale and mask, as the rows of P add up to 1 and those of dS to 0."""
+    parts = np.split(sent, 3, axis=-1) if place.packed else [sent] * 3
+    for part, due in ((1, 0.0), (2, dy.sum(-2))):
+        found = parts[part].sum(-2)
+        if (place.packed or place.part == part) and np.shape(due) in ((), found.shape):
+            size = max(np.abs(parts[part]).sum(-2).max(), np.abs(dy).sum(-2).max() * (part == 2))
+            if np.abs(found - due).max() > 1e-3 * size:
+                return False
+    return True
+
+
 def _fits(e: Evidence, way: _Way) -> bool:
-    first = tuple(value[:1] for value in way.place.values(e))
-    try:  # the first example tells nearly always, and costs little
-        near = np.allclose(
-            way.of(first), e.reference[:1], rtol=1e-2, atol=1e-3 * np.abs(e.reference).max()
-        )
+    """The first example tells nearly always; of the queries' cotangent the last rows of it."""
+    q, k, v, dy = (value[:1] for value in way.place.values(e))
+    truth = e.reference[:1]
+    if q.ndim == 3 and way.place.part == 0 and not way.place.packed:
+        q, dy, truth = (value[:, -ROWS:] for value in (q, dy, truth))
+    try:
+        atol = 1e-3 * np.abs(e.reference).max()
+        near = np.allclose(way.of((q, k, v, dy)), truth, rtol=1e-2, atol=atol)
         return near and e.fits_reference(way(e))
     except (ValueError, IndexError, ZeroDivisionError):  # other shapes than those of an attention
         return False

@@ -57,7 +57,7 @@ class Sites:
 
     @cached_property
     def _parameters(self) -> tuple[Parameter, ...]:
-        return self.check.reference.adapter.parameters()
+        return self.check.reference.parameters()
 
     def item(self, result: SiteResult) -> Item | None:
         """The comparison that a result is of; None where these runs do not show it."""
@@ -263,7 +263,7 @@ class Sites:
 
 def at_weights(check: Check, result: SiteResult) -> Evidence | None:
     """The evidence at a parameter that is not what was (or should have been) loaded."""
-    now = {p.name: p.value for p in check.candidate.adapter.parameters()}
+    now = {p.name: p.value for p in check.candidate.parameters()}
     for item, pair in zip(items_of_weights(check.match), check.match.pairs, strict=True):
         if (item.reference, item.candidate) != (result.reference, result.candidate):
             continue
@@ -273,7 +273,7 @@ def at_weights(check: Check, result: SiteResult) -> Evidence | None:
             return None
         others = {
             p.name: wide(p.value)
-            for p in check.reference.adapter.parameters()
+            for p in check.reference.parameters()
             if p.value.shape == truth.shape and p.name != item.reference and is_float(p.value)
         }
         return Evidence(

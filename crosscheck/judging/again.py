@@ -118,7 +118,7 @@ def fresh_runs(
         free_oracle=None,
         free_candidate=candidate,
         reductions=Reductions(
-            first.adapter.parameters(),
+            first.parameters(),
             reference,
             frozenset(p.reference for p in e.alignment.pairs),
         ),

@@ -42,7 +42,7 @@ def spared(
     """
     if runner.train or not runner.adapter.capabilities.leaves_out:
         return frozenset()
-    return needless(free, items, forced, runner.adapter.parameters())
+    return needless(free, items, forced, runner.parameters())
 
 
 def spared_of_candidate(
@@ -61,7 +61,7 @@ def spared_of_candidate(
     inputs = [site for kind, site in known if kind == "input"]
     needed = {("input_cotangent", site): None for site in inputs if ("input", site) not in forced}
     trace = replace(free, values={**known, **needed})  # type: ignore[dict-item]
-    return needless(trace, _of_candidate(items), forced, runner.adapter.parameters())
+    return needless(trace, _of_candidate(items), forced, runner.parameters())
 
 
 def needless(

@@ -116,7 +116,7 @@ def left_out(e: Evidence, items: Iterable[Item]) -> frozenset[str]:
 
 def _gradients(e: Evidence) -> list[Item]:
     """The comparisons of gradients, if every parameter has one."""
-    every = {p.name: p.value for p in e.candidate.adapter.parameters()}
+    every = {p.name: p.value for p in e.candidate.parameters()}
     info = replace(e.free_candidate.info, parameter_gradients=every)
     return gradient_items(e.match, e.free_reference, replace(e.free_candidate, info=info))[0]
 
@@ -128,7 +128,7 @@ def as_whole(e: Evidence, info: RunInfo, needless: frozenset[str]) -> RunInfo:
         return info
     free, gradients = e.free_candidate.info, dict(info.parameter_gradients)
     paths = {call.partition("#")[0] for call in needless}
-    for p in e.candidate.adapter.parameters() if gradients else ():
+    for p in e.candidate.parameters() if gradients else ():
         around = [p.layer[:i] for i, c in enumerate(p.layer) if c in "./"]
         if p.trainable and not paths.isdisjoint([p.layer, *around]):
             gradients.setdefault(

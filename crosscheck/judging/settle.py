@@ -102,7 +102,7 @@ def _leave_out_ties(e: Evidence, judge: Judge, results: Results, grains: Grains)
         wanted,
         e.forced,
         e.alignment.forced_on_reference(e.free_reference),
-        parameters=e.reference.adapter.parameters(),
+        parameters=e.reference.parameters(),
         seed=e.seed,
         grains=grains,
     )
@@ -156,7 +156,7 @@ def _refine_floors(e: Evidence, judge: Judge, results: Results, grains: Grains) 
     if not wanted or not e.reference.adapter.capabilities.forcing:
         return
     forced = e.alignment.forced_on_reference(e.free_reference)
-    parameters = e.reference.adapter.parameters()
+    parameters = e.reference.parameters()
     judge.perturbations = measure(
         e.reference, judge, wanted, forced, parameters=parameters, seed=e.seed, grains=grains
     )

@@ -56,7 +56,7 @@ def local(runner: Runner, free: Trace, *, seed: int) -> dict[RecordKey, Rounding
     if forced is None:
         return {}
     found = _errors(free, forced)
-    parameters = runner.adapter.parameters()
+    parameters = runner.parameters()
     judge = Judge(
         reference=free,
         oracle=forced,

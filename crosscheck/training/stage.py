@@ -185,6 +185,8 @@ class _Training:
             free_candidate=own,
             forced=theirs.record(Forcer(e.alignment.forced_on_candidate(free))),
             loss=loss,
+            near={},  # what was found of the first step says nothing of this one
+            free_bounds=None,
         )
         later.free_oracle = free_oracle
         judged = judge_all(later, backward=backward)

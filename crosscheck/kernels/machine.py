@@ -67,7 +67,15 @@ def _code(name: str) -> bytes:
 
 
 def _compiled(name: str) -> bytes:
-    """An object file that defines the kernel under its name.
+    """An object file that defines the kernel under its name, and nothing else."""
+    return bytes(_target().emit_object(_module(name)))
+
+
+def _module(name: str) -> Any:
+    """What is compiled.
+
+    All but the kernel is internal. Numba tells functions of one name apart by a number, counted
+    anew in every process: of two files that come from two processes, one would call the other's.
 
     Raises:
         ImportError: it would need more than the C library has.
@@ -82,8 +90,7 @@ def _compiled(name: str) -> bytes:
     signature = (numba.types.int64,) * _ARGUMENTS[name]
     made.compile(signature)
     module = llvm.parse_assembly(made.inspect_llvm(signature))
-    whole = [f for f in module.functions if not f.is_declaration]
-    (entry,) = (f for f in whole if f.linkage == llvm.Linkage.external)
+    (entry,) = (f for f in _defined(module.functions) if f.linkage == llvm.Linkage.external)
     entry.name = name
     missing = {f.name for f in module.functions if f.is_declaration} - _OF_C
     for one in missing & _STANDS_IN.keys():
@@ -91,7 +98,14 @@ def _compiled(name: str) -> bytes:
     more = [one for one in missing - _STANDS_IN.keys() if not one.startswith("llvm.")]
     if more:
         raise ImportError(f"{name} calls {more[0]}, which this version of Numba has put in")
-    return bytes(_target().emit_object(module))
+    for inner in [*_defined(module.functions), *_defined(module.global_variables)]:
+        if inner.name != name:
+            inner.linkage = llvm.Linkage.internal
+    return module
+
+
+def _defined(values: Any) -> list[Any]:
+    return [value for value in values if not value.is_declaration]
 
 
 # -- loading ---------------------------------------------------------------------------------------

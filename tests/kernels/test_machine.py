@@ -115,6 +115,15 @@ def test_a_kernel_that_needs_more_than_c_is_refused(monkeypatch: pytest.MonkeyPa
         machine._compiled("moment_chunks")
 
 
+@pytest.mark.parametrize("name", machine.KERNELS)
+def test_a_kernel_shares_no_name_with_another(name: str) -> None:
+    """Files of several processes are loaded side by side: one must not call another's functions."""
+    module = machine._module(name)
+    made = machine._defined(module.functions) + machine._defined(module.global_variables)
+    private = machine.llvm.Linkage.internal, machine.llvm.Linkage.private
+    assert [one.name for one in made if one.linkage not in private] == [name]
+
+
 def test_compiled_kernels_are_in_use_here() -> None:
     pairs._load.cache_clear()
     assert pairs._load() is machine

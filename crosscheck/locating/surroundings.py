@@ -273,7 +273,7 @@ def _as_given(trace: Trace, slot: str) -> str | None:
     if home is None or value is None:
         return None
     slots = trace.inputs_of(home)
-    return next((s for s in slots if _same_numbers(trace.values["input", s], value)), None)
+    return next((s for s in slots if _is_handed_on(trace.values["input", s], value)), None)
 
 
 def _as_returned(trace: Trace, site: str) -> str | None:
@@ -283,7 +283,7 @@ def _as_returned(trace: Trace, site: str) -> str | None:
     if home is None or value is None or home in trace.info.outputs:
         return None
     made = trace.values.get(("activation", home))
-    return home if made is not None and _same_numbers(made, value) else None
+    return home if made is not None and _is_handed_on(made, value) else None
 
 
 def _parent(info: RunInfo, site: str) -> str | None:
@@ -296,6 +296,11 @@ def _are_alike(a: np.ndarray, b: np.ndarray) -> bool:
         return False
     left, right = (np.sort(v.astype(np.float64), None) for v in (a, b))
     return bool(np.allclose(left, right, rtol=1e-2, atol=1e-4, equal_nan=True))
+
+
+def _is_handed_on(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether the one is the other, but for its shape: who rearranges a value may do it wrongly."""
+    return a.size == b.size and np.array_equal(a.reshape(-1), b.reshape(-1), equal_nan=True)
 
 
 def _same_numbers(a: np.ndarray, b: np.ndarray) -> bool:

@@ -39,7 +39,7 @@ def test_a_mistake_that_the_first_weights_do_not_show(forward: bool) -> None:
     torch.manual_seed(3)
     reference = torch.nn.Sequential(torch.nn.Linear(12, 9), torch.nn.Linear(9, 5))
     candidate = [Bounded(*sizes, forward=forward) for sizes in ((12, 9), (9, 5))]
-    given = dict(loss="mse", targets="float32[7,5]", optimizer="sgd(2.0)")
+    given = {"loss": "mse", "targets": "float32[7,5]", "optimizer": "sgd(2.0)"}
     first = crosscheck.check(reference, candidate, "float32[7,12]", **given)
     assert first.verdict == "agree"
     report = crosscheck.check(reference, candidate, "float32[7,12]", steps=2, **given)

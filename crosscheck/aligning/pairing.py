@@ -120,8 +120,11 @@ class Pairing:
         if len(sites) < 2:
             return [*sites]
         name, names, order = self.reference.names[r], self.candidate.names, self.candidate.order
-        here = self.reference.order[r] / len(self.reference.order)
-        return sorted(sites, key=lambda c: (names[c] != name, abs(here - order[c] / len(order))))
+        here, size = self.reference.order[r] / len(self.reference.order), len(order)
+        apart = {c: abs(here - order[c] / size) for c in sites}
+        near = sorted(sites, key=apart.__getitem__)
+        named = [c for c in near if names[c] == name]
+        return [*named, *(c for c in near if names[c] != name)] if named else near
 
     def _apart(self, r: str, c: str) -> float:
         """How far from each other two sites come in their runs, as a part of the whole."""

@@ -176,7 +176,12 @@ def _places(e: Evidence) -> Iterator[_Place]:
     for sent, dy in e.nearby.items():
         if dy.shape == (*shape[:-1], shape[-1] // 3):
             yield _Place(False, True, names=(here,), sent=sent)
-    others = [s.name for s in e.siblings if s.when and s.output.shape[:-1] == shape[:-1]]
+    home = here.rpartition(".")[0]  # queries, keys and values are made in one place
+    others = [
+        s.name
+        for s in e.siblings
+        if s.when and s.output.shape[:-1] == shape[:-1] and s.name.rpartition(".")[0] == home
+    ]
     for sent in e.nearby:
         for pair in itertools.permutations(others[:MOST_TRIED], 2):
             for part in range(3):
@@ -186,8 +191,10 @@ def _places(e: Evidence) -> Iterator[_Place]:
 
 def _reference(e: Evidence, place: _Place) -> _Way | None:
     """How the reference goes back; None if it does otherwise."""
-    q, k, _, dy = place.values(e)
+    q, k, v, dy = place.values(e)
     if q.ndim not in (3, 4) or dy.ndim != q.ndim or k.ndim != q.ndim:
+        return None
+    if q.shape[-1] % k.shape[-1] or dy.shape[-1] % v.shape[-1]:  # heads may share keys
         return None
     if q.ndim == 3 and not _adds_up(place, e.reference[:1], dy[:1]):
         return None

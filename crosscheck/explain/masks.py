@@ -65,6 +65,7 @@ def excuse_masks(e: Check, judge: Judge, results: Results) -> None:
         passed = {
             i: masks[i] for i, one in alone.items() if _is_same_behind(e, judge, results, one)
         }
+    judge.masked = frozenset(passed)
     results.update({item: mask.result for item, mask in passed.items()})
 
 

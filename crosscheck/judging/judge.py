@@ -80,6 +80,8 @@ class Judge:
         doubted: items at which the oracle does not do what the reference does.
         steps: of a quantised candidate.
         ties: by item, where its elements can fall either way within rounding (`ties`).
+        masked: items masked by another number to the same effect (`crosscheck.explain.masks`): that
+            the free runs differ there says nothing.
     """
 
     reference: Trace
@@ -90,6 +92,7 @@ class Judge:
     tolerance: Tolerance | None = None
     perturbations: Mapping[Item, Perturbation] = field(default_factory=dict)
     ties: Mapping[Item, np.ndarray] = field(default_factory=dict)
+    masked: frozenset[Item] = frozenset()
     doubted: frozenset[Item] = frozenset()
     steps: Steps = field(default_factory=Steps)
 

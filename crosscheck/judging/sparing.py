@@ -93,7 +93,8 @@ def measure_free_ratios(e: Evidence, judge: Judge, results: Results) -> None:
         return  # a recorded run is its own truth; of others nothing is known
     if backward and not any(kind == "cotangent" for kind, _ in e.free_candidate.values):
         e.free_candidate = judge.free_candidate = e.candidate.record(passive=True)
-    for item, ratio in judge.free_ratios(results).items():
+    asked = [item for item in results if item not in judge.masked]
+    for item, ratio in judge.free_ratios(asked).items():
         results[item] = results[item].but(free_ratio=ratio)
 
 

@@ -108,6 +108,7 @@ def test_another_number_for_what_is_masked_is_no_mistake(
     assert report.verdict == "agree", str(report)
     said = [note for site in report.sites for note in site.notes]
     assert len(said) == 1 and said[0].startswith("masked by "), said
+    assert "inherited" not in str(report)
     assert "everything behind is the same" in " ".join(str(report).split())
 
 

@@ -26,7 +26,7 @@ from crosscheck.trace import Trace, owner
 __all__ = ["Sites", "at_weights", "on_fresh_inputs"]
 
 LARGEST = 4_000_000  # elements; about a second of processor time for each million
-MOST_BESIDE = 5  # layers of the same container that are looked at, either side of one
+MOST_BESIDE = 8  # layers of the same container that are looked at, either side of one
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,28 @@ class Renamed(nn.Module):
         return self.ln_b(x + self.ff(x))
 
 
+class Flat(nn.Module):
+    """All layers in one container, with many of them between a layer and its norm."""
+
+    def __init__(self, pre: bool, attention: Any) -> None:
+        super().__init__()
+        self.pre, self.norm1, self.norm2 = pre, nn.LayerNorm(16), nn.LayerNorm(16)
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+        self.fc1, self.act, self.fc2 = nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)
+        self.softmax, self.drop = nn.Softmax(-1), nn.Identity()
+
+    def attend(self, x: Any) -> Any:
+        scores = self.q(x) @ self.k(x).mT / 4.0
+        return self.o(self.drop(self.softmax(scores) @ self.v(x)))
+
+    def forward(self, x: Any) -> Any:
+        if self.pre:
+            x = x + self.attend(self.norm1(x))
+            return x + self.fc2(self.act(self.fc1(self.norm2(x))))
+        x = self.norm1(x + self.attend(x))
+        return self.norm2(x + self.fc2(self.act(self.fc1(x))))
+
+
 class Net(nn.Module):
     def __init__(self, pre: bool, attention: Any = Attention, block: Any = Block) -> None:
         super().__init__()
@@ -124,3 +146,10 @@ def test_a_layer_that_spoils_its_own_input_is_to_blame() -> None:
     report = check(Net(True), Net(True, Scaled))
     named = {d.reference for d in report.divergences if d.phase == "forward"}
     assert {re.sub(r"\d", "", str(name)) for name in named} == {"blocks..attn"}, named
+
+
+def test_many_layers_in_one_container() -> None:
+    report = check(Net(False, block=Flat), Net(True, block=Flat))
+    first = report.first_divergence
+    assert (first.phase, first.reference, first.candidate) == ("forward", "blocks.0", "blocks.0")
+    assert [c.name for c in first.causes if c.verified] == ["norm_placement"]

@@ -13,7 +13,16 @@ from crosscheck.explain.cells import GATES, Cell, Weights, run
 from crosscheck.explain.evidence import Evidence, Proposal
 from crosscheck.explain.registry import register
 
-__all__ = ["NAMES", "Network", "has_rows_last", "layers_of", "orders", "part", "place", "sequence"]
+__all__ = [
+    "NAMES",
+    "Network",
+    "has_rows_last",
+    "layers_of",
+    "part",
+    "place",
+    "right_cells",
+    "sequence",
+]
 
 NAMES = {"lstm": "ifgo", "gru": "rzn", "rnn": "h"}
 MOST_STEPS = 200_000  # elements of the input times gates; a run costs a few passes over them
@@ -233,18 +242,23 @@ def _reference(e: Evidence) -> Network | None:
     if sequence(e).size * 4 > MOST_STEPS:
         return None
     (kind,) = kinds
+    for cell, batch_first in right_cells(e, kind):
+        for view in _VIEWS:
+            network = Network(cell, batch_first, view)
+            if e.fits_reference(network(e)):
+                return network
+    return None
+
+
+def right_cells(e: Evidence, kind: str) -> Iterator[tuple[Cell, bool]]:
+    """Right cells of a kind that the reference may have, and whether its batch comes first."""
     for order in orders(e, kind):
         for batch_first, after, relu in itertools.product(
             (True, False),
             (True, False) if kind == "gru" else (True,),
             (False, True) if kind == "rnn" else (False,),
         ):
-            cell = Cell(kind, order, reset_after=after, relu=relu)
-            for view in _VIEWS:
-                network = Network(cell, batch_first, view)
-                if e.fits_reference(network(e)):
-                    return network
-    return None
+            yield Cell(kind, order, reset_after=after, relu=relu), batch_first
 
 
 def orders(e: Evidence, kind: str) -> list[tuple[int, ...]]:

@@ -14,9 +14,9 @@ from crosscheck.explain.recurrent import (
     NAMES,
     has_rows_last,
     layers_of,
-    orders,
     part,
     place,
+    right_cells,
     sequence,
 )
 from crosscheck.explain.registry import register
@@ -122,17 +122,9 @@ def _reference(e: Evidence) -> _Way | None:
     (kind,) = kinds
     if sequence(e).size * GATES[kind] > MOST_STEPS:
         return None
-    for order in orders(e, kind):
-        for batch_first, after, relu in itertools.product(
-            (True, False),
-            (True, False) if kind == "gru" else (True,),
-            (False, True) if kind == "rnn" else (False,),
-        ):
-            cell = Cell(kind, order, reset_after=after, relu=relu)
-            way = _Way(cell, batch_first, whole=e.given.ndim == 3)
-            if _fits(e, way):
-                return way
-    return None
+    whole = e.given.ndim == 3
+    ways = (_Way(cell, first, whole) for cell, first in right_cells(e, kind))
+    return next((way for way in ways if _fits(e, way)), None)
 
 
 def _fits(e: Evidence, way: _Way) -> bool:

@@ -28,32 +28,34 @@ from crosscheck.trace import Trace
 if TYPE_CHECKING:
     from crosscheck.pipeline import Evidence
 
-__all__ = ["candidate_again", "forwards_only", "fresh_runs"]
+__all__ = ["CandidateAgain", "forwards_only", "fresh_runs"]
 
 
-def candidate_again(
-    e: Evidence,
-    items: Iterable[Item],
-    *,
-    float64: bool = False,
-    forced: Mapping[Key, np.ndarray] | None = None,
-) -> Trace:
-    """The candidate's forced run with what ``items`` compare, and little else.
+class CandidateAgain:
+    """The candidate's forced run with what ``items`` compare, and little else; it may be made more
+    than once. What can be left out is found, and tried, once."""
 
-    Args:
-        forced: what it is forced onto instead of the reference's values; of the same keys.
+    def __init__(self, e: Evidence, items: Iterable[Item]) -> None:
+        wanted = list(items)
+        self._runner = forwards_only(e.candidate, wanted)
+        self._onto = e.alignment.forced_on_candidate(e.free_reference)
+        self._needless = needless_of_candidate(e, wanted)
 
-    Raises:
-        SideFailed: it fails where it did not before.
-    """
-    wanted = list(items)
-    runner = forwards_only(e.candidate, wanted)
-    onto = e.alignment.forced_on_candidate(e.free_reference) if forced is None else forced
+    def run(self, onto: Mapping[Key, np.ndarray] | None = None, *, float64: bool = False) -> Trace:
+        """Run it.
 
-    def run(calls: frozenset[str]) -> Trace:
-        return runner.record(Forcer(onto, needless=calls), float64=float64)
+        Args:
+            onto: what it is forced onto instead of the reference's values; of the same keys.
 
-    return _sparing(run, needless_of_candidate(e, wanted))
+        Raises:
+            SideFailed: it fails where it did not before.
+        """
+        values = self._onto if onto is None else onto
+
+        def without(calls: frozenset[str]) -> Trace:
+            return self._runner.record(Forcer(values, needless=calls), float64=float64)
+
+        return _sparing(without, self._needless)
 
 
 def _sparing(run: Callable[[frozenset[str]], Trace], calls: frozenset[str]) -> Trace:

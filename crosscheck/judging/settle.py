@@ -25,7 +25,7 @@ import numpy as np
 from crosscheck.compare import Difference, compare
 from crosscheck.comparisons import Item, value_of
 from crosscheck.errors import CrosscheckError, SideFailed
-from crosscheck.judging.again import candidate_again, forwards_only, fresh_runs
+from crosscheck.judging.again import CandidateAgain, forwards_only, fresh_runs
 from crosscheck.judging.judge import Judge, in_reference_layout, relative, shrinks, without_fill
 from crosscheck.judging.noise import AGREE, DIVERGE
 from crosscheck.judging.perturb import Moved, measure
@@ -176,7 +176,7 @@ def _rescale(e: Evidence, judge: Judge, results: Results, grains: Grains) -> Non
     if not flagged or judge.oracle is None or not e.candidate.adapter.capabilities.float64:
         return
     try:
-        wide = candidate_again(e, flagged, float64=True)
+        wide = CandidateAgain(e, flagged).run(float64=True)
     except SideFailed:
         return  # the candidate has no float64: what is suspect stays suspect
     open_: list[tuple[Item, Difference]] = []
@@ -238,11 +238,8 @@ def _redraw(
         return
     wanted = [item for item, _ in items]
     draws = _moves(e, e.alignment.forced_on_candidate(e.free_reference), grains.theirs)
-
-    def again(moved: Moved) -> Trace:
-        return candidate_again(e, wanted, forced=moved)
-
-    spreads = _spreads(again, draws, wanted, e.forced, "candidate")
+    again = CandidateAgain(e, wanted)
+    spreads = _spreads(again.run, draws, wanted, e.forced, "candidate")
     for item, error in items:
         if _is_redrawn(error, spreads[item], REDRAWN):
             results[item] = _said(results[item], "agree", OWN)
@@ -342,7 +339,7 @@ def _repeat(e: Evidence, judge: Judge, results: Results) -> None:
     wanted = _flagged(results)
     if not wanted:
         return
-    again = candidate_again(e, wanted)
+    again = CandidateAgain(e, wanted).run()
     for item in wanted:
         second = judge.judge(item, again)
         if second.verdict == "agree" and results[item].ratio != second.ratio:

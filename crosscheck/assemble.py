@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crosscheck.adapters.base import Adapter
-from crosscheck.aligning.alignment import Alignment
+from crosscheck.aligning.coverage import coverage_of
 from crosscheck.details.stage import details
 from crosscheck.devices import as_they_ran
 from crosscheck.judging.noise import Tolerance
 from crosscheck.judging.precision import dtype_notes
 from crosscheck.request import Request
 from crosscheck.results import (
-    Coverage,
     Divergence,
     Report,
     Side,
@@ -28,7 +27,6 @@ from crosscheck.results import (
     worst,
 )
 from crosscheck.traces.stages import unrecorded
-from crosscheck.weights import Match
 
 if TYPE_CHECKING:
     from crosscheck.pipeline import Evidence, Judged
@@ -37,7 +35,6 @@ __all__ = [
     "Findings",
     "adapter_notes",
     "backward_missing",
-    "coverage_of",
     "environment_of",
     "report_of",
     "side_of",
@@ -92,7 +89,7 @@ def report_of(
         reference=side_of(sides[0]),
         candidate=side_of(sides[1]),
         environment={**environment_of(sides, request.tolerance, "thorough"), **part},
-        coverage=coverage_of(e.alignment, e.match, request, missing),
+        coverage=coverage_of(e.alignment, e.match, request.skip, missing),
         divergences=found.divergences,
         sites=tuple(results),
         notes=(*notes, *adapter_notes(sides)),
@@ -106,22 +103,6 @@ def report_of(
             lambda: {p.name: p.value for p in sides[1].parameters()},
             found.details,
         ),
-    )
-
-
-def coverage_of(
-    alignment: Alignment, match: Match, request: Request, missing: list[str]
-) -> Coverage:
-    """What was paired and what was not; ``missing``: lines on what was not compared."""
-    return Coverage(
-        aligned=len(alignment.pairs),
-        unmatched_reference=alignment.unmatched_reference,
-        unmatched_candidate=alignment.unmatched_candidate,
-        skipped=tuple(request.skip),
-        parameters_matched=len(match.pairs),
-        unmatched_reference_parameters=tuple(p.name for p in match.unmatched_reference),
-        unmatched_candidate_parameters=tuple(p.name for p in match.unmatched_candidate),
-        not_compared=tuple(missing),
     )
 
 

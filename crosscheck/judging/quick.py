@@ -28,10 +28,10 @@ from dataclasses import dataclass, replace
 
 from crosscheck.adapters.base import Adapter
 from crosscheck.aligning.alignment import Alignment
+from crosscheck.aligning.coverage import coverage_of
 from crosscheck.assemble import (
     adapter_notes,
     backward_missing,
-    coverage_of,
     environment_of,
     side_of,
 )
@@ -203,7 +203,7 @@ def look_quickly(
         reference=side_of(sides[0]),
         candidate=side_of(sides[1]),
         environment=environment_of(sides, request.tolerance, "quick"),
-        coverage=coverage_of(alignment, runs.match, request, missing),
+        coverage=coverage_of(alignment, runs.match, request.skip, missing),
         divergences=(),
         sites=tuple(results),
         notes=(*dtype_notes(results), *runs.notes, *_of(loss), *adapter_notes(sides)),

@@ -7,6 +7,7 @@ departure is blamed (`crosscheck.traces.offline`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from crosscheck.details.stage import weight_map
 from crosscheck.devices import place
 from crosscheck.errors import CannotCompare, InvalidArgument
 from crosscheck.request import Request
-from crosscheck.results import Coverage, Details, Report
+from crosscheck.results import Details, Report
 from crosscheck.sketches.align import Shadows, shadows, shadows_of_two
 from crosscheck.sketches.bench import Bench, RunBench, SketchBench
 from crosscheck.sketches.judge import read
@@ -30,10 +31,9 @@ from crosscheck.traces.closer import Judged, judge_closely
 from crosscheck.traces.departures import Departures, locate
 from crosscheck.traces.offline import (
     backward_of,
-    environment_of,
     items_of_traces,
+    report_of,
     require_same_run,
-    side_of,
 )
 from crosscheck.traces.recorded import RecordedTrace
 from crosscheck.weights import Match, Matched, Transform, match_parameters
@@ -148,7 +148,7 @@ def _match(sketch: Sketch, parameters: Sequence[Parameter], request: Request) ->
 
 def _report(bench: Bench, match: Match, request: Request) -> Report:
     """Align, judge and locate."""
-    sketch, sides = bench.sketch, bench.sides
+    sides = bench.sides
     pair = sides.reference, sides.candidate
     request.say("align")
     aligner = Aligner(
@@ -171,30 +171,10 @@ def _report(bench: Bench, match: Match, request: Request) -> Report:
         return Judged(alignment, items, [*missing, *lines], departures, divergences)
 
     judged = judge_closely(aligner, sides.candidate, judge)
-    alignment, departures, divergences = judged.alignment, judged.departures, judged.divergences
-    return Report(
-        verdict=departures.verdict,
-        seed=request.seed if sketch.seed is None else sketch.seed,
-        reference=side_of(sides.reference),
-        candidate=side_of(sides.candidate),
-        environment=environment_of(sides.reference, sides.candidate, None),
-        coverage=Coverage(
-            aligned=len(alignment.pairs),
-            unmatched_reference=alignment.unmatched_reference,
-            unmatched_candidate=alignment.unmatched_candidate,
-            skipped=tuple(request.skip),
-            parameters_matched=len(match.pairs),
-            unmatched_reference_parameters=tuple(p.name for p in match.unmatched_reference),
-            unmatched_candidate_parameters=tuple(p.name for p in match.unmatched_candidate),
-            not_compared=(
-                *judged.lines,
-                *bench.lines.values(),
-                *([NOT_FORCED] if divergences else []),
-            ),
-        ),
-        divergences=divergences,
-        sites=departures.results,
-        notes=tuple(_notes(sketch)),
+    judged = replace(judged, lines=[*judged.lines, *bench.lines.values()])
+    return replace(
+        report_of(judged, pair, match, request.seed, request.skip, missing=NOT_FORCED),
+        notes=tuple(_notes(bench.sketch)),
         name=request.name,
         details=Details(weights=weight_map(match)),
     )

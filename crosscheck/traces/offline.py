@@ -17,6 +17,7 @@ import numpy as np
 
 from crosscheck.aligning.align import Aligner
 from crosscheck.aligning.alignment import Alignment
+from crosscheck.aligning.coverage import coverage_of
 from crosscheck.aligning.layout import relative_error
 from crosscheck.arrays import is_float
 from crosscheck.comparisons import (
@@ -33,7 +34,7 @@ from crosscheck.errors import CannotCompare
 from crosscheck.judging.noise import Tolerance
 from crosscheck.judging.reductions import Reductions
 from crosscheck.judging.weights import judge_weights
-from crosscheck.results import Coverage, Report, Side, SiteResult
+from crosscheck.results import Report, Side, SiteResult
 from crosscheck.traces.closer import Judged, judge_closely
 from crosscheck.traces.departures import Departures, locate
 from crosscheck.traces.judging import TraceJudge
@@ -45,6 +46,7 @@ __all__ = [
     "compare_traces",
     "environment_of",
     "items_of_traces",
+    "report_of",
     "require_same_run",
     "side_of",
     "without_cotangent",
@@ -101,31 +103,16 @@ def compare_traces(
         return Judged(alignment, items, [*missing, *lines], departures, divergences)
 
     judged = judge_closely(aligner, candidate, judge)
-    alignment, departures, divergences = judged.alignment, judged.departures, judged.divergences
-    return Report(
-        verdict=departures.verdict,
-        seed=seed if reference.seed is None else reference.seed,
-        reference=side_of(reference),
-        candidate=side_of(candidate),
-        environment=environment_of(reference, candidate, tolerance),
-        coverage=Coverage(
-            aligned=len(alignment.pairs),
-            unmatched_reference=alignment.unmatched_reference,
-            unmatched_candidate=alignment.unmatched_candidate,
-            skipped=tuple(skip),
-            parameters_matched=len(match.pairs),
-            unmatched_reference_parameters=tuple(p.name for p in match.unmatched_reference),
-            unmatched_candidate_parameters=tuple(p.name for p in match.unmatched_candidate),
-            not_compared=(*judged.lines, *([NOT_FORCED] if divergences else [])),
-        ),
-        divergences=divergences,
-        sites=departures.results,
-        notes=tuple(_notes(reference, candidate)),
+    report = report_of(judged, (reference, candidate), match, seed, skip, tolerance)
+    notes = tuple(_notes(reference, candidate))
+    return replace(
+        report,
+        notes=notes,
         name=name,
         details=details(
-            departures.results,
+            report.sites,
             judged.items,
-            _judge(reference, candidate, alignment, tolerance),
+            _judge(reference, candidate, judged.alignment, tolerance),
             candidate,
             match,
             lambda: {p.name: p.value for p in candidate.parameters if p.name in candidate.held},
@@ -263,6 +250,35 @@ def _weights(match: Match, reference: RecordedTrace, candidate: RecordedTrace) -
 
 
 # -- the report ------------------------------------------------------------------------------------
+
+
+def report_of(
+    judged: Judged,
+    sides: tuple[RecordedTrace, RecordedTrace],
+    match: Match,
+    seed: int,
+    skip: Sequence[str],
+    tolerance: Tolerance | None = None,
+    missing: str = NOT_FORCED,
+) -> Report:
+    """The report of two recordings, yet without name, notes and details.
+
+    Args:
+        seed: where the reference's trace names none.
+        missing: the line that says what a recording cannot tell, where something departs.
+    """
+    departures, divergences = judged.departures, judged.divergences
+    lines = [*judged.lines, *([missing] if divergences else [])]
+    return Report(
+        verdict=departures.verdict,
+        seed=seed if sides[0].seed is None else sides[0].seed,
+        reference=side_of(sides[0]),
+        candidate=side_of(sides[1]),
+        environment=environment_of(*sides, tolerance),
+        coverage=coverage_of(judged.alignment, match, skip, lines),
+        divergences=divergences,
+        sites=departures.results,
+    )
 
 
 def _notes(reference: RecordedTrace, candidate: RecordedTrace) -> list[str]:

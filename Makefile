@@ -10,6 +10,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Its interpreter runs the kernels for a GPU. No dependency: a CUDA build of PyTorch brings the one
+# that it asks for. From 3.7 on it aborts in a process that has loaded TensorFlow 2.21.
+TRITON := triton==3.6.0
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export CUDA_VISIBLE_DEVICES ?= -1
@@ -27,6 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" -c constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@$(BIN)/python -c 'import triton' 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TRITON) || \
+	  echo "no Triton for this system: tests of the kernels for a GPU will be skipped"
 	@touch $(STAMP)
 
 run: $(STAMP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from functools import cached_property
@@ -15,6 +16,7 @@ import numpy as np
 from crosscheck.arrays import is_float
 from crosscheck.errors import DeviceUnavailable
 from crosscheck.kernels.blocked import PairSums
+from crosscheck.kernels.on_device import DeviceArray
 from crosscheck.kernels.pairs import group_rows
 from crosscheck.results import Metrics
 
@@ -224,7 +226,7 @@ def describe(candidate: Any, reference: Any) -> Metrics:
 
 def _row(a: Any, b: Any) -> np.ndarray:
     """Float64 (1, fields of `PairSums`)."""
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+    if all(isinstance(value, (np.ndarray, DeviceArray)) for value in (a, b)):
         row: np.ndarray = group_rows([(a, b)])[0]
         return row
     try:
@@ -232,7 +234,7 @@ def _row(a: Any, b: Any) -> np.ndarray:
     except ImportError as error:
         raise DeviceUnavailable(
             f"{type(a).__name__} against {type(b).__name__}: tensors are compared on their device "
-            "by Triton, which is not installed here. Fix: pip install triton, or give NumPy arrays"
+            f"by Triton ({error}). Fix: pip install triton, or give NumPy arrays"
         ) from error
     return np.array([astuple(on_device(a, b))])
 
@@ -247,27 +249,41 @@ def _metrics(rows: np.ndarray, groups: Sequence[Sequence[Any]]) -> list[Metrics]
     cosine[diff2 == 0.0] = 1.0  # which a product of roots need not give
     differ = rows[:, MISMATCH] > 0
     place = np.where(differ, rows[:, FIRST_MISMATCH], rows[:, ARGMAX]).astype(np.int64)
-    columns = [rel_l2, rows[:, MAX_DIFF] * unit, place, cosine]
-    columns += [rows[:, k].astype(np.int64) for k in (NONFINITE, MISMATCH)]
+    counts = (rows[:, k].astype(np.int64).tolist() for k in (NONFINITE, MISMATCH))
+    columns = (column.tolist() for column in (rel_l2, rows[:, MAX_DIFF] * unit, cosine))
+    places = _places(place, [reference.shape for _, reference, *_ in groups])
     found = []
-    for (candidate, reference, *_), (rel, top, flat, cos, *counts) in zip(
-        groups, zip(*(column.tolist() for column in columns), strict=True), strict=True
+    for (value, reference, *_), index, rel, top, cos, nonfinite, mismatch in zip(
+        groups, places, *columns, *counts, strict=True
     ):
-        index = _index(flat, reference.shape) if flat >= 0 else None
-        worst = (
-            (None, None) if index is None else (float(reference[index]), float(candidate[index]))
-        )
-        found.append(Metrics(rel, top, index, cos, *counts, *worst))
+        made = {
+            "rel_l2": rel,
+            "max_abs": top,
+            "worst_index": index,
+            "cosine": cos,
+            "nonfinite": nonfinite,
+            "nonfinite_mismatch": mismatch,
+            "worst_reference": None if index is None else float(reference[index]),
+            "worst_candidate": None if index is None else float(value[index]),
+        }
+        found.append(Metrics.of(made))
     return found
 
 
-def _index(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
-    """Where the element with that number lies (NumPy's own takes longer than a comparison)."""
-    places: list[int] = []
-    for size in reversed(shape):
-        flat, place = divmod(flat, size)
-        places.append(place)
-    return tuple(reversed(places))
+def _places(flat: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...] | None]:
+    """Where the elements with these numbers lie, each in an array of its shape; None below 0."""
+    alike: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i, shape in enumerate(shapes):
+        alike[shape].append(i)
+    found: list[tuple[int, ...] | None] = [None] * len(shapes)
+    for shape, numbers in alike.items():
+        rest = flat[numbers]
+        there, axes = (rest >= 0).tolist(), np.empty((len(numbers), len(shape)), np.int64)
+        for axis, size in reversed(list(enumerate(shape))):
+            rest, axes[:, axis] = np.divmod(rest, max(size, 1))
+        for i, here, index in zip(numbers, there, axes.tolist(), strict=True):
+            found[i] = tuple(index) if here else None
+    return found
 
 
 def tally(candidate: np.ndarray, reference: np.ndarray, floor: float, *, seed: int = 0) -> Tally:

@@ -41,7 +41,7 @@ ADAPTERS = {
     "torch": Capabilities(cuda=True),
     "keras": Capabilities(cuda=True),
     "tensorflow": Capabilities(cuda=True),
-    "onnx": Capabilities(cotangents=False, float64=False, train=False, cuda=True),
+    "onnx": Capabilities(cotangents=False, train=False, cuda=True),
     "jax": Capabilities(cuda=True),
     "cupy": Capabilities(cuda=True),
 }

@@ -148,7 +148,11 @@ def run_candidate(
     require_finite(truth.free, free)
     gone = (one.streamed.dropped, one.streamed.gradients) if one.streamed else ()
     free = recallable(free, candidate, *gone)
-    return FreeRuns(truth, candidate, match, free, tuple(notes), one.streamed)
+    runs = FreeRuns(truth, candidate, match, free, tuple(notes), one.streamed)
+    if one.cotangents is not None and one.streamed is None and candidate.adapter.in_place:
+        with telling_what_agreed(runs):  # PyTorch refuses to go back through some of these
+            candidate.run(lambda site, kind, value: None, passive=True)
+    return runs
 
 
 def aligner_of(runs: FreeRuns, request: Request) -> Aligner:

@@ -13,14 +13,24 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
 import numpy as np
 
+from crosscheck.kernels.on_device import as_host, held
 from crosscheck.memory import new_values
 from crosscheck.taps import Kind, Observer
 
-__all__ = ["Comparer", "Forcer", "Key", "Recorder", "chain"]
+__all__ = ["Comparer", "Forcer", "Key", "Recorder", "chain", "keep"]
 
 Key = tuple[Kind, str]
 _ONLY_INSIDE = ("input", "cotangent")
 """Kinds of the values that a layer is given, forward and backward."""
+
+
+def keep(
+    values: MutableMapping[Key, np.ndarray], key: Key, value: np.ndarray, *, borrowed: bool = False
+) -> None:
+    """Put a value where it can stay: a copy, unless it is ``borrowed``; contiguous."""
+    if not isinstance(values, dict):
+        value = as_host(value)  # it may be written to disk
+    values[key] = held(value, borrowed=borrowed)
 
 
 class Recorder:
@@ -28,7 +38,8 @@ class Recorder:
 
     Args:
         kinds: of the values to keep; None: all.
-        keys: of the values to keep; None: all.
+        keys: of the values to keep; None: all. An adapter that can (`Adapter.taken_by`) may compute
+            only what these take.
         borrows: keep them as they are shown, if the adapter lends them (`Capabilities.lends`). Else
             each is copied: models overwrite their tensors (operations in place, reused buffers),
             and a view would change later.
@@ -43,7 +54,7 @@ class Recorder:
     ) -> None:
         self.values: MutableMapping[Key, np.ndarray] = new_values()
         self.borrows = borrows and isinstance(self.values, dict)
-        self._kinds, self._keys = kinds, keys
+        self._kinds, self._keys, self.only = kinds, keys, keys
 
     def restart(self) -> None:
         """Forget everything: the run is made again."""
@@ -54,8 +65,7 @@ class Recorder:
             return
         if self._keys is not None and (kind, site) not in self._keys:
             return
-        copy = None if self.borrows else True
-        self.values[kind, site] = np.array(value, order="C", copy=copy)
+        keep(self.values, (kind, site), value, borrowed=self.borrows)
 
     def planned(self, site: str, kind: Kind) -> np.ndarray | None:
         """It replaces nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 __all__ = [
     "Cause",
@@ -49,8 +49,22 @@ def worst(verdicts: list[Verdict]) -> Verdict:
     return max(verdicts, key=_SEVERITY.__getitem__, default="agree")
 
 
+class _OfThousands:
+    """A frozen dataclass of which a check makes thousands: made `of` all its fields in a third of
+    the time that calling it takes, and `but` for some in a tenth of that of `replace`."""
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Self:
+        made = object.__new__(cls)
+        object.__setattr__(made, "__dict__", fields)
+        return made
+
+    def but(self, **changes: Any) -> Self:
+        return self.of({**self.__dict__, **changes})
+
+
 @dataclass(frozen=True)
-class Metrics:
+class Metrics(_OfThousands):
     """How the candidate's value differs from the reference's, both as they ran (no oracle).
 
     Attributes:
@@ -76,7 +90,7 @@ class Metrics:
 
 
 @dataclass(frozen=True)
-class SiteResult:
+class SiteResult(_OfThousands):
     """One comparison, judged.
 
     Attributes:
@@ -120,18 +134,6 @@ class SiteResult:
     def key(self) -> SiteKey:
         """What tells it from the other comparisons of one check."""
         return self.phase, self.kind, self.reference, self.candidate, self.step
-
-    @classmethod
-    def of(cls, **fields: Any) -> SiteResult:
-        """From all fields, in a third of the time that calling the class takes: there are
-        thousands of them."""
-        made = object.__new__(cls)
-        made.__dict__.update(fields)
-        return made
-
-    def but(self, **changes: Any) -> SiteResult:
-        """`dataclasses.replace`, in a tenth of its time."""
-        return SiteResult.of(**{**self.__dict__, **changes})
 
 
 @dataclass(frozen=True)

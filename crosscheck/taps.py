@@ -27,9 +27,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
+
+from crosscheck.kernels.on_device import DeviceArray
 
 __all__ = ["Kind", "Observer", "Session", "active_session", "tap", "tap_cotangent"]
 
@@ -121,8 +123,7 @@ class Session:
 
     def new_site(self, path: str, layer: str) -> str:
         """Name the next call of ``path``: the path itself, then ``path#2``, ``path#3``, ..."""
-        self._calls[path] += 1
-        count = self._calls[path]
+        count = self._calls[path] = self._calls.get(path, 0) + 1
         site = path if count == 1 else f"{path}#{count}"
         self.layers[site] = layer
         if self._stack:
@@ -153,8 +154,12 @@ class Session:
             raise AssertionError(
                 f"replacement for {kind} of {site}: shape {replacement.shape}, not {value.shape}"
             )
+        if isinstance(replacement, DeviceArray):
+            return cast(np.ndarray, replacement.astype(value.dtype, copy=False))
+        if replacement.dtype == value.dtype:
+            return np.asarray(replacement, order="C")  # a scalar stays one
         with np.errstate(over="ignore"):  # a mask of the lowest float64 is minus infinity below it
-            return np.asarray(replacement, dtype=value.dtype, order="C")  # a scalar stays one
+            return np.asarray(replacement, dtype=value.dtype, order="C")
 
     def expect_cotangent(self, site: str, kind: Kind, value: np.ndarray) -> None:
         """A cotangent may arrive here; if none does, `flush` reports a zero."""

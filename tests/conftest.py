@@ -1,17 +1,21 @@
 """What holds for every test: JAX compiles a program once for all of them and keeps it for the next
-session; no module of a temporary folder is left behind, so that names are free again."""
+session; Triton comes before TensorFlow, or LLVM aborts where `torch.compile` loads it; no module of
+a temporary folder is left behind, so that names are free again."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    with suppress(ImportError):
+        import triton  # type: ignore[import,unused-ignore]  # noqa: F401
     cache = getattr(config, "cache", None)  # not with -p no:cacheprovider
     if cache is not None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.mkdir("jax")))

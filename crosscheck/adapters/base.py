@@ -122,6 +122,12 @@ class Adapter(abc.ABC):
         return Steps()
 
     @property
+    def in_place(self) -> bool:
+        """Whether the model overwrites values that it has shown; complete after a run. Forced, it
+        overwrites what stands in their place, so that its own backward pass is not seen to fail."""
+        return False
+
+    @property
     def environment(self) -> Mapping[str, Any]:
         """Precision and determinism as the latest run had them, for the report."""
         return {}

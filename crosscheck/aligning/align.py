@@ -17,31 +17,27 @@ dropout in eval mode, a wrapper around its last layer) is compared in effect and
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Iterator, Mapping, Sequence
 
 from crosscheck.aligning.alignment import Alignment, Edge, SitePair
 from crosscheck.aligning.edges import compare_inputs_ahead, edges_of, joined, note_unlike_inputs
 from crosscheck.aligning.fingerprints import (
     SAME_VALUE,
-    Fingerprints,
     PreparedTrace,
     differences,
     repeating,
     size_and_kind,
 )
 from crosscheck.aligning.layout import SAME, Layout, fitting
+from crosscheck.aligning.lookalikes import Alike, LookAlikes
 from crosscheck.aligning.pairing import Pairing, far, pair_outputs
 from crosscheck.aligning.refine import Refiner
 from crosscheck.trace import Trace
 
 __all__ = ["Aligner", "Alignment", "Edge", "SitePair", "pair_outputs"]
-
-MOST_ALIKE = 48
-"""Candidate sites that are compared to one reference site, of those with its fingerprint. A deep
-residual stream hardly changes from one layer to the next: there any number of sites look alike."""
 
 
 class Aligner:
@@ -69,6 +65,7 @@ class Aligner:
     ) -> None:
         self._pairing = Pairing(reference, candidate, explicit, skip)
         self._refiner = Refiner(self._pairing, anchors)
+        self._look_alikes = LookAlikes(self._pairing.reference, self._pairing.candidate)
         self._latest: tuple[int, Trace, Alignment] | None = None
         self._free_errors: dict[tuple[str, str, Layout], float] = {}
         self._learn_layouts()
@@ -90,24 +87,15 @@ class Aligner:
         """Pair free sites with equal values; of a forced run if one is given. Returns how many."""
         p = self._pairing
         candidate = p.candidate if trace is None else PreparedTrace.of(trace)
-        alike = self._alike(candidate)
-        errors = self._errors(alike, candidate)
-        proposals = [
-            (p.likeness(r, c, layout, error), r, c, error)
-            for (r, c, layout), error in zip(alike, errors, strict=True)
-            if error <= SAME_VALUE
-        ]
         added = 0
-        for _, r, c, error in sorted(
-            proposals, key=lambda one: (-one[0], p.reference.order[one[1]])
-        ):
+        for r, c, error in self._likeliest_first(self._alike(candidate), candidate):
             if p.add(r, c, "value"):
                 added += 1
                 if not self._same_layer(r, c):
                     note_unlike_inputs(p.pairs[r], error, p, candidate.trace)
         return added
 
-    def _alike(self, candidate: PreparedTrace) -> list[tuple[str, str, Layout]]:
+    def _alike(self, candidate: PreparedTrace) -> Alike:
         """Free sites whose values have one fingerprint; ``candidate``: the run to look at."""
         p = self._pairing
         known = p.candidate.order  # a forced run may take another branch
@@ -115,14 +103,53 @@ class Aligner:
             c: size_and_kind(candidate.value(c)) for c in p.free_candidate(candidate) if c in known
         }
         ours = {r: size_and_kind(p.reference.value(r)) for r in p.free_reference()}
-        ours = {r: group for r, group in ours.items() if group[0]}
-        found = []
-        for r, like in _Tables(candidate, theirs).like(p.reference, ours):
-            for c in p.nearest(r, like)[:MOST_ALIKE]:
-                layout = p.layout(r, c)
-                if layout and not (p.reference.is_constant(r) and not p.akin(r, c)):
-                    found.append((r, c, layout))
-        return found
+        return self._look_alikes.among({r: g for r, g in ours.items() if g[0]}, theirs, candidate)
+
+    def _likeliest_first(
+        self, alike: Alike, candidate: PreparedTrace
+    ) -> Iterator[tuple[str, str, float]]:
+        """Those with equal values, and how far these are apart. Values are only compared where
+        neither site has a partner by the time that no likelier pair is left to compare."""
+        p = self._pairing
+        todo, keys = alike.likeliest_first()
+        errors: dict[tuple[str, str], float] = {}
+        equal: list[tuple[tuple[float, int, int], tuple[str, str, float]]] = []
+        for i, ((r, c), key) in enumerate(zip(todo, keys, strict=True)):
+            while equal and equal[0][0] < key:
+                yield heapq.heappop(equal)[1]
+            if r in p.pairs or c in p.taken:
+                continue
+            if (r, c) not in errors:
+                errors |= self._next_errors(todo[i:], errors, candidate)
+            error, layout = errors[r, c], p.layout(r, c)
+            if layout and error <= SAME_VALUE:
+                likeness = p.likeness(r, c, layout, error)
+                heapq.heappush(equal, ((-likeness, *key[1:]), (r, c, error)))
+        while equal:
+            yield heapq.heappop(equal)[1]
+
+    def _next_errors(
+        self,
+        todo: Sequence[tuple[str, str]],
+        known: Mapping[tuple[str, str], float],
+        candidate: PreparedTrace,
+    ) -> dict[tuple[str, str], float]:
+        """How far the values of some pairs are apart: of each free site's the first that is not
+        known."""
+        p = self._pairing
+        first: dict[str, str] = {}
+        for r, c in todo:
+            free = r not in first and r not in p.pairs and c not in p.taken
+            if free and (r, c) not in known:
+                first[r] = c
+        asked = [
+            (r, c, layout)
+            for r, c in first.items()
+            if (layout := p.layout(r, c)) and not (p.reference.is_constant(r) and not p.akin(r, c))
+        ]
+        found = dict.fromkeys(first.items(), math.inf)
+        errors = self._errors(asked, candidate)
+        return found | {(r, c): e for (r, c, _), e in zip(asked, errors, strict=True)}
 
     def refine(self, trace: Trace, *, at_once: bool = False, faded: bool = True) -> int:
         """Pair sites in the first stretch of a forced run that ends in a difference.
@@ -199,31 +226,22 @@ class Aligner:
     def _learn_layouts(self) -> None:
         """Let sites with equal content vote; the first partner of each is enough."""
         p = self._pairing
-        shapes = (
+        ours, theirs = (
             {s: tuple(sorted(shape)) for s, shape in side.shapes.items() if len(shape) >= 3}
-            for side in (p.candidate, p.reference)
+            for side in (p.reference, p.candidate)
         )
-        tables = _Tables(p.candidate, next(shapes))
-        waiting = {
-            r: iter(p.nearest(r, like)[:MOST_ALIKE])
-            for r, like in tables.like(p.reference, next(shapes))
-        }
         equal: dict[str, list[Layout]] = {}
-        while waiting:
-            nearest = {r: c for r, like in waiting.items() if (c := next(like, None)) is not None}
-            equal |= self._equal_in(nearest)
-            waiting = {r: waiting[r] for r in nearest if r not in equal}
+        for nearest in self._look_alikes.among(ours, theirs, p.candidate).of_rank():
+            equal |= self._equal_in([(r, c) for r, c in nearest if r not in equal])
         for r, shape in p.reference.shapes.items():
             p.book.vote(equal.get(r, ()), len(shape))
 
-    def _equal_in(self, pairs: Mapping[str, str]) -> dict[str, list[Layout]]:
+    def _equal_in(self, pairs: Sequence[tuple[str, str]]) -> dict[str, list[Layout]]:
         """Of those pairs whose values are equal: the layouts in which they are, by reference
         site."""
         ours, theirs = self._pairing.reference, self._pairing.candidate
         laid_out = [
-            (r, c, layout)
-            for r, c in pairs.items()
-            for layout in fitting(ours.shapes[r], theirs.shapes[c])
+            (r, c, layout) for r, c in pairs for layout in fitting(ours.shapes[r], theirs.shapes[c])
         ]
         found: defaultdict[str, list[Layout]] = defaultdict(list)
         for (r, _, layout), error in zip(laid_out, self._errors(laid_out, theirs), strict=True):
@@ -252,32 +270,6 @@ class Aligner:
         if set(ours) == set(theirs):
             return [(name, name) for name in ours]
         return list(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else []
-
-
-class _Tables:
-    """The sites of one side by their fingerprints, within groups.
-
-    Args:
-        groups: site -> what a value must have in common with another one to be looked at.
-    """
-
-    def __init__(self, side: PreparedTrace, groups: Mapping[str, Hashable]) -> None:
-        self._sites: defaultdict[Hashable, list[str]] = defaultdict(list)
-        for site, group in groups.items():
-            self._sites[group].append(site)
-        self._tables = {
-            group: Fingerprints(np.array(side.prints_of(sites)))
-            for group, sites in self._sites.items()
-        }
-
-    def like(
-        self, other: PreparedTrace, groups: Mapping[str, Hashable]
-    ) -> Iterator[tuple[str, list[str]]]:
-        """For the sites of the other side, those of their group that could hold the same."""
-        asked = [site for site, group in groups.items() if group in self._tables]
-        for site, one in zip(asked, other.prints_of(asked), strict=True):
-            sites = self._sites[groups[site]]
-            yield site, [sites[i] for i in self._tables[groups[site]].like(one)]
 
 
 def _unmatched(side: PreparedTrace, free: Sequence[str], taken: set[str]) -> tuple[str, ...]:

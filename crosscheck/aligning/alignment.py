@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -89,8 +90,7 @@ class Alignment:
         return ForcedValues(reference.values, {key: _Source((key,), SAME) for key in keys})
 
 
-@dataclass(frozen=True)
-class _Source:
+class _Source(NamedTuple):
     """Where a forced value comes from: the sum of the values at ``keys``, or as many zeros."""
 
     keys: tuple[Key, ...]

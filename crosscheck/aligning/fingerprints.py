@@ -6,7 +6,6 @@ values may be the same quantity in another layout; only a comparison of all elem
 
 from __future__ import annotations
 
-import bisect
 import math
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from crosscheck.aligning.layout import Two, relative_errors
 from crosscheck.aligning.names import Tokens, canonical
 from crosscheck.arrays import is_float
+from crosscheck.kernels.on_device import DeviceArray, is_one_number
 from crosscheck.kernels.pairs import moments_of
 from crosscheck.kernels.stacked import matrix, of_one_size
 from crosscheck.observers import Key
@@ -43,6 +43,8 @@ HUGE = 1e100
 SAMPLE = 4096
 """Elements that are looked at before all of two values are compared."""
 MOST_SAMPLES = 256  # held at once: 8 MiB
+AT_ONCE = 1 << 16
+"""Fingerprints that are looked at in one call: a few megabytes."""
 
 
 def fingerprint(value: np.ndarray) -> np.ndarray:
@@ -65,8 +67,9 @@ def fingerprints(values: Sequence[np.ndarray]) -> list[np.ndarray]:
     for some in of_one_size([value.size for value in values]):
         rows = matrix([values[i] for i in some])
         ordinary = np.abs(rows).max(axis=1) <= HUGE  # not where something is NaN
-        numbers = [i for i, plain in zip(some, ordinary.tolist(), strict=True) if plain]
-        found |= zip(numbers, _of_rows(rows[ordinary]), strict=True)
+        if not ordinary.all():
+            some, rows = np.array(some)[ordinary].tolist(), rows[ordinary]
+        found |= zip(some, _of_rows(rows), strict=True)
     others = [i for i in range(len(values)) if i not in found]
     for i, sums in zip(others, moments_of([values[i] for i in others]), strict=True):
         if sums is not None and sums[0][4] <= HUGE:
@@ -94,38 +97,63 @@ def _fingerprint(flat: np.ndarray) -> np.ndarray:
 
 def _of_rows(rows: np.ndarray) -> np.ndarray:
     """Of the rows of finite float64 (k, n), n > 0: (k, 7)."""
-    rms, size = np.sqrt(np.mean(rows * rows, axis=1)), np.abs(rows)
-    level = rms[:, None]
-    tails = rows - level, -rows - level, size - 2.0 * level
-    means = [np.maximum(tail, 0.0).mean(axis=1) for tail in tails]
-    return np.stack([rows.mean(axis=1), rms, size.mean(axis=1), *means, np.zeros(len(rows))], 1)
+    some = rows * rows
+    rms = np.sqrt(np.mean(some, axis=1))
+    size, level = np.abs(rows), rms[:, None]
+    means = [rows.mean(axis=1), rms, size.mean(axis=1)]
+    np.subtract(rows, level, out=some)
+    means.append(np.maximum(some, 0.0, out=some).mean(axis=1))
+    np.subtract(np.negative(rows, out=some), level, out=some)
+    means.append(np.maximum(some, 0.0, out=some).mean(axis=1))
+    np.subtract(size, 2.0 * level, out=some)
+    means.append(np.maximum(some, 0.0, out=some).mean(axis=1))
+    return np.stack([*means, np.zeros(len(rows))], 1)
 
 
 def looks_like(prints: np.ndarray, one: np.ndarray) -> np.ndarray:
-    """Which rows of ``prints`` (m, 7) could be the same content as ``one`` (7,), up to
+    """Which rows of ``prints`` (m, 7) could be the same content as ``one``, (7,) or (m, 7), up to
     `SAME_VALUE`."""
-    allowed = np.array([3.0 * SAME_VALUE * one[1]] * 6 + [0.0])
-    close: np.ndarray = (np.abs(prints - one) <= allowed).all(axis=1)
+    off = np.abs(prints - one)
+    allowed = 3.0 * SAME_VALUE * one[..., 1:2]
+    close: np.ndarray = (off[:, :6] <= allowed).all(axis=1) & (off[:, 6] <= 0.0)
     return close
 
 
 class Fingerprints:
-    """The fingerprints of many values, searched by rms first: no value looks at all others."""
+    """The fingerprints of many values, searched by one of their numbers first: no value looks at
+    all others."""
 
     def __init__(self, prints: np.ndarray) -> None:
         """``prints``: (m, 7)."""
-        self._order = np.argsort(prints[:, 1], kind="stable")
-        self._sorted = prints[self._order]
-        self._sizes = self._sorted[:, 1].tolist()
+        self._prints = prints
+        self._columns = np.sort(prints[:, :6], axis=0)
 
-    def like(self, one: np.ndarray) -> list[int]:
-        """The rows that could be the same content as ``one`` (7,), in their order."""
-        size = float(one[1])
-        allowed = 3.0 * SAME_VALUE * size
-        first = bisect.bisect_left(self._sizes, size - allowed)
-        last = bisect.bisect_right(self._sizes, size + allowed)
-        close = np.flatnonzero(looks_like(self._sorted[first:last], one))
-        return sorted(self._order[first + close].tolist())
+    def like(self, others: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Which rows could be the same content as each of ``others`` (k, 7): so many at a time as
+        are looked at together, (indices of others, ascending; indices of rows, ascending for each
+        of them)."""
+        allowed = 3.0 * SAME_VALUE * others[:, 1]
+        windows = []  # of the rows in the order of each number; norms make one rms of everything
+        for column, own in zip(self._columns.T, others.T, strict=False):
+            low = np.searchsorted(column, own - allowed)
+            high = np.searchsorted(column, own + allowed, side="right")
+            windows.append((high - low, low))
+        best = int(np.argmin([counts.sum() for counts, _ in windows]))
+        by_column = np.argsort(self._prints[:, best], kind="stable")
+        counts, first = windows[best]
+        ends = np.cumsum(counts)
+        start = 0
+        while start < len(others):
+            done = int(ends[start - 1]) if start else 0
+            stop = max(int(np.searchsorted(ends, done + AT_ONCE, side="right")), start + 1)
+            asked = np.repeat(np.arange(start, stop), counts[start:stop])
+            there = np.arange(done, done + len(asked)) + (first - ends + counts)[asked]
+            rows = by_column[there]
+            close = looks_like(self._prints[rows], others[asked])
+            asked, rows = asked[close], rows[close]
+            order = np.lexsort((rows, asked))
+            yield asked[order], rows[order]
+            start = stop
 
 
 def differences(pairs: Iterable[Two]) -> list[float]:
@@ -170,7 +198,9 @@ class _Samples:
             if len(self._known) >= MOST_SAMPLES:
                 self._known.clear()
             flat = np.linspace(0, value.size - 1, SAMPLE).astype(int)
-            if value.flags.c_contiguous:
+            if isinstance(value, DeviceArray):
+                sample = value.take_flat(flat).astype(np.float64)
+            elif value.flags.c_contiguous:
                 sample = value.reshape(-1)[flat].astype(np.float64)
             else:
                 sample = value[np.unravel_index(flat, value.shape)].astype(np.float64)
@@ -222,9 +252,10 @@ class PreparedTrace:
         """One number throughout: that another site holds it too says little."""
         if site not in self._constant:
             value = self.value(site)
+            first, last = (0,) * value.ndim, (-1,) * value.ndim
             self._constant[site] = not value.size or bool(
-                value.flat[0] == value.flat[-1]  # as a rule, these tell
-                and (value == value.flat[0]).all()
+                value[first] == value[last]  # as a rule, these tell
+                and is_one_number(value)
             )
         return self._constant[site]
 

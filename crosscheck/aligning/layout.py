@@ -15,7 +15,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -104,9 +104,14 @@ def _family(ndim: int) -> list[Layout]:
 
 def fitting(reference: tuple[int, ...], candidate: tuple[int, ...]) -> list[Layout]:
     """The known layouts that map one shape onto the other."""
+    return [*_fitting(tuple(reference), tuple(candidate))]
+
+
+@lru_cache(maxsize=1 << 12)
+def _fitting(reference: Shape, candidate: Shape) -> tuple[Layout, ...]:
     if len(reference) != len(candidate):
-        return []
-    return [one for one in _family(len(reference)) if one.fits(reference, candidate)]
+        return ()
+    return tuple(one for one in _family(len(reference)) if one.fits(reference, candidate))
 
 
 def merging(reference: tuple[int, ...], candidate: tuple[int, ...]) -> Layout | None:
@@ -185,10 +190,11 @@ def _portions(pairs: Iterable[Two]) -> Iterator[list[Two]]:
     """So many at a time as may be held at once."""
     some: list[Two] = []
     elements = 0
+    most = within_limit(AT_ONCE, BYTES)
     for pair in pairs:
         some.append(pair)
         elements += pair[1].size
-        if elements > within_limit(AT_ONCE, BYTES):
+        if elements > most:
             yield some
             some, elements = [], 0
     yield some

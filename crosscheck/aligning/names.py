@@ -9,12 +9,12 @@ dense_2``: the first of a numbered family may go without a number.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 from functools import lru_cache
 
-__all__ = ["canonical", "similarity"]
+__all__ = ["abbreviated", "canonical", "similarity"]
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _PART = re.compile(r"[^./:#]+")
@@ -55,9 +55,10 @@ def _words(part: str) -> Tokens:
     return tuple([w.lower() for w in _WORD.findall(part)])
 
 
-def _components(path: str) -> list[tuple[str, Tokens]]:
+@lru_cache(maxsize=1 << 14)
+def _components(path: str) -> tuple[tuple[str, Tokens], ...]:
     """(what stands before it, its words) of each part of a path."""
-    return [(path[: part.start()], _words(part[0])) for part in _PART.finditer(path)]
+    return tuple([(path[: part.start()], _words(part[0])) for part in _PART.finditer(path)])
 
 
 @lru_cache(maxsize=1 << 14)
@@ -109,6 +110,13 @@ def similarity(a: Tokens, b: Tokens) -> float:
         return 0.0
     places: dict[str, int] = {}
     return _ratio(*(tuple([places.setdefault(word, len(places)) for word in w]) for w in (a, b)))
+
+
+def abbreviated(a: Tokens, b: Tokens) -> bool:
+    """Whether one path has two words or more, all of them the other's: ``o1`` for
+    ``layers.1.attn.o``."""
+    short, long = sorted((a, b), key=len)
+    return len(short) > 1 and not Counter(short) - Counter(long)
 
 
 @lru_cache(maxsize=1 << 16)

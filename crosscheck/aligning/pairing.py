@@ -115,17 +115,6 @@ class Pairing:
             - 0.2 * math.log10(max(error / ROUNDING, 1.0))
         )
 
-    def nearest(self, r: str, sites: Sequence[str]) -> list[str]:
-        """Candidate sites by how near to ``r`` they come in their run, those of its name first."""
-        if len(sites) < 2:
-            return [*sites]
-        name, names, order = self.reference.names[r], self.candidate.names, self.candidate.order
-        here, size = self.reference.order[r] / len(self.reference.order), len(order)
-        apart = {c: abs(here - order[c] / size) for c in sites}
-        near = sorted(sites, key=apart.__getitem__)
-        named = [c for c in near if names[c] == name]
-        return [*named, *(c for c in near if names[c] != name)] if named else near
-
     def _apart(self, r: str, c: str) -> float:
         """How far from each other two sites come in their runs, as a part of the whole."""
         return abs(

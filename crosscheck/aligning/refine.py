@@ -21,7 +21,7 @@ from crosscheck.aligning.alignment import Alignment, Edge, SitePair
 from crosscheck.aligning.assignment import best_monotone
 from crosscheck.aligning.fingerprints import SAME_VALUE, repeating
 from crosscheck.aligning.layout import Layout
-from crosscheck.aligning.names import similarity
+from crosscheck.aligning.names import abbreviated, similarity
 from crosscheck.aligning.pairing import Pairing
 from crosscheck.aligning.stretches import (
     Anchors,
@@ -334,7 +334,10 @@ class Refiner:
                 strangers = r in self.owners and c in self.heirs and (r, c) not in self.anchored
                 if strangers or (r, c) in p.refused or p.layout(r, c) is None:
                     continue
-                name = similarity(p.reference.names[r], p.candidate.names[c])
+                names = p.reference.names[r], p.candidate.names[c]
+                name = similarity(*names)
+                if abbreviated(*names):
+                    name = max(name, 0.6 + 0.4 * name)
                 if p.reference.kind(r) == p.candidate.kind(c) or name >= 0.6:
                     score[i, j] = 0.2 + 2.0 * max(name, 0.5) ** 2
         return [(ours[i], theirs[j]) for i, j in best_monotone(score)]

@@ -91,7 +91,8 @@ def stretch(
     """Free sites that may lie behind a difference at ``site``.
 
     Those that ran after the last matched site before it; of a container's output, also all
-    that the container called; if there is none, its elder siblings and what they called.
+    that the container called; if there is none, its elder siblings and what they called (of a
+    model's output, everything: it may come from a head that others follow).
     """
     here = side.order[site]
     earlier = [s for s in free if side.order[s] < here]
@@ -103,5 +104,5 @@ def stretch(
         inside |= {s for s in earlier if site in side.ancestors(s)}
     if not inside:
         parent = side.trace.info.parents.get(owner(site))
-        inside = {s for s in earlier if parent in side.ancestors(s)}
+        inside = {s for s in earlier if site in outputs or parent in side.ancestors(s)}
     return inside

@@ -7,6 +7,7 @@ cost and the size of a report stay bounded (`crosscheck.details.spread` looks in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from heapq import nlargest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from crosscheck.comparisons import Item, value_of
 from crosscheck.details.spread import Values, examine
 from crosscheck.judging.judge import Judge, in_reference_layout
+from crosscheck.kernels.on_device import as_host
 from crosscheck.results import Details, SiteDetail, SiteKey, SiteResult, WeightPair
 from crosscheck.trace import Trace
 from crosscheck.weights import Match
@@ -45,7 +47,11 @@ def details(
             is looked into, since a framework may have to copy all of them.
         more: of sites that others have looked into (`of_updates`).
     """
-    known: dict[SiteKey, Item] = {(i.phase, i.kind, i.reference, i.candidate, 1): i for i in items}
+    some = chosen(results)
+    names = {result.reference for result in some}
+    known: dict[SiteKey, Item] = {
+        (i.phase, i.kind, i.reference, i.candidate, 1): i for i in items if i.reference in names
+    }
     pairs = {(m.reference_name, m.candidate.name): m for m in match.pairs}
 
     def values(result: SiteResult) -> Values | None:
@@ -54,7 +60,7 @@ def details(
         item = known.get(result.key)
         return None if item is None else _value(item, judge, candidate)
 
-    return Details((*_looked_into(results, values), *more), weight_map(match))
+    return Details((*_looked_into(some, values), *more), weight_map(match))
 
 
 def of_updates(
@@ -73,7 +79,7 @@ def _looked_into(
     results: Sequence[SiteResult], values: Callable[[SiteResult], Values | None]
 ) -> tuple[SiteDetail, ...]:
     found = []
-    for result in chosen(results):
+    for result in results:
         arrays = values(result)
         if arrays is not None:
             found.append(examine(result, arrays))
@@ -83,10 +89,9 @@ def _looked_into(
 def chosen(results: Sequence[SiteResult]) -> list[SiteResult]:
     """Those that do not agree, the first of them, and the largest ratios of the others."""
     different = [r for r in results if r.verdict != "agree"][:DIFFERENT]
-    others = [r for r in results if r.verdict == "agree" and r.ratio > 0]
-    others = sorted(others, key=lambda r: -r.ratio)[:OTHERS]
-    taken: set[SiteKey] = {r.key for r in (*different, *others)}
-    return [r for r in results if r.key in taken]
+    others = (r for r in results if r.verdict == "agree" and r.ratio > 0)
+    taken = {id(r) for r in (*different, *nlargest(OTHERS, others, key=lambda r: r.ratio))}
+    return [r for r in results if id(r) in taken]
 
 
 def _value(item: Item, judge: Judge, candidate: Trace) -> Values | None:
@@ -98,7 +103,8 @@ def _value(item: Item, judge: Judge, candidate: Trace) -> Values | None:
     if value is None:
         return None
     truth = judge.truth(item, reference)
-    return Values(reference, value, None if truth is reference else truth)
+    known = None if truth is reference else as_host(truth)
+    return Values(as_host(reference), as_host(value), known)
 
 
 def _weight(m: Matched | None, held: Mapping[str, np.ndarray]) -> Values | None:

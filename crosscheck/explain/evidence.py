@@ -155,9 +155,12 @@ class Proposal:
             (at most one in twenty) either way. None for a description that reproduces nothing: it
             is never verified.
         constants: how many numbers were solved for from the candidate's value.
+        descriptive: says what the value looks like ("scaled by 0.99"), not what was done wrong.
+            Comes after mistakes that reproduce it as well, and is no hint where it does not.
     """
 
     name: str
     statement: str
     predict: Prediction | None
     constants: int = 0
+    descriptive: bool = False

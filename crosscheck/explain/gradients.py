@@ -38,18 +38,22 @@ def frozen_rows(e: Evidence) -> Iterator[Proposal]:
     if not 0 < len(rows) <= 3:
         return
     which = f"row {rows[0]}" if len(rows) == 1 else f"rows {', '.join(map(str, rows))}"
-    yield Proposal(
-        "frozen_row",
-        f"looking up {which} sends no gradient, as with a padding index",
-        functools.partial(_without_rows, rows=rows),
-        constants=len(rows),
-    )
+    for sign, text in (
+        (-1.0, "sends no gradient, as with a padding index"),
+        (1.0, "sends a gradient, which the reference's padding index stops"),
+    ):
+        yield Proposal(
+            "frozen_row",
+            f"looking up {which} {text}",
+            functools.partial(_with_rows, rows=rows, sign=sign),
+            constants=len(rows),
+        )
 
 
-def _without_rows(e: Evidence, *, rows: np.ndarray) -> np.ndarray:
-    kept = e.reference.copy()
-    kept[rows] -= _share(e.uses[0], kept.shape)[rows]
-    return kept
+def _with_rows(e: Evidence, *, rows: np.ndarray, sign: float) -> np.ndarray:
+    changed = e.reference.copy()
+    changed[rows] += sign * _share(e.uses[0], changed.shape)[rows]
+    return changed
 
 
 @register("parameter_gradient")

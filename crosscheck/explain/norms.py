@@ -37,6 +37,7 @@ class Norm:
         centred: whether the mean is taken off.
         running: statistics are the layer's buffers.
         groups: channels are cut into so many groups; 0: not at all.
+        strided: each group takes every ``groups``-th channel, not a run of them.
     """
 
     axes: tuple[int, ...]
@@ -45,6 +46,7 @@ class Norm:
     centred: bool = True
     running: bool = False
     groups: int = 0
+    strided: bool = False
     unbiased: bool = False
     outside: bool = False
     weight: str = "w"  # "w", "1" (ignored), "1+w"
@@ -89,7 +91,8 @@ class Norm:
         if not self.groups:
             return x
         shape = list(x.shape)
-        shape[self.channel : self.channel + 1] = [self.groups, shape[self.channel] // self.groups]
+        pair = [self.groups, shape[self.channel] // self.groups]
+        shape[self.channel : self.channel + 1] = reversed(pair) if self.strided else pair
         return x.reshape(shape)
 
     def spread(self, parameter: np.ndarray | None, x: np.ndarray) -> np.ndarray | None:
@@ -122,9 +125,8 @@ def kinds_of(e: Evidence) -> Iterator[tuple[str, Norm]]:
         yield "running", Norm(rest, channel, running=True)
         yield "channel", Norm((channel,), channel)
         inner = tuple(a for a in rest if a)
-        if not inner:
-            continue
-        yield "instance", Norm(inner, channel)
+        if inner:
+            yield "instance", Norm(inner, channel)
         for groups in range(1, x.shape[channel]):
             if x.shape[channel] % groups == 0:
                 cut = tuple(a + (a >= channel) for a in inner) + (channel + 1,)
@@ -262,10 +264,27 @@ def other_norm(e: Evidence) -> Iterator[Proposal]:
         yield Proposal("norm_cast_early", text, cast)
     for name, text, changed in changes:
         yield Proposal(name, text, changed)
+    if norm.groups:
+        yield from _grouped(e, norm)
     for label, kind in kinds_of(e):
         if (kind.axes, kind.centred, kind.running) != (norm.axes, norm.centred, norm.running):
             text = f"{_STATISTICS.get(label, 'another norm: ' + label)}"
             yield Proposal("norm_statistics", text, replace(kind, eps=norm.eps))
+
+
+def _grouped(e: Evidence, norm: Norm) -> Iterator[Proposal]:
+    """The channels of a group norm, put together in other groups."""
+    channels = _x(e).shape[norm.channel]
+    for count in range(1, channels + 1):
+        if channels % count == 0 and count != norm.groups:
+            text = f"group norm with {count} group{'s' * (count > 1)} for {norm.groups}"
+            yield Proposal("norm_groups", text, replace(norm, groups=count))
+    across = tuple(norm.channel if a == norm.channel + 1 else a for a in norm.axes)
+    yield Proposal(
+        "norm_groups",
+        f"the groups are interleaved: channel c is in group c mod {norm.groups}",
+        replace(norm, strided=True, axes=across),
+    )
 
 
 def _one_plus(norm: Norm) -> tuple[str, str, Norm]:

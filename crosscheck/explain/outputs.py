@@ -23,6 +23,8 @@ __all__: list[str] = []
 def scaled(e: Evidence) -> Iterator[Proposal]:
     """A constant factor; -1 is a wrong sign, 0 a value that never arrives."""
     k = slope(e.candidate, e.reference)
+    if not math.isfinite(k):  # nothing finite to compare, or a reference that is zero
+        return
     k, text = tidy(
         k,
         lambda k: e.fits_candidate(_times(k, e.reference)),
@@ -38,7 +40,9 @@ def scaled(e: Evidence) -> Iterator[Proposal]:
         what = "output" if e.phase == "forward" else "gradient"
         what = "value" if e.kind == "input" else what
         statement = f"the {what} is scaled by {text}"
-        yield Proposal("scaled", statement, lambda e: _times(k, e.reference), constants=1)
+        yield Proposal(
+            "scaled", statement, lambda e: _times(k, e.reference), constants=1, descriptive=True
+        )
 
 
 def _times(k: float, value: np.ndarray) -> np.ndarray:
@@ -141,7 +145,7 @@ def scaled_parts(e: Evidence) -> Iterator[Proposal]:
             found = tidy(k, close, also=ratio_of(got, want)) if np.any(got) else (0.0, "0")
             factors.append(found)
         numbers = [k for k, _ in factors]
-        if np.allclose(numbers, numbers[0], rtol=1e-4):
+        if not np.all(np.isfinite(numbers)) or np.allclose(numbers, numbers[0], rtol=1e-4):
             continue  # one factor for all: see `scaled`
         texts = ", ".join(text for _, text in factors)
         yield Proposal(
@@ -149,6 +153,7 @@ def scaled_parts(e: Evidence) -> Iterator[Proposal]:
             f"the {count} parts of the last axis are scaled by {texts}",
             functools.partial(_scaled_parts, factors=numbers),
             constants=count,
+            descriptive=True,
         )
 
 
@@ -169,10 +174,17 @@ def _scaled_parts(e: Evidence, *, factors: list[float]) -> np.ndarray:
 def shifted(e: Evidence) -> Iterator[Proposal]:
     """A constant added."""
     difference = e.candidate - e.reference
-    shift = float(np.mean(difference[np.isfinite(difference)]))
+    finite = np.isfinite(difference)
+    if not finite.any():
+        return
+    shift = float(np.mean(difference[finite]))
     shift, text = tidy(shift, lambda s: e.fits_candidate(e.reference + s))
     yield Proposal(
-        "shifted", f"{text} is added to the output", lambda e: e.reference + shift, constants=1
+        "shifted",
+        f"{text} is added to the output",
+        lambda e: e.reference + shift,
+        constants=1,
+        descriptive=True,
     )
 
 
@@ -212,7 +224,7 @@ def rounded(e: Evidence) -> Iterator[Proposal]:
         yield Proposal(
             "cast",
             f"the value is rounded to {name}",
-            lambda e, to=to: either(e.reference, to, e.floor.unit),
+            lambda e, to=to: either(e.reference, to, e.floor.unit, at_least=e.own.maximum),
         )
 
 

@@ -27,16 +27,23 @@ FORMATS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def either(
-    value: np.ndarray, to: Callable[[np.ndarray], np.ndarray], unit: float
+    value: np.ndarray,
+    to: Callable[[np.ndarray], np.ndarray],
+    unit: float,
+    *,
+    at_least: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What rounding gives a few units below and above ``value``: equal but at the boundaries.
 
     The candidate's own value before the cast is known up to its rounding only, and where it lies
     near the middle of two numbers of the narrow type it may fall on either.
+
+    Args:
+        at_least: how far apart they are in any case: sums of many terms are off by more than units.
     """
     finite = value[np.isfinite(value)]
     size = float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
-    apart = 4.0 * unit * (np.abs(value) + size)
+    apart = np.maximum(4.0 * unit * (np.abs(value) + size), at_least)
     low, high = to(value - apart), to(value + apart)
     closed = high - low <= 4.0 * apart  # near zero a type is finer than what is known of the value
     return np.where(closed, to(value), low), np.where(closed, to(value), high)

@@ -21,6 +21,7 @@ from crosscheck.results import Cause
 __all__ = ["causes"]
 
 CLOSER = 0.3  # an explanation leaves at most this share of the error
+MUCH_CLOSER = 0.02  # and a factor this share, of the value as well: anything small has one
 MOST = 4
 UNDECIDED = 0.05  # share of elements that a prediction may leave open, each between two values
 ELEMENTS_PER_CONSTANT = 4  # what is fitted to as few numbers as it has itself explains nothing
@@ -44,7 +45,7 @@ def causes(first: Evidence, fresh: Callable[[], Evidence | None]) -> tuple[Cause
         verified = [] if second is None else _confirmed(fitting, second)
         if verified:
             return tuple(_unique(verified))[:MOST]
-        return tuple(_unique(_closest(tried, original)))[:1]
+        return tuple(_unique(_closest(tried, first)))[:1]
 
 
 def _proposals(evidence: Evidence) -> list[Proposal]:
@@ -83,7 +84,8 @@ def _is_determined(proposal: Proposal, evidence: Evidence) -> bool:
 
 
 def _confirmed(fitting: list[tuple[Proposal, float]], second: Evidence) -> list[Cause]:
-    """Those that reproduce the fresh value too; fewer solved constants first, then the closest.
+    """Those that reproduce the fresh value too; fewer solved constants first, mistakes before
+    descriptions, then the closest.
 
     A reproduction counts only where the fresh value is wrong as well: a prediction that equals
     the reference there (a ReLU for an identity, where all is positive) has shown nothing.
@@ -97,13 +99,21 @@ def _confirmed(fitting: list[tuple[Proposal, float]], second: Evidence) -> list[
         again = _residual(proposal, second)
         if again <= bound:
             cause = Cause(proposal.name, proposal.statement, True, max(ratio, again))
-            found.append((proposal.constants, cause.residual_ratio, cause))
-    return [cause for _, _, cause in sorted(found, key=lambda row: row[:2])]
+            rank = (proposal.constants, proposal.descriptive, cause.residual_ratio)
+            found.append((rank, cause))
+    return [cause for _, cause in sorted(found, key=lambda row: row[0])]
 
 
-def _closest(tried: list[tuple[Proposal, float]], original: float) -> list[Cause]:
+def _closest(tried: list[tuple[Proposal, float]], first: Evidence) -> list[Cause]:
+    original = first.ratio(first.reference)
+    size = first.ratio(np.zeros_like(first.reference))
+    described_by = max(AGREE, MUCH_CLOSER * min(original, size))
     near = sorted(
-        ((ratio, p) for p, ratio in tried if ratio < CLOSER * original),
+        (
+            (ratio, p)
+            for p, ratio in tried
+            if ratio < min(CLOSER * original, described_by if p.descriptive else math.inf)
+        ),
         key=lambda row: row[0],
     )
     if near:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from crosscheck.judging.fill import errors_of, without_fill
 from crosscheck.judging.noise import (
     Floor,
     Judgement,
+    Terms,
     Tolerance,
     floors,
     judge_each,
@@ -33,13 +35,13 @@ from crosscheck.judging.reductions import Reductions
 from crosscheck.memory import within_limit
 from crosscheck.results import Metrics, SiteResult
 from crosscheck.trace import Trace
-from crosscheck.weights import Transform
 
 __all__ = [
     "Judge",
     "Perturbation",
     "exact",
     "in_reference_layout",
+    "portions",
     "relative",
     "shrinks",
     "without_fill",
@@ -102,45 +104,42 @@ class Judge:
 
     def judge_many(self, items: Iterable[Item], candidate: Trace) -> dict[Item, SiteResult]:
         """Judge items of a forced run; thousands of small values are compared in one call."""
-        looks: list[_Look] = []
+        looks = (self._look(item, value_of(item, candidate, side="candidate")) for item in items)
         results: dict[Item, SiteResult] = {}
-        elements = 0
-        for item in items:
-            looks.append(self._look(item, value_of(item, candidate, side="candidate")))
-            elements += looks[-1].reference.size
-            if elements > within_limit(AT_ONCE, BYTES):
-                results |= self._results(looks)
-                looks, elements = [], 0
-        return results | self._results(looks)
+        for some in portions(looks, lambda look: look.reference.size):
+            results |= self._results(some)
+        return results
 
     def free_ratios(self, items: Iterable[Item]) -> dict[Item, float | None]:
         """ρ of the free runs alone; None where they have no such values."""
+        values = ((item, self._reference(item)) for item in items)
+        found: dict[Item, float | None] = {}
+        for some in portions(values, lambda one: one[1].size):
+            found |= self._freely(some)
+        return found
+
+    def _freely(self, values: Iterable[tuple[Item, np.ndarray]]) -> dict[Item, float | None]:
+        """The free ratios of items with these values of the reference."""
         found: dict[Item, float | None] = {}
         some: list[tuple[Item, Arrays]] = []
-        elements = 0
-        for item in items:
-            reference = value_of(item, self.reference, side="reference")
-            assert reference is not None, item
+        for item, reference in values:
             arrays, found[item] = self._free(item, reference)
             if arrays is not None:
                 some.append((item, arrays))
-                elements += reference.size
-            if elements > within_limit(AT_ONCE, BYTES):
-                found |= self._judged_freely(some)
-                some, elements = [], 0
-        return found | self._judged_freely(some)
+        if some:
+            seen = compare_three([arrays for _, arrays in some])
+            floors = [self._terms(item, *arrays[:2], free=True) for item, arrays in some]
+            judged = judge_each(*errors_of(seen), floors)
+            found |= {item: one.ratio for (item, _), one in zip(some, judged, strict=True)}
+        return found
 
-    def _judged_freely(self, some: Sequence[tuple[Item, Arrays]]) -> dict[Item, float]:
-        if not some:
-            return {}
-        seen = compare_three([arrays for _, arrays in some])
-        floors = [self._free_floor(item, arrays[0]) for item, arrays in some]
-        judged = judge_each(*errors_of(seen), floors)
-        return {item: one.ratio for (item, _), one in zip(some, judged, strict=True)}
+    def _reference(self, item: Item) -> np.ndarray:
+        value = value_of(item, self.reference, side="reference")
+        assert value is not None, item
+        return value
 
     def _look(self, item: Item, raw: np.ndarray | None) -> _Look:
-        reference = value_of(item, self.reference, side="reference")
-        assert reference is not None, item
+        reference = self._reference(item)
         value = in_reference_layout(item, raw, reference)
         forced = None
         if value is not None:
@@ -148,47 +147,50 @@ class Judge:
             if self.ties and item in self.ties:
                 kept = ~self.ties[item]
                 forced = value[kept], reference[kept], forced[2][kept]
-        return _Look(item, reference, raw, value, forced, *self._free(item, reference))
+        return _Look(item, reference, raw, value, forced)
 
     def _results(self, looks: Sequence[_Look]) -> dict[Item, SiteResult]:
         """The results of what is looked at, from one pass over all of it."""
         self.reductions.ahead(look.item for look in looks)
-        for look in looks:
-            if look.forced is not None and not self._by_floor(look):
-                look.judgement = self._plainly(*look.forced[:2])
-        forced = [(look, look.forced) for look in looks if look.forced and not look.judgement]
-        seen = compare_three([arrays for _, arrays in forced])
-        floors = [self.floor(look.item, arrays[0]) for look, arrays in forced]
+        judgements: list[Judgement | None] = [None] * len(looks)
+        metrics: list[Metrics | None] = [None] * len(looks)
+        by_floor: list[tuple[int, Arrays]] = []
+        for i, look in enumerate(looks):
+            if look.forced is None:
+                continue
+            if self._by_floor(look.item, look.forced):
+                by_floor.append((i, look.forced))
+            else:
+                judgements[i] = self._plainly(*look.forced[:2])
+        seen = compare_three([arrays for _, arrays in by_floor])
+        floors = [self._terms(looks[i].item, *arrays[:2]) for i, arrays in by_floor]
         judged = judge_each(*errors_of(seen), floors)
-        for (look, _), judgement, metrics in zip(forced, judged, seen.metrics, strict=True):
-            look.judgement = judgement
-            look.metrics = None if self.ties and look.item in self.ties else metrics
-        ratios = self._judged_freely([(look.item, look.free) for look in looks if look.free])
-        for look in looks:
-            look.free_ratio = ratios.get(look.item, look.free_ratio)
-        return {look.item: self._result(look) for look in looks}
+        for (i, _), judgement, described in zip(by_floor, judged, seen.metrics, strict=True):
+            judgements[i] = judgement
+            metrics[i] = None if self.ties and looks[i].item in self.ties else described
+        values = ((look.item, look.reference) for look in looks)
+        ratios = self._freely(values) if self._has_free_truth else {}
+        return {
+            look.item: site_result(
+                *look[:4],
+                judgement,
+                described,
+                free_ratio=ratios.get(look.item),
+                notes=self._notes(look.item, look.reference),
+            )
+            for look, judgement, described in zip(looks, judgements, metrics, strict=True)
+        }
 
-    def _by_floor(self, look: _Look) -> bool:
+    def _by_floor(self, item: Item, arrays: Arrays) -> bool:
         """Whether it is judged by its error and not by equality or a tolerance."""
-        return look.is_float and (self.tolerance is None or look.item.phase == "weights")
+        judged = self.tolerance is None or item.phase == "weights"
+        return judged and _are_float(arrays[0].dtype, arrays[1].dtype)
 
     def _plainly(self, value: np.ndarray, reference: np.ndarray) -> Judgement:
         if not (is_float(value) and is_float(reference)):
             return exact(value, reference)
         assert self.tolerance is not None
         return within(self.tolerance, value, reference)
-
-    def _result(self, look: _Look) -> SiteResult:
-        return site_result(
-            look.item,
-            look.reference,
-            look.raw,
-            look.value,
-            look.judgement,
-            look.metrics,
-            free_ratio=look.free_ratio,
-            notes=self._notes(look.item, look.reference),
-        )
 
     def _notes(self, item: Item, reference: np.ndarray) -> tuple[str, ...]:
         notes: tuple[str, ...] = ()
@@ -204,9 +206,7 @@ class Judge:
 
     def plain_eta_max(self, item: Item, value: np.ndarray) -> float:
         """η in the maximum norm, from the unit roundoff alone: nobody's own error counts."""
-        reference = value_of(item, self.reference, side="reference")
-        assert reference is not None, item
-        truth = self.truth(item, reference)
+        truth = self.truth(item, self._reference(item))
         return floors(compare(truth, truth), self.floor(item, value))[1]
 
     def truth(self, item: Item, reference: np.ndarray) -> np.ndarray:
@@ -219,19 +219,32 @@ class Judge:
     def floor(self, item: Item, value: np.ndarray) -> Floor:
         """The floor of an item whose candidate value is ``value``."""
         reference = value_of(item, self.reference, side="reference")
-        unit, tiny = _rounding(value.dtype, value.dtype if reference is None else reference.dtype)
-        floor = Floor(
-            unit=unit,
-            reduction=self.reductions.length(item),
-            scale=self.reductions.scale(item),
-            tiny=max(SHARE * self._step(item), tiny),
-        )
+        return Floor(*self._terms(item, value, value if reference is None else reference))
+
+    def _terms(
+        self, item: Item, value: np.ndarray, reference: np.ndarray, *, free: bool = False
+    ) -> Terms:
+        """The attributes of the floor, of which objects would take longer than all the rest; of the
+        free runs' values if ``free``."""
+        unit, tiny = _rounding(value.dtype, reference.dtype)
+        step = self._step(item)
         measured = self.perturbations.get(item) if self.perturbations else None
-        return floor if measured is None else floor.with_perturbation(measured.l2, measured.maximum)
+        return (
+            unit,
+            self.reductions.length(item),
+            self.reductions.scale(item),
+            0.0 if measured is None else measured.l2,
+            0.0 if measured is None else measured.maximum,
+            max(SHARE * step, tiny) if step else tiny,
+        )
 
     def _step(self, item: Item) -> float:
         held = self.steps.held
         return held.get(item.candidate_key, 0.0) if held else 0.0
+
+    @property
+    def _has_free_truth(self) -> bool:
+        return self.free_oracle is not None
 
     def _free(self, item: Item, reference: np.ndarray) -> tuple[Arrays | None, float | None]:
         """The free runs' values with the reference's float64, whose error is that of all roundings
@@ -245,8 +258,10 @@ class Judge:
         value = in_reference_layout(item, raw, reference)
         return (None, math.inf) if value is None else ((value, reference, truth), None)
 
-    def _free_floor(self, item: Item, value: np.ndarray) -> Floor:
-        return self.floor(item, value)
+
+@cache
+def _are_float(*dtypes: np.dtype) -> bool:
+    return all("float" in dtype.name for dtype in dtypes)
 
 
 @cache
@@ -255,15 +270,13 @@ def _rounding(*dtypes: np.dtype) -> tuple[float, float]:
     return unit_roundoff(*dtypes), max(map(underflow, dtypes))
 
 
-@dataclass
-class _Look:
-    """One item's values, before they are compared, and then what was found.
+class _Look(NamedTuple):
+    """One item's values, before they are compared.
 
     Attributes:
         reference, raw: of the two sides, in their own layouts.
         value: ``raw`` in the reference's layout; None if there is none.
         forced: what is judged, without ties; None like ``value``.
-        free: of the free runs; None where ``free_ratio`` is known without a comparison.
     """
 
     item: Item
@@ -271,14 +284,24 @@ class _Look:
     raw: np.ndarray | None
     value: np.ndarray | None
     forced: Arrays | None
-    free: Arrays | None
-    free_ratio: float | None
-    judgement: Judgement | None = None
-    metrics: Metrics | None = None
 
-    @property
-    def is_float(self) -> bool:
-        return self.value is not None and is_float(self.value) and is_float(self.reference)
+
+T = TypeVar("T")
+
+
+def portions(things: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """As many things as are compared in one call; ``size`` gives the elements of one."""
+    most = within_limit(AT_ONCE, BYTES)
+    some: list[T] = []
+    elements = 0
+    for thing in things:
+        some.append(thing)
+        elements += size(thing)
+        if elements > most:
+            yield some
+            some, elements = [], 0
+    if some:
+        yield some
 
 
 def in_reference_layout(
@@ -287,10 +310,7 @@ def in_reference_layout(
     """The candidate's value as a view in the reference's layout; None if no layout maps it."""
     if raw is None:
         return np.zeros(reference.shape, reference.dtype)
-    if isinstance(item.layout, Transform):
-        value = item.layout.to_reference(raw)
-    else:
-        value = None if item.layout is None else item.layout.to_reference(raw)
+    value = None if item.layout is None else item.layout.to_reference(raw)
     return value if value is not None and value.shape == reference.shape else None
 
 
@@ -322,24 +342,26 @@ def site_result(
     if metrics is None and value is not None:
         metrics = _metrics(value, reference)
     seen = reference if raw is None else raw
-    return SiteResult.of(
-        phase=item.phase,
-        kind=item.kind,
-        reference=item.reference,
-        candidate=item.candidate,
-        shape=reference.shape,
-        dtype=dtype_name(reference.dtype),
-        verdict="diverge" if judgement is None else judgement.verdict,
-        noise_floor=0.0 if judgement is None else judgement.noise_floor,
-        ratio=math.inf if judgement is None else judgement.ratio,
-        free_ratio=free_ratio,
-        metrics=metrics,
-        candidate_shape=seen.shape,
-        candidate_dtype=dtype_name(seen.dtype),
-        aligned_by=item.by,
-        notes=notes,
-        step=1,
-    )
+    noise_floor, ratio, verdict = judgement or Judgement(0.0, math.inf, "diverge")
+    made = {
+        "phase": item.phase,
+        "kind": item.kind,
+        "reference": item.reference,
+        "candidate": item.candidate,
+        "shape": reference.shape,
+        "dtype": dtype_name(reference.dtype),
+        "verdict": verdict,
+        "noise_floor": noise_floor,
+        "ratio": ratio,
+        "free_ratio": free_ratio,
+        "metrics": metrics,
+        "candidate_shape": seen.shape,
+        "candidate_dtype": dtype_name(seen.dtype),
+        "aligned_by": item.by,
+        "notes": notes,
+        "step": 1,
+    }
+    return SiteResult.of(made)
 
 
 def _metrics(value: np.ndarray, reference: np.ndarray) -> Metrics:

@@ -29,7 +29,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,6 +41,7 @@ __all__ = [
     "DIVERGE",
     "Floor",
     "Judgement",
+    "Terms",
     "Tolerance",
     "floors",
     "judge",
@@ -95,8 +96,11 @@ class Floor:
         return replace(self, pert_l2=l2, pert_max=maximum)
 
 
-@dataclass(frozen=True)
-class Judgement:
+Terms = tuple[float, float, float, float, float, float]
+"""The attributes of a `Floor`, in their order."""
+
+
+class Judgement(NamedTuple):
     """η relative to the value's scale, ρ, and what follows."""
 
     noise_floor: float
@@ -145,7 +149,7 @@ def judge(candidate: Difference, reference: Difference, floor: Floor) -> Judgeme
 
 
 def judge_each(
-    candidate: Differences, reference: Differences, floors: Sequence[Floor]
+    candidate: Differences, reference: Differences, floors: Sequence[Terms]
 ) -> list[Judgement]:
     """`judge` for many values: the same bits, in a few calls."""
     floor = _Columns(floors)
@@ -156,16 +160,16 @@ def judge_each(
         ratio = np.maximum(candidate.l2 / eta, candidate.maximum / eta_max)
         relative = np.where(scale > 0.0, eta / scale, 0.0)
     ratio[candidate.mismatch > 0] = math.inf
-    judged = zip(relative.tolist(), ratio.tolist(), strict=True)
-    return [Judgement(one, rho, verdict_of(rho)) for one, rho in judged]
+    ratios = ratio.tolist()
+    judged = zip(relative.tolist(), ratios, map(verdict_of, ratios), strict=True)
+    return [*map(Judgement._make, judged)]
 
 
 class _Columns:
     """The attributes of many `Floor`, each an array."""
 
-    def __init__(self, floors: Sequence[Floor]) -> None:
-        table = [(f.unit, f.reduction, f.scale, f.pert_l2, f.pert_max, f.tiny) for f in floors]
-        columns = np.array(table, np.float64).reshape(-1, 6).T
+    def __init__(self, floors: Sequence[Terms]) -> None:
+        columns = np.array(floors, np.float64).reshape(-1, 6).T
         self.unit, self.reduction, self.scale, self.pert_l2, self.pert_max, self.tiny = columns
 
 

@@ -124,8 +124,8 @@ class QuickJudge:
         if looked.found is not None:
             judgement = self._against(looked.item, looked.found, self._floor(looked))
         if judgement is not None:
-            result = replace(result, **vars(judgement))
-        return replace(result, free_ratio=result.ratio)
+            result = result.but(**judgement._asdict())
+        return result.but(free_ratio=result.ratio)
 
     def _floor(self, looked: Looked) -> Floor:
         item = looked.item

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 from crosscheck.adapters.base import Parameter
 from crosscheck.compare import root_mean_squares
@@ -21,6 +22,7 @@ from crosscheck.trace import Trace, owner
 __all__ = ["Reductions"]
 
 _KEPT_FORWARD = {"out", "channel", "row", "mult"}  # axes that a layer's output keeps
+_SUMMED = ("forward", "backward", "parameter_gradient")  # phases whose values are sums
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Reductions:
     _named: dict[str, Parameter] = field(default_factory=dict)
     _sizes: dict[Key, float] = field(default_factory=dict)
     _lengths: dict[Key, float] = field(default_factory=dict)
+    _scales: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._named = {p.name: p for p in self.parameters}
@@ -60,15 +63,15 @@ class Reductions:
 
     def length(self, item: Item) -> float:
         """n: number of terms summed into one element of the value."""
-        if item.phase == "parameter_gradient":
-            return self._gradient_length(item.reference)
-        if item.phase not in ("forward", "backward") or item.kind == "input":
-            return 1.0
         if item.kind == "cotangent":
             return 4.0  # a sum over the few consumers of the value
+        if item.kind == "input" or item.phase not in _SUMMED:
+            return 1.0
         key = item.reference_key
         if key not in self._lengths:
-            self._lengths[key] = self._site_length(key)
+            of_gradient = item.phase == "parameter_gradient"
+            made = self._gradient_length(item.reference) if of_gradient else self._site_length(key)
+            self._lengths[key] = made
         return self._lengths[key]
 
     def _site_length(self, key: Key) -> float:
@@ -85,13 +88,9 @@ class Reductions:
         """
         if item.phase != "parameter_gradient":
             return 0.0
-        parameter = self._named[item.reference]
-        factors = self._factors(parameter)
-        if not factors:
-            return 0.0
-        n = self._gradient_length(item.reference)
-        terms = math.sqrt(parameter.value.size * n)
-        return math.prod(map(self._rms, factors), start=terms)
+        if item.reference not in self._scales:
+            self.ahead([item])
+        return self._scales[item.reference]
 
     def _factors(self, parameter: Parameter) -> list[Key]:
         """Keys of the values whose products are summed in a gradient, as far as they are known."""
@@ -104,17 +103,17 @@ class Reductions:
 
     def ahead(self, items: Iterable[Item]) -> None:
         """The `scale` of these items is going to be asked for: look at their values in one call."""
-        named = [self._named[i.reference] for i in items if i.phase == "parameter_gradient"]
-        keys = dict.fromkeys(key for parameter in named for key in self._factors(parameter))
-        new = [key for key in keys if key not in self._sizes]
-        values = [self.trace.values[key] for key in new]
-        self._sizes |= zip(new, root_mean_squares(values), strict=True)
-
-    def _rms(self, key: Key) -> float:
-        """Root mean square of a value of the run."""
-        if key not in self._sizes:
-            self._sizes[key] = root_mean_squares([self.trace.values[key]])[0]
-        return self._sizes[key]
+        gradients = (i for i in items if i.phase == "parameter_gradient")
+        new = [i for i in gradients if i.reference not in self._scales]
+        factors = [self._factors(self._named[item.reference]) for item in new]
+        keys = [key for key in dict.fromkeys(chain(*factors)) if key not in self._sizes]
+        values = [self.trace.values[key] for key in keys]
+        self._sizes |= zip(keys, root_mean_squares(values), strict=True)
+        for item, found in zip(new, factors, strict=True):
+            size = self._named[item.reference].value.size
+            sizes = [self._sizes[key] for key in found]
+            scale = math.prod(sizes, start=math.sqrt(size * self.length(item)))
+            self._scales[item.reference] = scale if found else 0.0
 
     @cached_property
     def _largest(self) -> int:

@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,7 +37,7 @@ from crosscheck.judging.precision import coarser_unit
 from crosscheck.judging.sparing import COARSEST, is_certain
 from crosscheck.kernels.pairs import LARGE, MANY
 from crosscheck.memory import Recalled, new_values, shape_of, spilled, within_limit
-from crosscheck.observers import Forcer, Key, chain
+from crosscheck.observers import Forcer, Key, chain, keep
 from crosscheck.results import SiteResult
 from crosscheck.run import Runner
 from crosscheck.taps import Kind
@@ -88,9 +88,11 @@ def _run(e: Evidence, judge: Judge, items: list[Item]) -> tuple[Trace, Results]:
     info = as_whole(e, e.candidate.run(chain(sieve, forcer)), forcer.needless)
     sieve.judge()
 
+    runner = e.candidate  # not ``e``, which would hold itself: only Python's collector ends that
+
     @cache
     def again() -> Trace:
-        return e.candidate.record(forcer)
+        return runner.record(forcer)
 
     values = Recalled(sieve.held, sieve.shapes, lambda: again().values)
     trace = Trace(values, spilled(info), e.candidate.adapter.framework)
@@ -111,10 +113,12 @@ def _run(e: Evidence, judge: Judge, items: list[Item]) -> tuple[Trace, Results]:
 
 def _wanted_gradients(near: Results) -> Iterator[str]:
     """The candidate's parameters whose gradients are not certain, or are shown in a report."""
-    found = {i: r for i, r in near.items() if i.phase == "parameter_gradient"}
-    certain = [item for item, result in found.items() if is_certain(result)]
-    wanted = [item for item, result in found.items() if not is_certain(result)]
-    wanted += sorted(certain, key=lambda item: -found[item].ratio)[:OTHERS]
+    wanted: list[Item] = []
+    certain: list[Item] = []
+    for item, result in near.items():
+        if item.phase == "parameter_gradient":
+            (certain if is_certain(result) else wanted).append(item)
+    wanted += heapq.nlargest(OTHERS, certain, key=lambda item: near[item].ratio)
     for item in wanted:
         twins = item.pullback.terms if item.pullback else ((item.candidate, None),)
         yield from (name for name, _ in twins)
@@ -193,10 +197,14 @@ class Sieve:
         self._judge = judge
         self._items: defaultdict[Key, list[Item]] = defaultdict(list)
         self._place: dict[Item, int] = {}
+        self._added_up: set[Key] = set()
         for item in items:
             self._place[item] = len(self._place)
-            for site in (item.candidate, *item.also_candidate):
-                self._items[item.kind, site].append(item)  # type: ignore[index]
+            keys: list[Any] = [(item.kind, site) for site in (item.candidate, *item.also_candidate)]
+            for key in keys:
+                self._items[key].append(item)
+            if item.also_candidate:
+                self._added_up.update(keys)
         self._waiting: dict[Key, np.ndarray] = {}
         self._elements = 0
         self._shown: list[tuple[float, int, Key]] = []
@@ -204,11 +212,10 @@ class Sieve:
     def __call__(self, site: str, kind: Kind, value: np.ndarray) -> None:
         key = kind, site
         self.shapes[key] = value.shape
-        items = self._items.get(key)
-        if not items:
+        if key not in self._items:
             return
-        if any(item.also_candidate for item in items):  # judged when all have come
-            self.held[key] = np.array(value, order="C")
+        if key in self._added_up:  # judged when all have come
+            keep(self.held, key, value)
             return
         large = value.size >= LARGE
         self._waiting[key] = value if large else np.array(value, order="C")
@@ -223,23 +230,27 @@ class Sieve:
     def judge(self) -> None:
         """Judge what waits."""
         waiting, self._waiting, self._elements = self._waiting, {}, 0
-        items = [item for key in waiting for item in self._items[key]]
-        found = self._judge.judge_many(items, Trace(waiting, _NOTHING, ""))
+        asked = (item for key in waiting for item in self._items[key])
+        found = self._judge.judge_many(asked, Trace(waiting, _NOTHING, ""))
         self.results |= found
         for key, value in waiting.items():
-            results = {item: found[item] for item in self._items[key]}
-            if not all(map(is_certain, results.values())):
-                self.held[key] = np.array(value, order="C")
+            items = self._items[key]
+            if not all(is_certain(found[item]) for item in items):
+                keep(self.held, key, value)
             else:
-                self._show(key, value, results)
+                self._show(key, value, items, found)
 
-    def _show(self, key: Key, value: np.ndarray, results: Results) -> None:
+    def _show(self, key: Key, value: np.ndarray, items: Iterable[Item], found: Results) -> None:
         """Hold what is among the largest ratios, of which a page shows details."""
-        for item, result in results.items():
-            if result.noise_floor > 0.0:  # integers and flags are equal
-                heapq.heappush(self._shown, (result.ratio, -self._place[item], key))
-                self.held.setdefault(key, np.array(value, order="C"))
-            if len(self._shown) > OTHERS:
+        for item in items:
+            ratio, full = found[item].ratio, len(self._shown) == OTHERS
+            equal = not found[item].noise_floor > 0.0  # integers and flags
+            if equal or (full and ratio < self._shown[0][0]):
+                continue
+            heapq.heappush(self._shown, (ratio, -self._place[item], key))
+            if key not in self.held:
+                keep(self.held, key, value)
+            if full:
                 gone = heapq.heappop(self._shown)[2]
                 if all(gone != shown for *_, shown in self._shown):
                     del self.held[gone]

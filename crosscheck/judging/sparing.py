@@ -54,9 +54,9 @@ Results = dict[Item, SiteResult]
 def judged(e: Evidence, judge: Judge, items: list[Item]) -> Results:
     """Judge ``items`` of the forced run; ``judge`` comes without an oracle and may get one. Free
     ratios are bounds, or are left to `measure_free_ratios`."""
-    known = {item: e.near[item] for item in items if item in e.near}
-    rest = judge.judge_many([item for item in items if item not in known], e.forced)
-    near = {item: known[item] if item in known else rest[item] for item in items}
+    known = dict(e.near)
+    known |= judge.judge_many([item for item in items if item not in known], e.forced)
+    near = {item: known[item] for item in items}
     if e.tolerance is not None:
         return near
     open_ = [item for item, result in near.items() if not is_certain(result)]
@@ -66,18 +66,17 @@ def judged(e: Evidence, judge: Judge, items: list[Item]) -> Results:
             return judge.judge_many(items, e.forced)
     if e.free_bounds is None and e.free_oracle is None:
         return near  # the reference has no float64
-    results = {item: bounded(result) for item, result in near.items()}
+    bounds = e.free_bounds or {}
+    results = {i: bounded(r, bounds.get(i, r.free_ratio)) for i, r in near.items()}
     if open_:
         judge.oracle = _partial_oracle(e, open_)
         if judge.oracle is not None:
-            results |= judge.judge_many(open_, e.forced)
+            asked = judge.judge_many(open_, e.forced)
+            results |= {i: r.but(free_ratio=bounds.get(i, r.free_ratio)) for i, r in asked.items()}
         if judge.oracle is None or any(_is_doubtful(i, results[i], judge) for i in open_):
             judge.oracle = e.whole_oracle
             return near if judge.oracle is None else judge.judge_many(items, e.forced)
-    bounds = e.free_bounds or {}
-    return {
-        item: r.but(free_ratio=bounds[item]) if item in bounds else r for item, r in results.items()
-    }
+    return results
 
 
 def measure_free_ratios(e: Evidence, judge: Judge, results: Results) -> None:
@@ -95,7 +94,8 @@ def measure_free_ratios(e: Evidence, judge: Judge, results: Results) -> None:
         e.free_candidate = judge.free_candidate = e.candidate.record(passive=True)
     asked = [item for item in results if item not in judge.masked]
     for item, ratio in judge.free_ratios(asked).items():
-        results[item] = results[item].but(free_ratio=ratio)
+        if ratio != results[item].free_ratio:
+            results[item] = results[item].but(free_ratio=ratio)
 
 
 def _partial_oracle(e: Evidence, wanted: list[Item]) -> Trace | None:
@@ -157,12 +157,18 @@ def _is_doubtful(item: Item, result: SiteResult, judge: Judge) -> bool:
 
 
 def is_certain(result: SiteResult) -> bool:
-    unit = coarser_unit(result.dtype, result.candidate_dtype or result.dtype)
-    return result.ratio == 0.0 or (unit <= COARSEST and 1.0 + result.ratio <= CERTAIN)
+    """Whether it agrees, whatever the oracle says."""
+    if result.ratio == 0.0:
+        return True
+    near = 1.0 + result.ratio <= CERTAIN
+    return near and coarser_unit(result.dtype, result.candidate_dtype or result.dtype) <= COARSEST
 
 
-def bounded(result: SiteResult) -> SiteResult:
-    """With the bound as its ratio."""
-    notes = tuple([note for note in result.notes if note != NO_ORACLE])
+def bounded(result: SiteResult, free_ratio: float | None) -> SiteResult:
+    """With the bound as its ratio, and that of the free runs."""
+    notes = result.notes
+    if NO_ORACLE in notes:
+        notes = tuple([note for note in notes if note != NO_ORACLE])
     exact = result.noise_floor == 0.0  # integers and flags
-    return result.but(ratio=result.ratio if exact else 1.0 + result.ratio, notes=notes)
+    ratio = result.ratio if exact else 1.0 + result.ratio
+    return result.but(ratio=ratio, notes=notes, free_ratio=free_ratio)

@@ -19,9 +19,9 @@ from crosscheck.compare import Difference, compare, compare_two
 from crosscheck.comparisons import Item, site_items, value_of
 from crosscheck.judging.fill import FILL
 from crosscheck.judging.fill import without_fill as without_fill_of_three
-from crosscheck.judging.judge import AT_ONCE, BYTES, exact, in_reference_layout, site_result
+from crosscheck.judging.judge import exact, in_reference_layout, portions, site_result
 from crosscheck.judging.noise import Judgement, Tolerance, within
-from crosscheck.memory import within_limit
+from crosscheck.kernels.on_device import address_of
 from crosscheck.observers import Key, Recorder
 from crosscheck.results import SiteResult
 from crosscheck.taps import Kind, Session, active_session
@@ -70,17 +70,12 @@ def look(
     items: Iterable[Item], reference: Trace, candidate: Trace, tolerance: Tolerance | None
 ) -> Iterator[Looked]:
     """Compare items of two runs, in their order; many small values in one call."""
-    waiting: list[tuple[Item, Values]] = []
-    elements = 0
-    for item in items:
-        waiting.append(
-            (item, _values(item, reference, value_of(item, candidate, side="candidate")))
-        )
-        elements += waiting[-1][1][0].size
-        if elements > within_limit(AT_ONCE, BYTES):
-            yield from _looked(waiting, tolerance)
-            waiting, elements = [], 0
-    yield from _looked(waiting, tolerance)
+    values = (
+        (item, _values(item, reference, value_of(item, candidate, side="candidate")))
+        for item in items
+    )
+    for some in portions(values, lambda one: one[1][0].size):
+        yield from _looked(some, tolerance)
 
 
 def _values(item: Item, reference: Trace, raw: np.ndarray | None) -> Values:
@@ -219,7 +214,7 @@ class Streamed(Recorder):
 
 def _bytes(values: Iterable[np.ndarray]) -> int:
     """Of memory; a value that is another one's memory counts once."""
-    return sum({v.__array_interface__["data"][0]: v.nbytes for v in values}.values())
+    return sum({address_of(v): v.nbytes for v in values}.values())
 
 
 def _stands_out(looked: Looked) -> bool:

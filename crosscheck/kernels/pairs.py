@@ -24,6 +24,13 @@ from crosscheck.errors import InvalidArgument
 from crosscheck.kernels import blocked
 from crosscheck.kernels.blocked import PairSums
 from crosscheck.kernels.combine import combined
+from crosscheck.kernels.on_device import (
+    DeviceArray,
+    as_host,
+    device_moments,
+    device_rows,
+    together,
+)
 from crosscheck.kernels.plan import BLOCK, FIELDS, PIECES, ROOM, address, plan, supported
 from crosscheck.kernels.stacked import stacked_rows
 from crosscheck.kernels.threads import share
@@ -81,6 +88,25 @@ def group_rows(
                 raise ValueError(f"shapes differ: {first.shape} and {other.shape}")
     bounds = [math.inf] * len(groups) if limits is None else list(limits)
     pairs = _PAIRS[len(groups[0]) if groups else 2]
+    if not DeviceArray.made:
+        return _on_host(groups, bounds, pairs)
+    rows = np.empty((len(groups), len(pairs), len(FIELDS) + 1))
+    there = np.array([together(arrays) for arrays in groups], bool)
+    some: list[int] = np.flatnonzero(there).tolist()
+    rest: list[int] = np.flatnonzero(~there).tolist()
+    if some:
+        rows[some] = device_rows(
+            [groups[i] for i in some], [bounds[i] for i in some], pairs.tolist()
+        )
+    if rest:
+        hosts = [[*map(as_host, groups[i])] for i in rest]
+        rows[rest] = _on_host(hosts, [bounds[i] for i in rest], pairs)
+    return rows
+
+
+def _on_host(
+    groups: Sequence[Sequence[np.ndarray]], bounds: Sequence[float], pairs: np.ndarray
+) -> np.ndarray:
     rows = np.empty((len(groups), len(pairs), len(FIELDS) + 1))
     done = np.zeros(len(groups), bool)
     kernels = _kernels([arrays[0].size for arrays in groups])
@@ -166,8 +192,15 @@ def moments(value: np.ndarray) -> Moments | None:
 
 def moments_of(values: Sequence[np.ndarray]) -> list[Moments | None]:
     """The `moments` of each value, with the bits that it has alone."""
-    able = [i for i, v in enumerate(values) if _kernels([v.size]) is not None and _is_able([v])]
     found: list[Moments | None] = [None] * len(values)
+    for i, value in enumerate(values):
+        if isinstance(value, DeviceArray):
+            found[i] = device_moments(value)
+    able = [
+        i
+        for i, v in enumerate(values)
+        if found[i] is None and _kernels([v.size]) is not None and _is_able([v])
+    ]
     begin = np.cumsum([values[i].size for i in able]) // MANY  # which portion each belongs to
     for portion in dict.fromkeys(begin.tolist()):
         some = [i for i, number in zip(able, begin.tolist(), strict=True) if number == portion]

@@ -20,7 +20,7 @@ __all__ = ["LONGEST", "matrix", "of_one_size", "stacked_rows", "stacked_squares"
 
 LONGEST = blocked.BLOCK // 4
 """Elements of an array from which on it is worth calls of its own."""
-AT_ONCE = blocked.BLOCK // 2  # elements of a matrix: three of them stay in the cache
+AT_ONCE = blocked.BLOCK  # elements of a matrix: as large as the blocks that stay in the cache
 _NONE = astuple(PairSums())
 Groups = Sequence[Sequence[np.ndarray]]
 Pairs = Sequence[Sequence[int]]
@@ -42,8 +42,11 @@ def of_one_size(sizes: Sequence[int]) -> Iterator[list[int]]:
 def matrix(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """Float64 (number of arrays, size): each a row, in the order of its own axes."""
     rows = np.empty((len(arrays), arrays[0].size))
-    flat = [array.reshape(-1) for array in arrays]
-    np.concatenate(flat, out=rows.reshape(-1), casting="unsafe")
+    try:
+        np.concatenate(arrays, out=rows.reshape(-1, *arrays[0].shape[1:]), casting="unsafe")
+    except ValueError:  # of other shapes, or of none
+        flat = [array.reshape(-1) for array in arrays]
+        np.concatenate(flat, out=rows.reshape(-1), casting="unsafe")
     return rows
 
 

@@ -16,17 +16,21 @@ import sys
 from typing import Any
 
 import numpy as np
-import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 from crosscheck.errors import InvalidArgument
 from crosscheck.kernels.blocked import PairSums
 from crosscheck.kernels.combine import combined
 from crosscheck.kernels.plan import FIELDS
+from crosscheck.kernels.two_llvms import require_triton
+
+require_triton()
+import triton  # type: ignore[import,unused-ignore]  # noqa: E402
+import triton.language as tl  # type: ignore[import,unused-ignore]  # noqa: E402
 
 __all__ = ["pair_sums"]
 
-BLOCK, ROUNDS = 1024, 32  # elements at a time, and times, in one program
+BLOCK = 1024  # elements at a time
+PROGRAMS, MOST_ROUNDS = 1024, 32  # so many programs before one takes several blocks, and how many
 MOST_AXES = 5
 SMALLER = 2.0**-600  # brings the largest float64 to where its square is finite
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -151,7 +155,8 @@ def _sums(a: Any, b: Any, limit: float, scale: float) -> PairSums:
         a, b = a.contiguous(), b.contiguous()
         axes = [(a.numel(), 1, 1)]
     n = a.numel()
-    programs = triton.cdiv(n, BLOCK * ROUNDS)
+    rounds = min(triton.next_power_of_2(triton.cdiv(n, BLOCK * PROGRAMS)), MOST_ROUNDS)
+    programs = triton.cdiv(n, BLOCK * rounds)
     out = torch.empty((programs, len(FIELDS)), dtype=torch.float64, device=a.device)
     table = torch.tensor(axes, dtype=torch.int64, device=a.device).T.contiguous()
     most = torch.tensor([limit], dtype=torch.float64, device=a.device)
@@ -165,7 +170,7 @@ def _sums(a: Any, b: Any, limit: float, scale: float) -> PairSums:
         AXES=len(axes),
         SCALE=scale,
         BLOCK=BLOCK,
-        ROUNDS=ROUNDS,
+        ROUNDS=rounds,
         WIDTH=len(FIELDS),
     )
     rows = out.cpu().numpy()[:, None, :]

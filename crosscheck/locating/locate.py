@@ -103,8 +103,7 @@ class Locator:
             )
         words = {
             "weights": "the parameter itself differs",
-            "parameter_gradient": "the gradient of this parameter is wrong: the activations and "
-            "the cotangent behind it are the reference's",
+            "parameter_gradient": self._around.of_the_gradient(reference, candidate),
             "update": "the optimizer was given the reference's parameters and gradients; what is "
             "compared is the change that it makes",
             "buffer": "the buffer differs after the step",
@@ -178,7 +177,7 @@ class Locator:
         several = self._around.behind(result.candidate)
         if candidate and len(several) > 1:
             return _Blame(
-                self.reference.info.parents.get(owner(result.reference)),
+                reference or self.reference.info.parents.get(owner(result.reference)),
                 self._around.scope_of(candidate, several, result.candidate),
                 f"the cotangent that arrives at `{result.candidate}` is wrong; behind it lie "
                 f"{len(several)} sites without partner: the error may be in any, or between them",

@@ -64,6 +64,20 @@ class Surroundings:
             "candidate": frozenset(self.alignment.unmatched_candidate),
         }
 
+    def of_the_gradient(self, reference: str, candidate: str) -> str:
+        """What is known of a parameter whose gradient differs."""
+        names = ("reference", reference), ("candidate", candidate)
+        layers = [(side, name[: max(map(name.rfind, "./"))]) for side, name in names]
+        if any(layer in self._unmatched[side] for side, layer in layers):
+            return (
+                "the gradient of this parameter is wrong; its layer has no partner, so that what "
+                "it was given could not be made the reference's and may be wrong itself"
+            )
+        return (
+            "the gradient of this parameter is wrong: the activations and the cotangent behind it "
+            "are the reference's"
+        )
+
     @cached_property
     def _with_edges(self) -> dict[str, dict[str, SitePair]]:
         """Reference site -> candidate site -> their pair, where inputs are compared."""

@@ -8,6 +8,7 @@ asks about all layers at once.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -118,7 +119,7 @@ class _Search:
 
     def settle(self, units: Sequence[_Unit]) -> None:
         """Decide about every unit, as far as `MOST_RUNS` go."""
-        waiting = list(units)
+        waiting = [part for unit in units for part in self._not_seen(unit)]
         while waiting:
             if self.runs >= MOST_RUNS:
                 self.open += [unit.parameter.name for unit in waiting]
@@ -134,6 +135,28 @@ class _Search:
                     self._mark(unit)
             for unit in seen:
                 waiting += self._halves(unit)
+
+    def _not_seen(self, unit: _Unit) -> list[_Unit]:
+        """Without the rows of an embedding that came out of it as they are, and were compared.
+        What several rows hold, or one number throughout, does not say which was read: those make a
+        unit of their own."""
+        p = unit.parameter
+        if p.kind != "embedding" or p.value.ndim != 2:
+            return [unit]
+        shown = {
+            row.tobytes()
+            for kind, site in self._wanted
+            if kind == "activation" and owner(site).partition("#")[0] == p.layer
+            for value in [self._before.values[kind, site]]
+            if value.dtype == p.value.dtype and value.shape[-1:] == p.value.shape[1:]
+            for row in value.reshape(-1, p.value.shape[1])
+        }
+        rows = [row.tobytes() for row in p.value]
+        count = Counter(row for row in rows if row in shown)
+        found = np.array([row in shown for row in rows])
+        alone = np.array([count[row] == 1 for row in rows]) & np.any(p.value != p.value[:, :1], 1)
+        parts = [unit.elements & mask[:, None] for mask in (~found, found & ~alone)]
+        return [_Unit(p, elements) for elements in parts if elements.any()]
 
     def _mark(self, unit: _Unit) -> None:
         name = unit.parameter.name

@@ -71,7 +71,7 @@ def _steps(page: Page) -> tuple[float, ...]:
 def _bars(title: str, rows: Sequence[SiteResult], page: Page) -> list[Text]:
     if not rows:
         return [_headed(title, Text("nothing compared", style="dim"))]
-    drawn = columns([s.ratio for s in rows], page)
+    drawn = columns([_height(s, page) for s in rows], page)
     glyphs = ASCII_BARS if page.ascii else BARS
     bars, marks = Text(INDENT), Text(INDENT)
     for column in drawn:
@@ -79,6 +79,11 @@ def _bars(title: str, rows: Sequence[SiteResult], page: Page) -> list[Text]:
         marks.append(column.mark, style=STYLES[column.mark])
     head = _headed(title, _peak(title, rows, len(drawn), page))
     return [head, bars, marks] if marks.plain.strip() else [head, bars]
+
+
+def _height(site: SiteResult, page: Page) -> float:
+    """Its ratio; what agrees for another reason (a repetition on fresh inputs) bears no mark."""
+    return min(site.ratio, page.unit.suspect) if site.verdict == "agree" else site.ratio
 
 
 def _headed(title: str, text: Text) -> Text:

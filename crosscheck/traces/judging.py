@@ -19,8 +19,7 @@ The candidate is measured against the reference's own value, whose error is part
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,9 +27,9 @@ from crosscheck.aligning.fingerprints import PreparedTrace, repeating
 from crosscheck.arrays import is_float
 from crosscheck.comparisons import Item, value_of
 from crosscheck.judging.judge import Arrays, Judge, in_reference_layout
-from crosscheck.judging.noise import Floor
+from crosscheck.judging.noise import Terms
 from crosscheck.taps import COTANGENT_OF
-from crosscheck.traces.recorded import RecordedTrace, Rounding
+from crosscheck.traces.recorded import RecordedTrace
 from crosscheck.traces.rounding import item_key
 
 __all__ = ["TraceJudge"]
@@ -58,19 +57,17 @@ class TraceJudge(Judge):
             return ()
         return (MEASURED if self._is_measured(item) else RECKONED,)
 
-    def floor(self, item: Item, value: np.ndarray) -> Floor:
-        """The floor of an item: measured when the reference was recorded, else reckoned."""
-        floors = self.reference.local if self._is_local() else self.reference.rounding
-        return self._floor_from(floors, item, value)
-
-    def _floor_from(
-        self, floors: Mapping[tuple[str, str], Rounding], item: Item, value: np.ndarray
-    ) -> Floor:
-        floor = super().floor(item, value)
-        measured = floors.get(item_key(item), self.reference.rounding.get(item_key(item)))
+    def _terms(
+        self, item: Item, value: np.ndarray, reference: np.ndarray, *, free: bool = False
+    ) -> Terms:
+        """Measured when the reference was recorded, else reckoned."""
+        unit, reduction, scale, l2, top, tiny = super()._terms(item, value, reference, free=free)
+        rounding = self.reference.rounding
+        floors = self.reference.local if self._is_local() and not free else rounding
+        measured = floors.get(item_key(item), rounding.get(item_key(item)))
         if measured is None:
-            return replace(floor, reduction=self._length(item))
-        return floor.with_perturbation(measured.l2, measured.maximum)
+            return unit, self._length(item), scale, l2, top, tiny
+        return unit, reduction, scale, measured.l2, measured.maximum, tiny
 
     def _is_local(self) -> bool:
         """Whether the candidate is forced at every site at which the recorder was."""
@@ -82,6 +79,10 @@ class TraceJudge(Judge):
             )
         return self.forced and self._dense
 
+    @property
+    def _has_free_truth(self) -> bool:
+        return True
+
     def _free(self, item: Item, reference: np.ndarray) -> tuple[Arrays | None, float | None]:
         """The free run, whose truth is the recorded value."""
         if item.phase == "weights":
@@ -91,9 +92,6 @@ class TraceJudge(Judge):
             return None, None
         value = in_reference_layout(item, raw, reference)
         return (None, math.inf) if value is None else ((value, reference, reference), None)
-
-    def _free_floor(self, item: Item, value: np.ndarray) -> Floor:
-        return self._floor_from(self.reference.rounding, item, value)
 
     def _is_measured(self, item: Item) -> bool:
         return item_key(item) in self.reference.rounding

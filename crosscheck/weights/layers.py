@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from crosscheck.adapters.base import Parameter
 
-__all__ = ["Layer", "layers_of"]
+__all__ = ["Layer", "layers_of", "with_roles"]
 
 _ROLE_PREFIX = re.compile(
     r"^(weights?|bias(es)?|kernel|gamma|beta|running_mean|running_var|moving_mean|moving_variance"
@@ -46,11 +46,27 @@ def layers_of(parameters: Sequence[Parameter]) -> list[Layer]:
         parts: defaultdict[str, dict[str, Parameter]] = defaultdict(dict)
         for member in members:
             leaf = re.split(r"[./]", member.name)[-1]
-            key = _ROLE_PREFIX.sub("", leaf) or leaf
+            key = leaf if member.role == "other" else _ROLE_PREFIX.sub("", leaf) or leaf
             parts[key if member.role not in parts[key] else leaf][member.role] = member
         _give_lone_bias(parts)
         layers.extend(Layer(f"{path} {key}".strip(), part) for key, part in parts.items())
     return layers
+
+
+def with_roles(layers: Sequence[Layer], others: Sequence[Layer]) -> list[Layer]:
+    """``layers``, where a tree of plain arrays (``{"q": array}``) names what is a layer with one
+    weight on the other side (``q.weight``): that array is the weight."""
+    named = {_last_word(o.path) for o in others if set(o.parameters) == {"weight"}}
+    return [
+        Layer(layer.path, {"weight": layer.parameters["other"]})
+        if set(layer.parameters) == {"other"} and _last_word(layer.path) in named
+        else layer
+        for layer in layers
+    ]
+
+
+def _last_word(path: str) -> str:
+    return re.split(r"[./ ]", path)[-1]
 
 
 def _give_lone_bias(parts: dict[str, dict[str, Parameter]]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from crosscheck.adapters.base import Parameter
 from crosscheck.weights.expressions import (
@@ -25,6 +26,7 @@ from crosscheck.weights.transform import Transform
 
 __all__ = ["NormalForm", "normal_form", "transforms"]
 
+Axes = tuple[str, ...] | None
 _ORDER = ("out", "in", "d", "h", "w", "channel", "row", "dim")
 
 
@@ -60,8 +62,12 @@ class NormalForm:
 
 def normal_form(parameter: Parameter) -> NormalForm | None:
     """The normal form; None where the axes have no names, or names that are not known here."""
-    axes = parameter.axes
-    if axes is None or len(axes) != parameter.value.ndim:
+    return _normal_form(parameter.axes, parameter.value.shape)
+
+
+@lru_cache(maxsize=1 << 12)
+def _normal_form(axes: Axes, shape: Shape) -> NormalForm | None:
+    if axes is None or len(axes) != len(shape):
         return None
     names = _with_split(axes)
     bare = [n.lstrip("-").partition("/")[0] for n in names]
@@ -70,7 +76,7 @@ def normal_form(parameter: Parameter) -> NormalForm | None:
     order = sorted(range(len(names)), key=lambda a: (_ORDER.index(bare[a]), names[a]))
     merged: dict[str, int] = {}
     for a in order:
-        merged[bare[a]] = merged.get(bare[a], 1) * parameter.value.shape[a]
+        merged[bare[a]] = merged.get(bare[a], 1) * shape[a]
     if "mult" in axes:  # one input channel for each of its kernels
         merged = {"out": merged.pop("out"), "in": 1, **merged}
     back = {n.lstrip("-") for n in names if n.startswith("-")}
@@ -78,7 +84,7 @@ def normal_form(parameter: Parameter) -> NormalForm | None:
         axes=tuple(merged),
         shape=tuple(merged.values()),
         order=tuple(order),
-        split=tuple(parameter.value.shape[a] for a in order),
+        split=tuple(shape[a] for a in order),
         flipped=tuple(i for i, n in enumerate(merged) if n in back),
     )
 
@@ -91,47 +97,54 @@ def _with_split(axes: tuple[str, ...]) -> tuple[str, ...]:
 
 def transforms(reference: Parameter, candidate: Parameter) -> list[Transform]:
     """The layouts that map one parameter onto the other, most likely first; empty if none does."""
-    r, c = reference.value.shape, candidate.value.shape
+    made_of = reference.axes, reference.value.shape, candidate.axes, candidate.value.shape
+    found = _alike("", *made_of)
+    if any(t.expression is not None for t in found):  # an expression names its source
+        found = _transforms(reference.name, *made_of)
+    return [*found]
+
+
+def _transforms(
+    name: str, our_axes: Axes, r: Shape, their_axes: Axes, c: Shape
+) -> tuple[Transform, ...]:
     if math.prod(r) != math.prod(c):
-        return []
-    ours, theirs = normal_form(reference), normal_form(candidate)
+        return ()
+    ours, theirs = _normal_form(our_axes, r), _normal_form(their_axes, c)
+    source = Source(name, r)
     if ours is not None and theirs is not None:
-        return _named(reference, ours, theirs)
+        return _named(source, ours, theirs)
     if sorted(r) != sorted(c):
-        return _split(reference, candidate, ours, theirs)
-    if reference.axes is not None and candidate.axes is not None:
-        if sorted(reference.axes) != sorted(candidate.axes):
-            return [Transform()] if len(r) == 1 else []
-        order = tuple(reference.axes.index(name) for name in candidate.axes)
-        return [_permuted(order)] if tuple(r[a] for a in order) == c else []
-    return [_permuted(order) for order in _orders(len(r)) if tuple(r[a] for a in order) == c]
+        return _split(source, c)
+    if our_axes is not None and their_axes is not None:
+        if sorted(our_axes) != sorted(their_axes):
+            return (Transform(),) if len(r) == 1 else ()
+        order = tuple(our_axes.index(name) for name in their_axes)
+        return (_permuted(order),) if tuple(r[a] for a in order) == c else ()
+    return tuple(_permuted(order) for order in _orders(len(r)) if tuple(r[a] for a in order) == c)
 
 
-def _named(reference: Parameter, ours: NormalForm, theirs: NormalForm) -> list[Transform]:
+_alike = lru_cache(maxsize=1 << 12)(_transforms)
+"""The layers of a model are of few makes."""
+
+
+def _named(source: Source, ours: NormalForm, theirs: NormalForm) -> tuple[Transform, ...]:
     if ours.shape != theirs.shape or (ours.axes != theirs.axes and len(ours.shape) > 1):
-        return []
-    source = Source(reference.name, reference.value.shape)
-    return [Transform.of(theirs.stored(ours.node(source)))]
+        return ()
+    return (Transform.of(theirs.stored(ours.node(source))),)
 
 
-def _split(
-    reference: Parameter,
-    candidate: Parameter,
-    ours: NormalForm | None,
-    theirs: NormalForm | None,
-) -> list[Transform]:
+def _split(source: Source, c: Shape) -> tuple[Transform, ...]:
     """A matrix or bias that one side stores with an axis split, or with axes of size 1 more.
 
     The side with the named axes fixes the order; without any, a row-major reshape of the matrix or
     of its transpose.
     """
-    r, c = reference.value.shape, candidate.value.shape
-    source: Node = Source(reference.name, r)
+    r = source.shape
     ones = tuple(n for n in r if n > 1) == tuple(n for n in c if n > 1)
     if ones or min(len(r), len(c)) == 1:
-        return [Transform.of(Applied(Reshape(c), source))]
+        return (Transform.of(Applied(Reshape(c), source)),)
     if len(r) == len(c) or min(len(r), len(c)) != 2:
-        return []
+        return ()
     found = []
     for turned in (False, True):
         matrix = (r if len(r) == 2 else c)[::-1] if turned else (r if len(r) == 2 else c)
@@ -144,7 +157,7 @@ def _split(
         else:
             node = Applied(Reshape(matrix), source)
             found.append(Transform.of(Applied(Transpose((1, 0)), node) if turned else node))
-    return found
+    return tuple(found)
 
 
 def _merges(long: Shape, short: Shape) -> bool:

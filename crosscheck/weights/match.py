@@ -166,6 +166,10 @@ def _unmatched_text(
         fix = f"does the {other} lack a layer or a bias that the {side} has? "
         return f'{text}\n  Fix: {fix}weights="keep" compares the models with their own weights.'
     text += f"\n  Nearest free {other} parameter: `{near[0].name}` {near[0].value.shape}."
+    if first.name == near[0].name and first.value.size != near[0].value.size:
+        return (
+            f"{text}\n  Fix: build both models in the same size; no layout makes one of the other."
+        )
     names = (first.name, near[0].name) if side == "candidate" else (near[0].name, first.name)
     return (
         f'{text}\n  Fix: weights={{"{names[0]}": "{names[1]}"}} (with a transform where layouts '

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from crosscheck.adapters.base import Parameter
 from crosscheck.weights.given import WeightMap, given_pairs
-from crosscheck.weights.layers import layers_of
+from crosscheck.weights.layers import layers_of, with_roles
 from crosscheck.weights.layouts import transforms
 from crosscheck.weights.leftovers import leftover_pairs
 from crosscheck.weights.match import Match, Matched
@@ -54,6 +54,7 @@ def match_parameters(
     free_r, free_c = _free(pairs, reference, candidate)
     free_r = [p for p in free_r if p.name not in united.lost_names]
     layers_r, layers_c = layers_of(free_r), layers_of(free_c)
+    layers_r, layers_c = with_roles(layers_r, layers_c), with_roles(layers_c, layers_r)
     simple: list[Matched] = []
     for i, j in paired_layers(layers_r, layers_c, held=held):
         for role, parameter in layers_c[j].parameters.items():

@@ -84,12 +84,18 @@ def units(parameters: Sequence[Parameter]) -> list[Unit]:
         path, leaf = _place(parameter)
         groups[path].append((leaf, parameter))
     found = []
+    others: set[tuple[object, ...]] = set()  # what layers hold that are no cells; most are not
     for path, members in groups.items():
+        make = tuple((leaf, p.kind, p.axes, p.value.shape) for leaf, p in members)
+        if make in others:
+            continue
         entries = _entries(members)
         readings = sorted(
             _readings(entries, {p.kind for _, p in members}), key=lambda r: -len(r.made)
         )
-        if readings:
+        if not readings:
+            others.add(make)
+        else:
             named = {name for reading in readings for name in reading.made}
             used = tuple(e.parameter for e in entries if e.parameter.name in named)
             found.append(

@@ -146,8 +146,9 @@ def _swaps(match: Match) -> Iterator[tuple[str, str]]:
         return similarity(words_r[r], words_c[c])
 
     for alikes in groups.values():
-        for (a, x), (b, y) in itertools.combinations(alikes[:MOST_ALIKE], 2):
-            gain = alike(a, x) + alike(b, y) - alike(a, y) - alike(b, x)
+        some = [(r, c, alike(r, c)) for r, c in alikes[:MOST_ALIKE]]
+        for (a, x, first), (b, y, second) in itertools.combinations(some, 2):
+            gain = first + second - alike(a, y) - alike(b, x)
             if a != b and x != y and abs(gain) < 0.05:
                 yield x, y
 

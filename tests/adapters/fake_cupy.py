@@ -37,6 +37,12 @@ class FakeArray(NDArrayOperatorsMixin):
     def __array_function__(self, function: Any, types_: Any, args: Any, kwargs: Any) -> Any:
         return _call(function, args, kwargs)
 
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._held.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self._held.__dlpack_device__()
+
     def __getitem__(self, index: Any) -> Any:
         return FakeArray(np.asarray(self._held[_held(index)]))
 
@@ -79,6 +85,7 @@ def module() -> types.ModuleType:
         __version__="13.9.0",
         ndarray=FakeArray,
         asarray=lambda value: value if isinstance(value, FakeArray) else FakeArray(np.array(value)),
+        from_dlpack=lambda value: FakeArray(np.from_dlpack(value)),
         asnumpy=lambda value: value._held.copy(),
         zeros=lambda *args: FakeArray(np.zeros(*args)),
         ones=lambda *args: FakeArray(np.ones(*args)),

@@ -12,7 +12,10 @@ import pytest
 
 import crosscheck
 from crosscheck import DeviceUnavailable, InvalidArgument
+from crosscheck.adapters.numpy import arrays
 from crosscheck.adapters.numpy.adapter import NumpyAdapter
+from crosscheck.kernels.on_device import DeviceArray
+from crosscheck.observers import Forcer
 
 from . import fake_cupy
 from .contract import Contract, X, record
@@ -117,6 +120,25 @@ def test_two_nets_on_the_device() -> None:
     candidate.fc.forward = lambda x: forward(x) * np.float32(1.01)
     report = crosscheck.check(reference, candidate, {"x": X}, device="cuda")
     assert report.first_divergence.candidate == "fc"
+
+
+def test_large_values_stay_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    net = Net(*chain("fc"), fc=dense())
+    here, _ = record(find(net))
+    monkeypatch.setattr(DeviceArray, "made", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(arrays, "LEAST", 1)
+    monkeypatch.setattr(arrays, "stays", lambda tensor: True)
+    there, _ = record(find(net))
+    assert list(there) == list(here)
+    assert isinstance(there["activation", "fc"], DeviceArray)
+    for key, value in here.items():
+        assert np.array_equal(there[key], value), key
+    twice = {("activation", "fc"): there["activation", "fc"].copy()}
+    twice["activation", "fc"].tensor.mul_(2.0)
+    forced, _ = record(find(net), observer=Forcer(twice))
+    assert np.array_equal(forced["activation", "output"], 2.0 * here["activation", "fc"])
 
 
 def test_what_leaves_the_device_is_an_error() -> None:

@@ -247,6 +247,21 @@ def test_equinox() -> None:
         find(model, params={})
 
 
+def test_a_batched_model_is_compiled_once_for_all_adapters(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its taps lie under vmap of eager code: nothing that JAX keeps compiled holds one."""
+    eqx = pytest.importorskip("equinox")
+    counts = []
+    for _ in range(2):
+        adapter = find(eqx.nn.MLP(4, 3, 5, 1, key=jax.random.key(0)), batched=True)
+        caplog.clear()
+        with jax.log_compiles():
+            record(adapter)
+        counts.append(sum("Finished XLA compilation" in r.getMessage() for r in caplog.records))
+    assert counts[0] > 0 == counts[1]
+
+
 def test_equinox_convolutions() -> None:
     eqx = pytest.importorskip("equinox")
     adapter = find(eqx.nn.Conv2d(3, 4, 3, key=jax.random.key(0)), batched=True)

@@ -77,12 +77,10 @@ def test_inputs(inputs: dict[str, np.ndarray], text: str) -> None:
 def test_what_it_cannot_do() -> None:
     adapter = OnnxAdapter(proto("mlp"))
     assert not adapter.capabilities.cotangents
-    assert not adapter.capabilities.float64
     assert not adapter.capabilities.train
     options: dict[str, Any]
     for options, text in (
         ({"cotangents": ones}, "no backward pass"),
-        ({"float64": True}, "does not run in float64"),
         ({"train": True}, "no train mode"),
     ):
         with pytest.raises(InvalidArgument, match=text):

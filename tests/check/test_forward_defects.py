@@ -223,6 +223,29 @@ def test_concatenated_in_the_wrong_order() -> None:
     assert "in another order" in first.statement
 
 
+class TwoHeads(nn.Module):
+    """The head that is called first gives the last output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.value, self.policy = nn.Linear(6, 5), nn.Linear(5, 1), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.tanh(self.body(x))
+        value = self.value(x)[:, 0]
+        return self.policy(x), value
+
+
+@pytest.mark.parametrize("layer", ["body", "value", "policy"])
+def test_a_head_that_another_head_follows(layer: str) -> None:
+    model = TwoHeads()
+    replace(getattr(model, layer), "forward", scaled(1.01))
+    report = run(TwoHeads(), model, inputs="float32[4,6]")
+    assert forward(report) == [(layer, layer)]
+    assert wrong(report, "forward") == {layer}
+
+
 def test_swapped_inputs() -> None:
     model = TwoBranches()
     replace(model, "forward", lambda self, original, a, b: original(b, a))

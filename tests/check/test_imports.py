@@ -72,6 +72,7 @@ ARRAYS_ONLY = (  # know arrays and site names, and neither frameworks nor adapte
     "kernels/staging",
     "kernels/threads",
     "kernels/triton_pair",
+    "kernels/two_llvms",
     "locating/locate",
     "locating/severed",
     "observers",

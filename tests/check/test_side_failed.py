@@ -136,3 +136,33 @@ def test_what_is_no_error_passes_through() -> None:
     replace(model.fc2, "forward", stop)
     with pytest.raises(KeyboardInterrupt):
         run(Mlp(), model)
+
+
+class Doubles(nn.Module):
+    """PyTorch cannot go back through a ReLU whose result is overwritten."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.fc, self.act, self.in_place = nn.Linear(12, 5), nn.ReLU(), in_place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.act(self.fc(x))
+        return h.mul_(2.0) if self.in_place else h * 2.0
+
+
+@pytest.mark.parametrize("effort", ["quick", "thorough"])
+def test_a_backward_pass_that_fails_only_without_taps(effort: str) -> None:
+    with pytest.raises(SideFailed) as error:
+        crosscheck.check(Doubles(False), Doubles(True), "float32[7,12]", effort=effort)
+    failed = error.value
+    assert (failed.side, failed.stage) == ("candidate", "backward")
+    assert "modified by an inplace operation" in str(failed)
+    assert any(s.candidate == "output" and s.verdict == "agree" for s in failed.compared)
+
+
+def test_an_operation_in_place_that_autograd_can_undo() -> None:
+    class Fine(Doubles):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.act(self.fc(x).mul_(2.0))
+
+    assert crosscheck.check(Doubles(False), Fine(False), "float32[7,12]").verdict == "agree"

@@ -3,6 +3,7 @@ what a check finds that holds all values."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -20,10 +21,12 @@ from crosscheck.judging import left_out, sparing
 from crosscheck.judging.sifting import _wanted_gradients
 from crosscheck.memory import Recalled
 from crosscheck.observers import Forcer
+from crosscheck.pipeline import Evidence
 from crosscheck.request import Request
 from crosscheck.results import SiteResult
 from crosscheck.run import Runner
 from crosscheck.single import run_once
+from crosscheck.trace import Trace
 
 from .kit import Run
 
@@ -262,3 +265,23 @@ def test_free_ratios_are_bounds_where_nothing_departs_and_measured_where_it_does
     report = crosscheck.check(deep(), candidate, X, explain=False, blind_spots=False)
     behind = [s for s in report.sites if s.reference == "blocks.4" and s.phase == "forward"]
     assert behind and all((s.free_ratio or 0.0) > 32.0 >= s.ratio for s in behind)
+
+
+@pytest.mark.parametrize("change", [lambda m: None, DEFECTS["forward"]], ids=["agree", "defect"])
+def test_a_check_holds_nothing_of_its_runs_when_it_is_over(change: Callable[[Deep], None]) -> None:
+    """Not even until Python's collector looks: a cycle would hold every value of the check."""
+    ours, theirs = deep(), deep()
+    change(theirs)
+
+    def held() -> int:
+        return sum(type(one) in (Evidence, Trace, Recalled) for one in gc.get_objects())
+
+    crosscheck.check(ours, theirs, X, blind_spots=False, explain=False)
+    gc.collect()
+    gc.disable()
+    try:
+        before = held()
+        assert crosscheck.check(ours, theirs, X, blind_spots=False, explain=False).sites
+        assert held() == before
+    finally:
+        gc.enable()

@@ -186,6 +186,38 @@ def test_eps_outside_the_root() -> None:
     assert "eps 1e-05 added to the deviation, not to the variance" in told(found)
 
 
+@pytest.mark.parametrize(
+    ("groups", "strided", "statement"),
+    [
+        (3, False, "group norm with 3 groups for 2"),
+        (1, False, "group norm with 1 group for 2"),
+        (6, False, "group norm with 6 groups for 2"),
+        (2, True, "the groups are interleaved: channel c is in group c mod 2"),
+    ],
+)
+def test_group_norm(groups: int, strided: bool, statement: str) -> None:
+    gamma, beta = normal((12,), 5), normal((12,), 6)
+
+    def norm(x: Array, groups: int = 2, strided: bool = False) -> Array:
+        sizes = (12 // groups, groups) if strided else (groups, 12 // groups)
+        shape, axes = (4, *sizes, -1), (1, 3) if strided else (2, 3)
+        cut = x.reshape(shape)
+        mean, variance = cut.mean(axes, keepdims=True), cut.var(axes, keepdims=True)
+        hat = ((cut - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape)
+        return hat * gamma[:, None] + beta[:, None]
+
+    known = tuple(parameter(*of, "norm") for of in (("weight", gamma), ("bias", beta)))
+    found = forward(norm, lambda x: norm(x, groups, strided), (4, 12, 5), parameters=known)
+    assert told(found)[0] == statement
+    rows = forward(
+        lambda x: norm(x[..., None])[..., 0],
+        lambda x: norm(x[..., None], groups, strided)[..., 0],
+        (4, 12),
+        parameters=known,
+    )
+    assert statement in told(rows)
+
+
 def test_batch_norm() -> None:
     mean, variance = normal((12,), 7), 1 + normal((12,), 8) ** 2
     buffers = (parameter("mean", mean), parameter("variance", variance))

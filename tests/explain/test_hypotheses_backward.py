@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from crosscheck.explain import Use, causes
+from crosscheck.explain import Evidence, Use, causes
 from crosscheck.explain.elementwise import FUNCTIONS
 
 from .kit import backward, evidence, normal, parameter, told
@@ -103,6 +104,14 @@ def test_a_tied_gradient_and_a_padding_row() -> None:
 
     row = causes(at(1, True), lambda: at(2, True))  # type: ignore[arg-type, return-value]
     assert told(row) == ["looking up row 1 sends no gradient, as with a padding index"]
+
+    def reverse(seed: int) -> object:
+        one: Evidence = at(seed, True)  # type: ignore[assignment]
+        return replace(one, reference=one.candidate, candidate=one.reference)
+
+    row = causes(reverse(1), lambda: reverse(2))  # type: ignore[arg-type, return-value]
+    statement = "looking up row 1 sends a gradient, which the reference's padding index stops"
+    assert told(row) == [statement]
     stale = causes(at(1, False), lambda: at(2, False))  # type: ignore[arg-type, return-value]
     assert told(stale) == ["what the dense layer that shares the parameter sends is missing"]
 

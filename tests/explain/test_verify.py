@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -60,10 +61,52 @@ def test_what_coincides_on_these_inputs_only_is_not_verified() -> None:
     assert "the candidate computes the identity instead of tanh" not in told(one)
 
 
+def test_a_cast_may_fall_on_either_side_as_far_as_the_reference_itself_is_off() -> None:
+    """Its own error says how far float32 is from the truth where a sum has many terms."""
+    step = 2.0**-11  # of float16 at 0.75
+    true = 0.75 + step * np.arange(40).reshape(4, 10) / 40 + step / 80
+    off = 30 * 2.0**-24
+    true[0, 0] = 0.75 + step / 2 - 0.9 * off
+    made = (true + off).astype(np.float16).astype(float)
+
+    def at(error: float) -> Evidence:
+        first = evidence("forward", true, made)
+        return replace(first, own=replace(first.own, maximum=error))
+
+    assert "the value is rounded to float16" in told(causes(at(off), lambda: at(off)))
+    assert not told(causes(at(2.0**-25), lambda: at(2.0**-25)))
+
+
 def test_constants_are_not_fitted_again_on_fresh_inputs() -> None:
     """A factor that depends on the input is no constant factor."""
     found = forward(np.tanh, lambda x: np.tanh(x) * (1 + abs(float(x[0, 0]))))
     assert not told(found)
+
+
+def test_a_description_of_the_value_is_no_hint_unless_it_reproduces_it() -> None:
+    """What is small or lies near the reference has a factor, whatever the mistake is."""
+    x = normal((4, 12))
+    for wrong in (0.02 * x + 1e-3 * normal(x.shape, 9), 3 * x + 0.3 * normal(x.shape, 9)):
+        found = causes(evidence("forward", x, wrong), lambda: None)
+        assert not {"scaled", "scaled_parts", "shifted"} & {cause.name for cause in found}
+
+
+@pytest.mark.filterwarnings("error")
+def test_nan_is_no_factor_and_no_constant() -> None:
+    assert not forward(np.tanh, lambda x: np.tanh(x) * np.nan)
+    x = normal((4, 12))
+    found = causes(evidence("forward", 0 * x, x), lambda: None)
+    assert not any("nan" in cause.statement for cause in found)
+
+
+def test_a_named_mistake_comes_before_a_factor_that_reproduces_it_too(own: list[object]) -> None:
+    def doubling(e: Evidence) -> Iterator[Proposal]:
+        yield Proposal("doubling", "it is doubled", lambda e: 2.0000002 * e.reference, constants=1)
+
+    register("forward")(doubling)
+    own.append(doubling)
+    found = forward(lambda x: x + 0.1, lambda x: 2 * (x + 0.1))
+    assert told(found)[:2] == ["it is doubled", "the output is scaled by 2"]
 
 
 def test_without_fresh_inputs_nothing_is_verified() -> None:

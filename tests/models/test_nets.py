@@ -139,3 +139,12 @@ def test_inputs_are_real_and_seeded() -> None:
 def test_text_falls_back_to_the_zen(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Beautiful is better than ugly." in data._zen()
     assert not capsys.readouterr().out
+
+
+def test_the_digits_are_scikit_learns() -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    known = datasets.load_digits()
+    pixels, labels = data.digits()
+    assert (pixels.dtype, labels.dtype) == (np.float32, np.int64)
+    np.testing.assert_array_equal(pixels, (known.data / 16).astype(np.float32))
+    np.testing.assert_array_equal(labels, known.target)

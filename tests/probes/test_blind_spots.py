@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 import crosscheck
 from crosscheck import Report
+from crosscheck.probes import reach
 from tests.check.numpy_models import Stack
 from tests.check.torch_models import Mlp, Residual, Tied
 
@@ -119,6 +121,37 @@ def test_without_gradients_only_what_was_not_reached() -> None:
     found = spots(check(Idle(), Idle(), IDS, gradients=False))
     assert set(found) >= {"embed.weight", "spare.weight", "spare.bias", "norm.weight"}
     assert not {"out.weight", "out.bias"} & set(found)
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(3000, 4), nn.Linear(4, 3)
+        with torch.no_grad():
+            self.embed.weight[7] = self.embed.weight[8]
+            self.embed.weight[9] = 0.0
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.out(self.embed(ids))
+        return out
+
+
+def test_rows_that_were_read_are_told_by_what_came_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradients, and more of them than could be altered one by one. What another row holds
+    as well, or one number throughout, has to be altered."""
+    monkeypatch.setattr("crosscheck.probes.reach._gradients", lambda evidence: {})
+    runs = []
+    run = reach._Search._run
+    monkeypatch.setattr(
+        reach._Search, "_run", lambda self, batch: runs.append(batch) or run(self, batch)
+    )
+    torch.manual_seed(0)
+    net, ids = Words(), np.array([[5, 8, 2999, 9, 5]])
+    found = spots(check(net, net, {"ids": ids}, gradients=False))
+    assert found["embed.weight"] == (
+        "nothing compared depends on 2996 of its 3000 rows: 0, 1, 2, 3, 4, 6, 7, 10, ..."
+    )
+    assert len(runs) < reach.MOST_RUNS
 
 
 def test_they_are_shown_and_can_be_left_out(tmp_path: Path) -> None:

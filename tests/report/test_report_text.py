@@ -194,6 +194,14 @@ def test_the_height_of_a_bar_tells_the_verdict() -> None:
     assert "".join(c.mark for c in drawn) == "    ??!!"
 
 
+def test_what_agrees_in_spite_of_its_ratio_bears_no_mark() -> None:
+    rows = [replace(s, ratio=24.0, verdict="agree") for s in samples.forward()]
+    marked = [
+        line for line in to_text(samples.report(rows)).splitlines() if set(line) <= set(" ?!")
+    ]
+    assert not any(line.strip() for line in marked)
+
+
 @pytest.mark.parametrize(
     "ratio, shown",
     [(0, "0"), (0.001, "<0.01"), (0.42, "0.42"), (0.996, "1.0"), (9.96, "10"), (3168.2, "3168")]

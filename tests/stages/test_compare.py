@@ -292,3 +292,22 @@ def test_root_mean_square_is_of_finite_elements() -> None:
     values = [[3.0, np.nan, -3.0, np.inf], [1e300, -1e300], [np.nan], []]
     found = root_mean_squares([np.array(value) for value in values])
     assert found == [3.0, pytest.approx(1e300), 0.0, 0.0]
+
+
+def test_many_places_are_those_of_each_alone() -> None:
+    rng = np.random.default_rng(0)
+    shapes: list[tuple[int, ...]] = [(3, 4), (), (2, 3, 4), (0, 5), (12,), (4, 3)]
+    pairs = [(rng.normal(size=shape), rng.normal(size=shape)) for shape in shapes * 3]
+    pairs[7][0][...] = np.nan
+    for two, (a, b) in zip(compare_two(pairs), pairs, strict=True):
+        worst, off = two.metrics.worst_index, np.abs(a - b)
+        if not a.size:
+            assert worst is None and two.metrics.worst_candidate is None
+        elif np.isnan(off).any():
+            assert worst == (0,) * a.ndim
+        else:
+            assert worst == np.unravel_index(off.argmax(), a.shape)
+            assert (two.metrics.worst_candidate, two.metrics.worst_reference) == (
+                a[worst],
+                b[worst],
+            )

@@ -316,3 +316,25 @@ def test_best_monotone_is_the_best_of_all() -> None:
                     if all(t > 0 for t in terms):
                         best = max(best, sum(terms))
         assert sum(score[p] for p in got) == best
+
+
+def test_a_tree_of_plain_arrays_names_its_weights_as_layers_are_named() -> None:
+    reference = [
+        *(
+            parameter(f"block.{i}.attn.{n}.weight", (6, 4), side="torch")
+            for i in (0, 1)
+            for n in "qg"
+        ),
+        parameter("final.weight", (6,), "norm"),
+    ]
+    candidate = [
+        *(parameter(f"block.{i}.{n}", (4, 6), "other") for i in (0, 1) for n in "qg"),
+        parameter("final", (6,), "other"),
+        parameter("table", (6,), "other"),
+    ]
+    match = match_parameters(reference, candidate)
+    assert {m.candidate.name: m.reference.name for m in match.pairs} == {
+        **{f"block.{i}.{n}": f"block.{i}.attn.{n}.weight" for i in (0, 1) for n in "qg"},
+        "final": "final.weight",
+    }
+    assert [p.name for p in match.unmatched_candidate] == ["table"]

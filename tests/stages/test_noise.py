@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import ml_dtypes
@@ -58,7 +58,7 @@ def test_many_are_judged_as_each_is_alone_to_the_last_bit() -> None:
     own[::5] = 0.0
     floors = [Floor(U, *rng.choice([0.0, 0.3, 700.0], size=4).tolist()) for _ in errors]
     many, truths = Differences(errors), Differences(own)
-    judged = judge_each(many, truths, floors)
+    judged = judge_each(many, truths, [astuple(floor) for floor in floors])
     assert repr(judged) == repr([judge(many[i], truths[i], floors[i]) for i in range(400)])
     assert {one.verdict for one in judged} == {"agree", "suspect", "diverge"}
     assert judge_each(Differences(errors[:0]), Differences(own[:0]), []) == []

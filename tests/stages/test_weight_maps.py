@@ -217,6 +217,14 @@ def test_a_parameter_without_counterpart_and_the_nearest_free_one() -> None:
     )
 
 
+def test_a_parameter_of_the_same_name_in_another_size() -> None:
+    text = left_over([parameter("a.weight", (4, 6))], [parameter("a.weight", (5, 6))])
+    assert text.endswith(
+        "  Nearest free reference parameter: `a.weight` (4, 6).\n"
+        "  Fix: build both models in the same size; no layout makes one of the other."
+    )
+
+
 def test_a_reference_parameter_that_the_candidate_lacks() -> None:
     ours = [parameter("a.weight", (4, 6)), *(parameter(f"e{i}.weight", (9,)) for i in range(8))]
     assert left_over(ours, [parameter("a.weight", (4, 6))]) == (

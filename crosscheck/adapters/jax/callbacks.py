@@ -39,7 +39,10 @@ def batchable(function: Callable[..., Any], result: Callable[..., Any], batched:
         numbers = [n[0] if is_mapped else n for n, is_mapped in zip(numbers, mapped, strict=False)]
         if not mapped[-1]:
             value = jnp.broadcast_to(value, (size, *value.shape))
-        return call(*numbers, value), batched
+        if isinstance(value, jax.core.Tracer):
+            return call(*numbers, value), batched
+        # At hand: compiling a callback to look at it would take longer than the layer.
+        return jax.tree.map(jnp.asarray, function(*numbers, value)), batched
 
     return call
 

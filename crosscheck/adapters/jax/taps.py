@@ -25,6 +25,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src.interpreters.batching import BatchTracer
+from jax._src.interpreters.partial_eval import DynamicJaxprTracer
 
 from crosscheck.adapters.jax.callbacks import NUMBER, batchable, like, replaced, transparent
 from crosscheck.errors import InvalidArgument
@@ -51,6 +53,18 @@ def _at_hand(value: Any) -> Any:
     """The array behind ``value``, or None inside code that is being staged out."""
     tracer: Any = value
     return tracer.to_concrete_value() if isinstance(value, jax.core.Tracer) else value
+
+
+def _kept_compiled(value: Any) -> bool:
+    """Whether code on ``value`` is traced for something that JAX keeps (jit, scan, remat).
+
+    ``vmap`` and differentiation of eager code are not: their tracers hold arrays at the bottom.
+    """
+    while isinstance(value, jax.core.Tracer):
+        if isinstance(value, DynamicJaxprTracer):
+            return True
+        value = value.val if isinstance(value, BatchTracer) else getattr(value, "primal", None)
+    return value is None
 
 
 def to_host(value: Any) -> np.ndarray:
@@ -174,7 +188,7 @@ class JaxSession(Session):
 
     def settle(self) -> None:
         """Wait for the callbacks under way; raise what went wrong in one of them."""
-        if self.shared.staged:
+        if self.shared.staged or self.staged_last is not None:
             jax.effects_barrier()  # type: ignore[no-untyped-call]
         if self._failure is not None:
             raise self._failure
@@ -269,7 +283,7 @@ class JaxSession(Session):
         value: Any,
         origin: tuple[Place, str] | None,
     ) -> Any:
-        self.shared.staged = True
+        self.shared.staged |= _kept_compiled(value)
         self.staged_last = place.path + suffix
         show = self._activation_callback(place, suffix, kind, origin)
         if not is_float(value):

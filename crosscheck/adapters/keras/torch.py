@@ -28,7 +28,8 @@ from crosscheck.adapters.keras.calls import (
 from crosscheck.adapters.keras.parameters import Layers, all_variables, describe, variables
 from crosscheck.adapters.keras.state import in_float64, losses_kept, seed_states, seeds_kept
 from crosscheck.adapters.torch.adapter import Tensors, TorchAdapter
-from crosscheck.adapters.torch.taps import Boundaries, TorchSession, from_host, is_tensor
+from crosscheck.adapters.torch.hooks import Boundaries
+from crosscheck.adapters.torch.taps import TorchSession, from_host, is_tensor
 from crosscheck.structure import replace_leaves
 from crosscheck.taps import Kind, Observer
 from crosscheck.trace import RunInfo
@@ -130,7 +131,7 @@ class KerasAdapter(TorchAdapter):
             variable._dtype = keras.backend.standardize_dtype(value.dtype)
         return {name: variable._value for name, variable in named.items()}
 
-    def _forward(self, seen: Boundaries, tapped: dict[str, Any], replaced: Tensors) -> Any:
+    def _forward(self, seen: Boundaries, tapped: dict[str, Any]) -> Any:
         args, kwargs = arguments(self.model, tapped)
         return self.model(*args, training=self._train, **kwargs)
 

@@ -26,12 +26,13 @@ from crosscheck.adapters.base import (
     guarded,
     input_site,
 )
-from crosscheck.adapters.numpy.arrays import is_on_device, like, to_host
+from crosscheck.adapters.numpy.arrays import is_on_device, like, shown, to_host
 from crosscheck.adapters.numpy.layers import FunctionNet, LayerList, discover, is_layer
 from crosscheck.adapters.numpy.parameters import find_slots, gradients_of
 from crosscheck.adapters.numpy.state import install, left_as_found
 from crosscheck.arrays import is_float
 from crosscheck.errors import DeviceUnavailable, InvalidArgument
+from crosscheck.kernels.on_device import equal
 from crosscheck.structure import leaves, replace_leaves
 from crosscheck.taps import Kind, Observer, Session
 from crosscheck.trace import RunInfo
@@ -65,9 +66,9 @@ class _NumpySession(Session):
                 f"`{site}` is a NumPy array on the host, in a net that runs on the GPU: somewhere "
                 "before it the computation left the device.\n  Fix: keep it in CuPy arrays"
             )
-        array = to_host(value)
+        array = shown(value)
         replacement = self.observe(site, kind, array)
-        if replacement is not None and not (kind == "input" and np.array_equal(replacement, array)):
+        if replacement is not None and not (kind == "input" and equal(replacement, array)):
             return like(replacement, value)
         return value
 

@@ -106,9 +106,10 @@ def _seeded(seed: int) -> Iterator[None]:
 def _put_back(layer: Any, attributes: Mapping[str, Any]) -> None:
     for name in attributes_of(layer).keys() - attributes.keys():
         object.__delattr__(layer, name)
+    slots = slots_of(layer)
     if hasattr(layer, "__dict__"):  # in their old order, past any __setattr__
-        own = {name: value for name, value in attributes.items() if name not in slots_of(layer)}
+        own = {name: value for name, value in attributes.items() if name not in slots}
         layer.__dict__.clear()
         layer.__dict__.update(own)
-    for name in slots_of(layer) & attributes.keys():
+    for name in slots & attributes.keys():
         object.__setattr__(layer, name, attributes[name])

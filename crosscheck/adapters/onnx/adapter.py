@@ -1,7 +1,7 @@
 """ONNX: a file or a proto, run by ONNX Runtime; a PyTorch module by way of its exporter.
 
-There is no float64, and no backward pass but that of a module exported here
-(`crosscheck.adapters.onnx.export`).
+In float64 it runs as far as ONNX Runtime has such kernels (`crosscheck.adapters.onnx.wide`); a
+backward pass has only a module that was exported here (`crosscheck.adapters.onnx.export`).
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from crosscheck.adapters.onnx.scopes import exporter_notes
 from crosscheck.adapters.onnx.sessions import LIMIT, Sessions
 from crosscheck.adapters.onnx.structure import Structure, graph_inputs
 from crosscheck.adapters.onnx.weights import Weights, same_bits
+from crosscheck.adapters.onnx.wide import wide_type
 
 __all__ = ["OnnxAdapter", "find", "refuse"]
 
@@ -57,7 +58,7 @@ class OnnxAdapter(Placed, Adapter):
     """
 
     framework = "onnx"
-    capabilities = Capabilities(cotangents=False, float64=False, train=False, cuda=True, lends=True)
+    capabilities = Capabilities(cotangents=False, train=False, cuda=True, lends=True)
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class OnnxAdapter(Placed, Adapter):
         self._sessions = Sessions(self._weights, self.structure, self._options, limit)
         self._tensors = self._weights.tensors
         self._watching: str | None = None  # what watching changes; "" for nothing
+        self._described: tuple[Parameter, ...] | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -98,7 +100,9 @@ class OnnxAdapter(Placed, Adapter):
     # -- parameters ----------------------------------------------------------------------------
 
     def parameters(self) -> tuple[Parameter, ...]:
-        return describe(self._plain[0], self._value)
+        if self._described is None:
+            self._described = describe(self._plain[0], self._value)
+        return self._described
 
     @property
     def steps(self) -> Steps:
@@ -153,7 +157,7 @@ class OnnxAdapter(Placed, Adapter):
             if tensor.name in other:
                 tensor.CopyFrom(onnx.numpy_helper.from_array(other[tensor.name], tensor.name))
         self._sessions.forget()
-        self._watching = None
+        self._watching = self._described = None
 
     @property
     def initializers(self) -> frozenset[str]:
@@ -167,15 +171,17 @@ class OnnxAdapter(Placed, Adapter):
     def _array(self, name: str) -> np.ndarray:
         return self._weights.array(name)
 
-    def _as_arrays(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Copies, of the types in the file."""
+    def _as_arrays(
+        self, values: Mapping[str, np.ndarray], *, wide: bool = False
+    ) -> dict[str, np.ndarray]:
+        """Copies, of the types in the file, or of those of a run in float64."""
         made = {}
         for name, value in values.items():
             shape, array = tuple(self._tensors[name].dims), np.asarray(value)
             if array.shape != shape:
                 raise ValueError(f"{name}: shape {array.shape}, expected {shape}")
             dtype = onnx.helper.tensor_dtype_to_np_dtype(self._tensors[name].data_type)
-            made[name] = np.array(array, dtype, order="C")
+            made[name] = np.array(array, wide_type(dtype) if wide else dtype, order="C")
         return made
 
     # -- run -----------------------------------------------------------------------------------
@@ -192,11 +198,11 @@ class OnnxAdapter(Placed, Adapter):
         seed: int = 0,
         passive: bool = False,
     ) -> RunInfo:
-        refuse(cotangents=cotangents, float64=float64, train=train)
+        refuse(cotangents=cotangents, train=train)
         self._sessions.use(self.options)
         given = check_inputs(graph_inputs(self.structure.graph), inputs)
         feeds = {graph: np.array(inputs[name], order="C") for graph, name in given.items()}
-        overridden = self._as_arrays(overrides or {})
+        overridden = self._as_arrays(overrides or {}, wide=float64)
         self._sessions.learn_types([e.value for e in self.structure.events if e.value not in feeds])
         only = getattr(observer, "only", None)
         changes = bool(overridden) and getattr(observer, "changes_only", False)
@@ -207,11 +213,13 @@ class OnnxAdapter(Placed, Adapter):
             overridden,
             changes_only=changes,
             only=only,
+            wide=float64,
         )
         session = OnnxSession(self.structure, given, observer, passive=passive)
         if passive:
             values = run.values({})
-            session.show({**values, **(self._unwatched(run, values) if only is None else {})})
+            bare = {} if float64 or only is not None else self._unwatched(run, values)
+            session.show({**values, **bare})
         else:
             run_forced(session, run)
         return RunInfo.of(
@@ -225,15 +233,9 @@ class OnnxAdapter(Placed, Adapter):
     ) -> tuple[frozenset[Key], frozenset[str]]:
         """See `Adapter.taken_by`."""
         # Inputs may have other names in the file than the caller's.
-        replaced = {key for key in forced if key[1].startswith(input_site(""))}
-        values = []
-        for event in self.structure.events:
-            if event.key in wanted:
-                passed = [key for key in self.structure.before(event) if key in forced]
-                replaced.update(passed[-1:])
-                values += [] if passed else [event.value]
-        before, needed = self._sessions.taken_by(values, forced)
-        return frozenset(replaced | before), frozenset(needed & self._tensors.keys())
+        inputs = {key for key in forced if key[1].startswith(input_site(""))}
+        before, needed = self._sessions.taken_by(wanted, forced)
+        return frozenset(inputs | before), frozenset(needed & self._tensors.keys())
 
     def _unwatched(self, run: GraphRun, watched: Mapping[Key, np.ndarray]) -> dict[Key, np.ndarray]:
         """The outputs of the model as it is: showing values costs it fusions.
@@ -267,15 +269,15 @@ def _relative(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-def refuse(*, cotangents: object, float64: bool, train: bool) -> None:
-    """What an ONNX model cannot do.
+def refuse(*, cotangents: object, train: bool, wide: bool = False) -> None:
+    """What an ONNX model cannot do. ``wide``: a backward pass in float64 is asked for.
 
     Raises:
         InvalidArgument: one of them is asked for.
     """
     for asked, what in (
         (cotangents is not None, "has no backward pass"),
-        (float64, "does not run in float64"),
+        (wide, "has no backward pass in float64"),
         (train, "has no train mode: what training does was decided when it was exported"),
     ):
         if asked:

@@ -66,7 +66,9 @@ class ExportedAdapter(Placed, Adapter):
         self.model = model
         self.transform = transform
         self.version = runtime().__version__
-        self.capabilities = replace(OnnxAdapter.capabilities, cotangents=gradients)
+        self.capabilities = replace(
+            OnnxAdapter.capabilities, cotangents=gradients, float64=not gradients
+        )
         self._torch = TorchAdapter(model)
         self._exported: OnnxAdapter | None = None
         self._backward: BackwardSession | None = None
@@ -136,11 +138,17 @@ class ExportedAdapter(Placed, Adapter):
         passive: bool = False,
     ) -> RunInfo:
         backward = cotangents if self.capabilities.cotangents else None
-        refuse(cotangents=cotangents if backward is None else None, float64=float64, train=train)
+        wide = float64 and backward is not None
+        refuse(cotangents=cotangents if backward is None else None, wide=wide, train=train)
         exported = self._for_shapes(inputs)
         keeper = _keeping(observer)
         info = exported.run(
-            inputs, keeper, overrides=self._in_file(overrides or {}), seed=seed, passive=passive
+            inputs,
+            keeper,
+            float64=float64,
+            overrides=self._in_file(overrides or {}),
+            seed=seed,
+            passive=passive,
         )
         if backward is None:
             return info

@@ -11,6 +11,7 @@ from crosscheck.adapters.base import input_site
 from crosscheck.adapters.onnx.feeds import numpy_type
 from crosscheck.adapters.onnx.sessions import Sessions
 from crosscheck.adapters.onnx.structure import Structure
+from crosscheck.adapters.onnx.wide import as_wide, wide_type
 from crosscheck.observers import Key
 
 __all__ = ["GraphRun"]
@@ -23,6 +24,7 @@ class GraphRun:
         overridden: initializers to use instead of the model's own.
         changes_only: compute and show only what those reach past the replacements.
         only: compute and show only these values; None: all.
+        wide: in float64; what is fed and overridden is converted here.
 
     Attributes:
         events: what can be shown (values of types that NumPy has), without the model's inputs.
@@ -37,10 +39,14 @@ class GraphRun:
         *,
         changes_only: bool = False,
         only: Collection[Key] | None = None,
+        wide: bool = False,
     ) -> None:
         self.sessions, self.structure = sessions, structure
         self.feeds, self.overridden = feeds, overridden
-        self._changes_only, self._only = changes_only, only
+        if wide:
+            self.feeds = {name: as_wide(value) for name, value in feeds.items()}
+            self.overridden = {name: as_wide(value) for name, value in overridden.items()}
+        self._changes_only, self._only, self._wide = changes_only, only, wide
         self.events = [e for e in structure.events if self._type(e.value) is not None]
 
     @cached_property
@@ -52,10 +58,14 @@ class GraphRun:
     def _type(self, value: str) -> np.dtype | None:
         if value in self.feeds:
             return self.feeds[value].dtype
-        return numpy_type(self.sessions.types[value])
+        dtype = numpy_type(self.sessions.types[value])
+        return wide_type(dtype) if self._wide and dtype is not None else dtype
 
     def values(self, plan: Mapping[Key, np.ndarray]) -> dict[Key, np.ndarray]:
         """Key -> value as produced, with the replacements of ``plan`` in effect behind it."""
+        if self._only is not None:
+            taken = self.sessions.taken_by(self._only, plan)[0]
+            plan = {key: value for key, value in plan.items() if key in taken}
         passed: dict[Key, Key | None] = {}
         for event in self.events:
             earlier = [key for key in self.structure.before(event) if key in plan]
@@ -69,7 +79,9 @@ class GraphRun:
         elif self._changes_only:
             return self._changed(names, passed, fed)
         alone = self._only is not None
-        found = self.sessions.run(names, self.feeds, fed, self.overridden, alone=alone)
+        found = self.sessions.run(
+            names, self.feeds, fed, self.overridden, alone=alone, wide=self._wide
+        )
         produced = {**found, **self.feeds}
         shown = {}
         for key, value in self.keys.items():
@@ -88,7 +100,9 @@ class GraphRun:
         """What the overridden initializers reach; nothing else is computed."""
         reached = self.sessions.reached(self.overridden, fed)
         names = [name for name in names if name in reached]
-        found = self.sessions.run(names, self.feeds, fed, self.overridden, alone=True)
+        found = self.sessions.run(
+            names, self.feeds, fed, self.overridden, alone=True, wide=self._wide
+        )
         return {
             key: found[value]
             for key, value in self.keys.items()

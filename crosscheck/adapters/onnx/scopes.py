@@ -16,6 +16,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import onnx
 
@@ -44,20 +45,24 @@ class Frame:
     part: int = 0
 
 
-def _metadata(node: onnx.NodeProto, key: str) -> list[str]:
-    for entry in node.metadata_props:
-        if entry.key == key:
-            try:
-                value = ast.literal_eval(entry.value)
-            except (SyntaxError, ValueError):
-                return []
-            return [str(v) for v in value] if isinstance(value, list) else []
-    return []
+def _metadata(node: onnx.NodeProto, key: str) -> tuple[str, ...]:
+    return next((_listed(entry.value) for entry in node.metadata_props if entry.key == key), ())
+
+
+@lru_cache(1 << 14)
+def _listed(text: str) -> tuple[str, ...]:
+    """The items of a list in Python's notation; nodes of one module have the same, and both sides
+    may be made from one file."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return ()
+    return tuple(str(v) for v in value) if isinstance(value, list) else ()
 
 
 def scopes(node: onnx.NodeProto) -> list[str]:
     """Module paths, outermost first, and the operation's name; empty where the file has none."""
-    return _metadata(node, SCOPES)
+    return [*_metadata(node, SCOPES)]
 
 
 def operation(node: onnx.NodeProto) -> str:

@@ -27,6 +27,7 @@ from crosscheck.adapters.onnx.options import Options, runtime
 from crosscheck.adapters.onnx.structure import Structure, reads, subgraphs
 from crosscheck.adapters.onnx.versions import refusal
 from crosscheck.adapters.onnx.weights import Weights, embedded
+from crosscheck.adapters.onnx.wide import widen
 from crosscheck.errors import DeviceUnavailable, InvalidArgument
 from crosscheck.observers import Key
 
@@ -69,11 +70,12 @@ class Sessions:
         self._kept: OrderedDict[Any, Variant] = OrderedDict()
         self.types: dict[str, str] = {}
         self._all: list[str] = []  # the values to show
+        self._too_wide: Exception | None = None  # why the whole graph has no session in float64
 
     def use(self, options: Options) -> None:
         """Make sessions that way from now on."""
         if options != self.options:
-            self.options = options
+            self.options, self._too_wide = options, None
             self.forget()
 
     def forget(self) -> None:
@@ -109,6 +111,7 @@ class Sessions:
         overridden: Mapping[str, np.ndarray],
         *,
         alone: bool = False,
+        wide: bool = False,
     ) -> dict[str, np.ndarray]:
         """Values by name.
 
@@ -116,6 +119,7 @@ class Sessions:
             forced: replacements; what lies behind these sites reads them.
             overridden: initializers to use instead of the model's own, this once.
             alone: the graph is cut down to what these values take, for this run.
+            wide: in float64, for this run; what is fed and forced is.
 
         Raises:
             ModelRaised: what ONNX Runtime raised, with the site of the node that it names.
@@ -123,7 +127,7 @@ class Sessions:
         if not names:
             return {}
         if not forced and not alone:
-            return self._run(self._showing(overridden), names, feeds)
+            return self._run(self._showing(overridden, wide), names, feeds)
         types = {k: onnx.helper.np_dtype_to_tensor_dtype(v.dtype) for k, v in forced.items()}
 
         def change(graph: onnx.GraphProto) -> None:
@@ -136,10 +140,10 @@ class Sessions:
 
         name = "alone" if alone else "forced", frozenset(types.items()), tuple(names)
         fed = {feed_name(key): value for key, value in forced.items()}
-        return self._run(self._get(name, overridden, change), names, {**feeds, **fed})
+        return self._run(self._get(name, overridden, change, wide), names, {**feeds, **fed})
 
-    def _showing(self, overridden: Mapping[str, np.ndarray]) -> Variant:
-        return self._get("showing", overridden, lambda graph: _show(graph, self._all))
+    def _showing(self, overridden: Mapping[str, np.ndarray], wide: bool = False) -> Variant:
+        return self._get("showing", overridden, lambda graph: _show(graph, self._all), wide)
 
     def _run(
         self, variant: Variant, names: Sequence[str], feeds: Mapping[str, np.ndarray]
@@ -174,9 +178,10 @@ class Sessions:
         name: Any,
         overridden: Mapping[str, np.ndarray],
         change: Callable[[onnx.GraphProto], None],
+        wide: bool = False,
     ) -> Variant:
-        if overridden:
-            return self._make(self.weights.with_values(overridden), change)
+        if overridden or wide:
+            return self._make(self.weights.with_values(overridden), change, wide)
         made = self._kept.pop(name, None) or self._make(self.weights.with_values({}), change)
         if name != "bare" and self.weights.nbytes <= HELD:
             self._kept[name] = made
@@ -184,9 +189,14 @@ class Sessions:
                 self._kept.popitem(last=False)
         return made
 
-    def _make(self, weights: Weights, change: Callable[[onnx.GraphProto], None]) -> Variant:
+    def _make(
+        self, weights: Weights, change: Callable[[onnx.GraphProto], None], wide: bool = False
+    ) -> Variant:
         """Args: ``weights``: a copy of the graph, to be changed."""
         change(weights.proto.graph)
+        whole = len(weights.proto.graph.node) == len(self.structure.graph.node)
+        if wide:
+            weights = self._widened(weights, whole)
         folder = None
         source: bytes | str
         if self.options.lends:
@@ -198,16 +208,22 @@ class Sessions:
             lent = {}
         try:
             session = self.options.session(source, weights.proto.graph, lent)
-        except DeviceUnavailable:
-            raise
         except Exception as error:  # as above: unknown operators, types that do not fit
             with contextlib.suppress(AttributeError):
                 folder.cleanup()  # type: ignore[union-attr]
-            reason = refusal(str(error), weights.proto, runtime().__version__)
-            if reason is not None:
-                raise InvalidArgument(reason) from error
+            if not wide:
+                _blame_the_installation(error, weights.proto)
+            elif whole:
+                self._too_wide = error
             raise ModelRaised(self.site_in(str(error)), "forward") from error
         return Variant(session, weights, folder)
+
+    def _widened(self, weights: Weights, whole: bool) -> Weights:
+        """In float64; not tried again where it is known that there is no such session."""
+        if whole and self._too_wide is not None:
+            raise ModelRaised(self.site_in(str(self._too_wide)), "forward") from self._too_wide
+        _leave_out_unused(weights.proto.graph)
+        return widen(weights)
 
     def _with_weights(
         self, weights: Weights
@@ -235,10 +251,15 @@ class Sessions:
         return found
 
     def taken_by(
-        self, values: Collection[str], forced: Collection[Key]
+        self, wanted: Collection[Key], forced: Collection[Key]
     ) -> tuple[set[Key], set[str]]:
-        """What values are computed from: forced sites in front of them, and all other values."""
-        needed, replaced = set(values), set[Key]()
+        """What is needed to show values: forced sites in front of them, and all other values."""
+        needed, replaced = set[str](), set[Key]()
+        for event in self.structure.events:
+            if event.key in wanted:
+                passed = [key for key in self.structure.before(event) if key in forced]
+                replaced.update(passed[-1:])
+                needed.update([] if passed else [event.value])
         nodes = zip(self.structure.graph.node, self.structure.stacks, strict=True)
         for node, stack in reversed([*nodes]):
             if needed.isdisjoint(node.output):
@@ -254,6 +275,15 @@ class Sessions:
             return value
         passed = [key for key in self.structure.way(value, stack) if key in forced]
         return feed_name(passed[-1]) if passed else value
+
+
+def _blame_the_installation(error: Exception, proto: onnx.ModelProto) -> None:
+    """Raise what is no fault of the model's: a device or a version that there is not."""
+    if isinstance(error, DeviceUnavailable):
+        raise error
+    reason = refusal(str(error), proto, runtime().__version__)
+    if reason is not None:
+        raise InvalidArgument(reason) from error
 
 
 def feed_name(key: Key) -> str:

@@ -27,10 +27,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from crosscheck.adapters.base import ModelRaised, call_arguments, input_site
 from crosscheck.adapters.onnx.backward import Argument, VjpGraph
 from crosscheck.adapters.onnx.decompositions import table
+from crosscheck.adapters.torch.hooks import Hooks
 from crosscheck.adapters.torch.state import left_as_found
-from crosscheck.adapters.torch.taps import Hooks, Replace, TorchSession, to_host
+from crosscheck.adapters.torch.taps import Replace, TorchSession, to_host
 from crosscheck.aligning.layout import relative_error
 from crosscheck.arrays import is_float
+from crosscheck.kernels.two_llvms import without_triton
 from crosscheck.observers import Key
 from crosscheck.taps import COTANGENT_OF, Kind
 from crosscheck.trace import owner
@@ -181,10 +183,10 @@ def _plain_kernels() -> Iterator[None]:
 
 @contextmanager
 def exporting() -> Iterator[None]:
-    """Without the exporter's warnings and progress."""
+    """Without the exporter's warnings and progress, and without what would abort."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), without_triton(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logger.setLevel(logging.ERROR)
         try:

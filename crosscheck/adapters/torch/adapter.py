@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,20 +26,23 @@ from crosscheck.adapters.base import (
     guarded,
     input_site,
 )
-from crosscheck.adapters.torch.left_out import leave_out
+from crosscheck.adapters.torch.backward import gradients_of
+from crosscheck.adapters.torch.compiled import compiled_inside
+from crosscheck.adapters.torch.hooks import Boundaries, Hooks
+from crosscheck.adapters.torch.left_out import LeftOut, leave_out
 from crosscheck.adapters.torch.lending import Loans, copies_everything, gradients_taken
-from crosscheck.adapters.torch.parameters import describe
+from crosscheck.adapters.torch.parameters import Described
 from crosscheck.adapters.torch.saved import saved_within_limit
-from crosscheck.adapters.torch.state import default_float64, deterministic, flags, left_as_found
-from crosscheck.adapters.torch.taps import (
-    Boundaries,
-    Hooks,
-    TorchSession,
-    from_host,
-    shared,
-    to_host,
+from crosscheck.adapters.torch.state import (
+    default_float64,
+    deterministic,
+    flags,
+    left_as_found,
+    stood_in,
+    unwatched,
 )
-from crosscheck.adapters.torch.widened import widened
+from crosscheck.adapters.torch.taps import TorchSession, from_host, shared, to_host
+from crosscheck.adapters.torch.widened import Widened, widened
 from crosscheck.adapters.torch.wrapping import Wrapping
 from crosscheck.errors import DeviceUnavailable, InvalidArgument
 from crosscheck.memory import is_limited
@@ -53,6 +56,23 @@ if TYPE_CHECKING:
 __all__ = ["TorchAdapter", "find", "from_host", "to_host"]
 
 Tensors = dict[str, torch.Tensor]
+
+
+class _Run(NamedTuple):
+    """A run under way.
+
+    Attributes:
+        seen: where it is tapped.
+        replaced: parameters and buffers in the place of the model's own, by name.
+        left: what it goes without.
+        casts: parameters that are cast where they are used.
+    """
+
+    session: TorchSession
+    seen: Boundaries
+    replaced: Tensors
+    left: LeftOut
+    casts: Widened | None
 
 
 class TorchAdapter(Adapter):
@@ -70,6 +90,7 @@ class TorchAdapter(Adapter):
         self._flags: dict[str, Any] = {}
         self._copied: frozenset[Key] = frozenset()  # what models write to after it was shown
         self._returned: dict[str, Wrapping | None] = {}
+        self._described = Described(model, to_host)
         if copies_everything(model):
             self.capabilities = replace(self.capabilities, lends=False)
 
@@ -79,18 +100,20 @@ class TorchAdapter(Adapter):
         self.device = device
 
     @property
+    def in_place(self) -> bool:
+        return bool(self._copied) or not self.capabilities.lends
+
+    @property
     def environment(self) -> dict[str, Any]:
         return self._flags
 
     @property
     def notes(self) -> tuple[str, ...]:
-        from crosscheck.adapters.torch.compiled import compiled_inside
-
         inside = compiled_inside(self.model)
         return tuple(f"`{path}` is {kind}: not observed inside" for path, kind in inside.items())
 
     def parameters(self) -> tuple[Parameter, ...]:
-        return describe(self.model, to_host)
+        return self._described.now()
 
     def load(self, values: Mapping[str, np.ndarray]) -> None:
         tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
@@ -145,7 +168,32 @@ class TorchAdapter(Adapter):
     ) -> RunInfo:
         """Args as for `run`; ``widen``: cast parameters where they are used (`widened`)."""
         loans = Loans(self._copied) if getattr(observer, "borrows", False) else None
-        session = TorchSession(
+        session = self._session(observer, loans, passive=passive)
+        kept = [p.name for p in self.parameters() if p.buffer] if train else []
+        with ExitStack() as stack:
+            self._prepare(stack, train=train, seed=seed, float64=float64)
+            run = self._begun(stack, session, overrides or {}, float64=float64, widen=widen)
+            stack.enter_context(torch.set_grad_enabled(cotangents is not None))
+            fed = {name: self._feed(a, float64=float64) for name, a in inputs.items()}
+            tapped = {n: self._tap_input(session, n, t) for n, t in fed.items()}
+            with guarded(session, "forward"):
+                self._forward(run.seen, tapped)
+            gradients = {} if cotangents is None else self._backward(run, cotangents, fed)
+            held = run.replaced | dict(self.model.named_buffers())
+            buffers = {name: np.array(to_host(held[name])) for name in kept}
+        overwritten = frozenset() if loans is None else loans.overwritten(self.model)
+        self._copied |= overwritten
+        return RunInfo.of(
+            session,
+            inputs=tuple(input_site(name) for name in inputs),
+            outputs=tuple(site for site, _ in run.seen.outputs),
+            parameter_gradients=gradients,
+            buffers=buffers,
+            overwritten=overwritten,
+        )
+
+    def _session(self, observer: Observer, loans: Loans | None, *, passive: bool) -> TorchSession:
+        return TorchSession(
             observer,
             separator=self.separator,
             root=self._root,
@@ -154,50 +202,50 @@ class TorchAdapter(Adapter):
             loans=loans,
             returned=self._returned,
         )
-        with ExitStack() as stack:
-            self._prepare(stack, train=train, seed=seed, float64=float64)
-            left = stack.enter_context(leave_out(session, self.model))
-            casts = stack.enter_context(widened(self.model)) if widen else None
-            here = left.names | casts.names if casts is not None else left.names
-            replaced = self._replaced(overrides or {}, float64=float64, but=here)
-            seen = self._boundaries(session, replaced, float64=float64)
-            replaced = self._in_place_of(stack, replaced)
-            stack.enter_context(seen.installed())
-            stack.enter_context(session.active())
-            stack.enter_context(torch.set_grad_enabled(cotangents is not None))
-            live = replaced.values() or self.model.parameters()
-            stack.enter_context(saved_within_limit(live, casts))
-            fed = {name: self._feed(a, float64=float64) for name, a in inputs.items()}
-            tapped = {n: self._tap_input(session, n, t) for n, t in fed.items()}
-            with guarded(session, "forward"):
-                self._forward(seen, tapped, replaced)
-            gradients: Mapping[str, np.ndarray] = {}
-            if cotangents is not None:
-                session.forget_overwritten()
-                wanted = cotangents({site: to_host(t) for site, t in seen.outputs})
-                session.replaying = True
-                with guarded(session, "backward"):
-                    leaves = self._leaves(replaced)
-                    takes = getattr(observer, "takes_gradient", None)
-                    offered = takes and (lambda name, g: takes(name, to_host(g)))
-                    taken = stack.enter_context(gradients_taken(leaves, offered))
-                    gradients = self._backward(seen.outputs, wanted, fed, leaves, left.ends)
-                gone = left.names | taken
-                gradients = {n: g for n, g in gradients.items() if n not in gone}
-                if casts is not None:
-                    gradients = casts.gradients(gradients)
-                session.flush()
-            buffers = self._buffers(replaced) if train else {}
-            overwritten = frozenset() if loans is None else loans.overwritten(self.model)
-        self._copied |= overwritten
-        return RunInfo.of(
-            session,
-            inputs=tuple(input_site(name) for name in inputs),
-            outputs=tuple(site for site, _ in seen.outputs),
-            parameter_gradients=gradients,
-            buffers=buffers,
-            overwritten=overwritten,
-        )
+
+    def _begun(
+        self,
+        stack: ExitStack,
+        session: TorchSession,
+        overrides: Mapping[str, np.ndarray],
+        *,
+        float64: bool,
+        widen: bool,
+    ) -> _Run:
+        """Everything stands where the run needs it, until ``stack`` is left."""
+        left = stack.enter_context(leave_out(session, self.model))
+        casts = stack.enter_context(widened(self.model)) if widen else None
+        here = left.names | casts.names if casts is not None else left.names
+        replaced = self._replaced(overrides, float64=float64, but=here)
+        seen = self._boundaries(session, replaced, float64=float64)
+        replaced = self._in_place_of(stack, replaced)
+        stack.enter_context(seen.installed())
+        stack.enter_context(session.active())
+        live = replaced.values() or self.model.parameters()
+        stack.enter_context(saved_within_limit(live, casts))
+        return _Run(session, seen, replaced, left, casts)
+
+    def _backward(
+        self, run: _Run, cotangents: CotangentSource, fed: Tensors
+    ) -> Mapping[str, np.ndarray]:
+        """The backward pass; gives the gradients of the parameters."""
+        session, outputs = run.session, run.seen.outputs
+        session.forget_overwritten()
+        wanted = cotangents({site: to_host(t) for site, t in outputs})
+        session.replaying = True
+        takes = getattr(session.observer, "takes_gradient", None)
+        offered = takes and (lambda name, g: takes(name, to_host(g)))
+        with guarded(session, "backward"):
+            leaves = self._leaves(run.replaced)
+            ends = [*(t for t in fed.values() if t.requires_grad), *run.left.ends]
+            with gradients_taken(leaves, offered) as taken:
+                found = gradients_of(leaves, outputs, wanted, ends)
+        gone = run.left.names | taken
+        gradients: Mapping[str, np.ndarray] = {n: g for n, g in found.items() if n not in gone}
+        if run.casts is not None:
+            gradients = run.casts.gradients(gradients)
+        session.flush()
+        return gradients
 
     def operations(
         self,
@@ -214,10 +262,6 @@ class TorchAdapter(Adapter):
             self.run(inputs, observer, train=train, seed=seed)
         return tuple(recorder.operations)
 
-    def _buffers(self, replaced: Tensors) -> dict[str, np.ndarray]:
-        held = dict(self.model.named_buffers()) | replaced
-        return {p.name: np.array(to_host(held[p.name])) for p in self.parameters() if p.buffer}
-
     # -- what a run is made of, for other kinds of programs to replace -----------------------
 
     def _prepare(self, stack: ExitStack, *, train: bool, seed: int, float64: bool) -> None:
@@ -230,18 +274,15 @@ class TorchAdapter(Adapter):
             stack.enter_context(default_float64())
 
     def _boundaries(self, session: TorchSession, replaced: Tensors, *, float64: bool) -> Boundaries:
-        from crosscheck.adapters.torch.compiled import compiled_inside
-
-        return Hooks(session, self.model, opaque=tuple(compiled_inside(self.model)))
+        return Hooks(session, self.model)
 
     def _in_place_of(self, stack: ExitStack, replaced: Tensors) -> Tensors:
-        """Put values in the place of the model's own; gives those that `_forward` has to pass."""
+        """Put values in the place of the model's own; gives those that the run computes with."""
+        stack.enter_context(stood_in(self.model, replaced))
         return replaced
 
-    def _forward(self, seen: Boundaries, tapped: dict[str, Any], replaced: Tensors) -> Any:
+    def _forward(self, seen: Boundaries, tapped: dict[str, Any]) -> Any:
         args, kwargs = call_arguments(self.model.forward, tapped)
-        if replaced:
-            return torch.func.functional_call(self.model, replaced, tuple(args), kwargs)
         return self.model(*args, **kwargs)
 
     # -- values ------------------------------------------------------------------------------
@@ -269,30 +310,6 @@ class TorchAdapter(Adapter):
         own = {n: replaced.get(n, p) for n, p in self.model.named_parameters()}
         return {n: p for n, p in own.items() if p.requires_grad}
 
-    def _backward(
-        self,
-        outputs: list[tuple[str, torch.Tensor]],
-        cotangents: Mapping[str, np.ndarray],
-        fed: Tensors,
-        leaves: Tensors,
-        ends: Sequence[torch.Tensor] = (),
-    ) -> dict[str, np.ndarray]:
-        """``ends``: further tensors up to which the pass is to go."""
-        roots = [(t, cotangents[s]) for s, t in outputs if s in cotangents and t.requires_grad]
-        if not roots:
-            return {n: np.zeros(tuple(p.shape), np.float32) for n, p in leaves.items()}
-        wanted = [*leaves.values(), *(t for t in fed.values() if t.requires_grad), *ends]
-        gradients = torch.autograd.grad(
-            [t for t, _ in roots],
-            wanted,
-            [from_host(c, t) for t, c in roots],
-            allow_unused=True,
-        )
-        return {
-            name: np.zeros_like(to_host(p)) if g is None else to_host(g)
-            for (name, p), g in zip(leaves.items(), gradients[: len(leaves)], strict=True)
-        }
-
     def _replaced(
         self,
         overrides: Mapping[str, np.ndarray],
@@ -309,19 +326,23 @@ class TorchAdapter(Adapter):
         elsewhere = any(tensor.device.type != self.device for _, tensor in own)
         if not float64 and not overrides and not elsewhere:
             return {}
-        replaced = {}
-        for name, tensor in own:
-            if name in but:
-                continue
-            value = tensor.detach().to(self.device)
-            if float64 and value.is_floating_point():
-                value = value.double()
-            if name in overrides:
-                value = from_host(overrides[name], value)
-            shared = value.data_ptr() == tensor.data_ptr()
-            value = value.clone() if shared else value
-            replaced[name] = value.requires_grad_(tensor.requires_grad)
-        return replaced
+        with unwatched():
+            return {
+                name: self._stand_in(tensor, overrides.get(name), float64=float64)
+                for name, tensor in own
+                if name not in but
+            }
+
+    def _stand_in(
+        self, own: torch.Tensor, given: np.ndarray | None, *, float64: bool
+    ) -> torch.Tensor:
+        """A tensor of its own memory, with the model's own values or those that are given."""
+        dtype = torch.float64 if float64 and own.is_floating_point() else own.dtype
+        if given is None:
+            value = own.detach().to(self.device, dtype, copy=True)
+        else:
+            value = from_host(given, own.new_empty(0, dtype=dtype, device=self.device))
+        return value.requires_grad_(own.requires_grad)
 
 
 def _require_values(model: torch.nn.Module) -> None:

@@ -21,7 +21,7 @@ def kind_of(module: torch.nn.Module) -> str | None:
     """``"TorchScript"``, ``"torch.compile"``, or None for a module that runs as it is written."""
     if isinstance(module, torch.jit.ScriptModule):
         return "TorchScript"
-    if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+    if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
         return "torch.compile"
     return None
 

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from crosscheck.adapters.torch.hooks import Boundaries
 from crosscheck.adapters.torch.state import raised
-from crosscheck.adapters.torch.taps import Boundaries, TorchSession, is_tensor
+from crosscheck.adapters.torch.taps import TorchSession, is_tensor
 from crosscheck.errors import InvalidArgument, capped
 
 __all__ = ["GraphRun", "is_exported", "layer_types", "names_of_inputs"]

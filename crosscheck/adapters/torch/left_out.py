@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
+from crosscheck.adapters.torch.state import unwatched
 from crosscheck.adapters.torch.taps import TorchSession, from_host, is_tensor
-from crosscheck.structure import replace_leaves
+from crosscheck.arrays import is_float
+from crosscheck.structure import leaves
 
 __all__ = ["LeftOut", "leave_out"]
 
@@ -48,6 +51,9 @@ def leave_out(session: TorchSession, model: torch.nn.Module) -> Iterator[LeftOut
     """For the time of a run, replace the layers that the session's observer has no need of; not
     those that return their tensor in something that is not known how to make."""
     needless: frozenset[str] = getattr(session.observer, "needless", frozenset())
+    if not needless:
+        yield LeftOut(frozenset(), [])
+        return
     unknown = {site.partition("#")[0] for site, made in session.returned.items() if made is None}
     modules = dict(model.named_modules(remove_duplicate=False))
     times = Counter(map(id, modules.values()))
@@ -87,25 +93,26 @@ def _given(
         site = session.current
         if session.replaying or site is None or site not in needless:
             return original(*args, **kwargs)
-        tensors: list[torch.Tensor] = []
-
-        def note(_: str, tensor: torch.Tensor) -> torch.Tensor:
-            tensors.append(tensor)
-            return tensor
-
-        replace_leaves((args, kwargs), is_tensor, note)
+        tensors = [tensor for _, tensor in leaves((args, kwargs), is_tensor)]
         known = session.observer.planned(site, "activation")  # type: ignore[attr-defined]
         session.given.add(("activation", site))
-        device = tensors[0].device if tensors else None
-        floating = "float" in known.dtype.name
-        dtype = torch.get_default_dtype() if floating else torch.from_numpy(known).dtype
-        value = from_host(known, torch.empty(0, dtype=dtype, device=device))
-        inputs = [tensor for tensor in tensors if tensor.requires_grad]
-        if inputs:
-            value = _Known.apply([value], *inputs)  # type: ignore[no-untyped-call]
-        elif floating and torch.is_grad_enabled():
-            ends.append(value.requires_grad_())
+        with unwatched():
+            value = _value(known, tensors, ends)
         wrapping = session.returned.get(site)
         return value if wrapping is None else wrapping.around(value)
 
     return forward
+
+
+def _value(known: np.ndarray, inputs: list[torch.Tensor], ends: list[torch.Tensor]) -> torch.Tensor:
+    """A known value, which hangs on the layer's inputs as far as autograd can tell."""
+    floating = is_float(known)
+    dtype = torch.get_default_dtype() if floating else torch.from_numpy(known).dtype
+    device = inputs[0].device if inputs else None
+    value = from_host(known, torch.empty(0, dtype=dtype, device=device))
+    differentiable = [tensor for tensor in inputs if tensor.requires_grad]
+    if differentiable:
+        value = _Known.apply([value], *differentiable)  # type: ignore[no-untyped-call]
+    elif floating and torch.is_grad_enabled():
+        ends.append(value.requires_grad_())
+    return value

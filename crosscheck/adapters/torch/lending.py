@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from crosscheck.adapters.torch.parameters import named_modules
 from crosscheck.observers import Key
 
 __all__ = ["Loans", "copies_everything", "gradients_taken"]
@@ -98,13 +99,18 @@ def _memory(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
 
 
+_OWN = frozenset(vars(torch.nn.Module()))
+"""What every module has: none of it holds tensors but the parameters and buffers."""
+
+
 def _held(model: torch.nn.Module) -> Iterator[torch.Tensor]:
     """Parameters, buffers, and what else modules keep in their attributes."""
-    yield from model.parameters()
-    yield from model.buffers()
-    for module in model.modules():
-        for value in vars(module).values():
-            yield from _tensors(value)
+    for _, module in named_modules(model):
+        yield from (tensor for tensor in module._parameters.values() if tensor is not None)
+        yield from (tensor for tensor in module._buffers.values() if tensor is not None)
+        attributes = vars(module)
+        for name in attributes.keys() - _OWN:
+            yield from _tensors(attributes[name])
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

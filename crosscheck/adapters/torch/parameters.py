@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Hashable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 
 from crosscheck.adapters.base import Parameter
 
-__all__ = ["describe"]
+__all__ = ["Described", "named_modules"]
 
 _SPATIAL = {1: ("w",), 2: ("h", "w"), 3: ("d", "h", "w")}
 _ROLES = {
@@ -85,74 +87,122 @@ Natures = dict[tuple[type[nn.Module], str, int], tuple[str, str, "tuple[str, ...
 """Type of a module, name and dimensions of its parameter -> role, kind and axes."""
 
 
-def describe(
-    model: nn.Module, to_host: Callable[[torch.Tensor], np.ndarray]
-) -> tuple[Parameter, ...]:
-    """All parameters and floating-point buffers, in definition order.
+class Described:
+    """The parameters and floating-point buffers of a module, in definition order.
 
     Integer buffers (counters such as ``num_batches_tracked``) carry no weights and are left out.
+    A check asks many times: what is known of a tensor is kept while the tensor is the same.
+
+    Args:
+        to_host: gives a tensor as an array, which is its own memory where that is possible.
     """
-    modules = dict(model.named_modules())
-    found: list[tuple[str, torch.Tensor, bool]]
-    found = [(name, tensor, False) for name, tensor in model.named_parameters()]
-    found += [(n, b, True) for n, b in model.named_buffers() if _is_state(modules, n, b)]
-    order = {name: i for i, name in enumerate(modules)}
-    shared = _other_names(modules, {id(tensor): name for name, tensor, _ in found})
-    natures: Natures = {}
-    described = []
-    for name, tensor, buffer in found:
-        value = to_host(tensor)
-        one = _describe(modules, natures, name, tensor, value, buffer=buffer)
-        names = shared.get(id(tensor))
-        if names:
-            also = [_describe(modules, natures, n, tensor, value, buffer=buffer) for n in names]
-            one = replace(one, also=tuple(also))
-        described.append(one)
-    return tuple(sorted(described, key=lambda p: order[p.layer]))
+
+    def __init__(self, model: nn.Module, to_host: Callable[[torch.Tensor], np.ndarray]) -> None:
+        self._model, self._to_host = model, to_host
+        self._held: list[_Held] = []  # and so no other tensor takes the place of one of these
+        self._marks: list[Hashable] = []
+        self._known: tuple[Parameter, ...] = ()
+
+    def now(self) -> tuple[Parameter, ...]:
+        """With the values of now."""
+        held = _held(self._model)
+        marks = [_mark(one) for one in held]
+        if None in marks or marks != self._marks:
+            arrays = [self._to_host(one.tensor) for one in held]
+            self._known = _described(held, arrays)
+            self._held = held
+            self._marks = marks if all(map(_is_view, arrays, held)) else []
+        return self._known
 
 
-def _describe(
-    modules: dict[str, nn.Module],
-    natures: Natures,
-    name: str,
-    tensor: torch.Tensor,
-    value: np.ndarray,
-    *,
-    buffer: bool,
-) -> Parameter:
-    layer, _, leaf = name.rpartition(".")
-    module = modules[layer]
-    alike = type(module), leaf, value.ndim
-    if alike not in natures:
-        natures[alike] = _role(leaf), _kind(module), _axes(module, leaf, value.ndim)
-    role, kind, axes = natures[alike]
-    return Parameter(
-        name=name,
-        value=value,
-        layer=layer,
-        role=role,
-        kind=kind,
-        axes=axes,
-        trainable=tensor.requires_grad and not buffer,
-        buffer=buffer,
-    )
+class _Held(NamedTuple):
+    """A tensor of a module, under one of its names."""
+
+    layer: str
+    leaf: str
+    module: nn.Module
+    tensor: torch.Tensor
+    buffer: bool
 
 
-def _other_names(modules: dict[str, nn.Module], first: dict[int, str]) -> dict[int, list[str]]:
-    """Tensor -> the names, but for its first, under which modules share it (tied weights).
-
-    A module that is reached by several paths is one layer, not several.
-    """
-    found: dict[int, list[str]] = {}
-    for layer, module in modules.items():
+def _held(model: nn.Module) -> list[_Held]:
+    """What is to be described, in definition order."""
+    found = []
+    for layer, module in named_modules(model):
         for leaf, tensor in module._parameters.items():
-            name = f"{layer}.{leaf}" if layer else leaf
-            if tensor is not None and first.get(id(tensor), name) != name:
-                found.setdefault(id(tensor), []).append(name)
+            if tensor is not None:
+                found.append(_Held(layer, leaf, module, tensor, False))
+        for leaf, buffer in module._buffers.items():
+            if buffer is not None and _is_state(leaf, buffer):
+                found.append(_Held(layer, leaf, module, buffer, True))
     return found
 
 
-def _is_state(modules: dict[str, nn.Module], name: str, buffer: torch.Tensor) -> bool:
+def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """As PyTorch's own gives them, which takes one generator for each level."""
+    found: dict[nn.Module, str] = {}
+    todo: list[tuple[str, nn.Module]] = [("", model)]
+    while todo:
+        path, module = todo.pop()
+        if module in found:
+            continue
+        found[module] = path
+        if module._modules:
+            before = f"{path}." if path else ""
+            inside = [(before + n, m) for n, m in module._modules.items() if m is not None]
+            todo += inside[::-1]
+    return [(path, module) for module, path in found.items()]
+
+
+def _mark(one: _Held) -> Hashable:
+    """What a description hangs on; None where nothing says whether it still holds."""
+    tensor = one.tensor
+    if tensor.layout is not torch.strided:
+        return None
+    memory = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+    return one.layer, one.leaf, type(one.module), id(tensor), tensor.requires_grad, memory
+
+
+def _is_view(array: np.ndarray, one: _Held) -> bool:
+    """Whether an array shows what the tensor will hold as well."""
+    return array.size == 0 or array.__array_interface__["data"][0] == one.tensor.data_ptr()
+
+
+def _described(held: list[_Held], arrays: list[np.ndarray]) -> tuple[Parameter, ...]:
+    """Each tensor once, under its first name. (A module that is reached by several paths is one
+    layer, not several.)"""
+    natures: Natures = {}
+    first: dict[int, Parameter] = {}
+    others: defaultdict[int, list[Parameter]] = defaultdict(list)
+    for one, array in zip(held, arrays, strict=True):
+        tied = id(one.tensor)
+        if tied not in first:
+            first[tied] = _describe(one, natures, array)
+        elif not one.buffer:
+            others[tied].append(_describe(one, natures, first[tied].value))
+    return tuple(
+        replace(one, also=tuple(others[tied])) if tied in others else one
+        for tied, one in first.items()
+    )
+
+
+def _describe(one: _Held, natures: Natures, value: np.ndarray) -> Parameter:
+    alike = type(one.module), one.leaf, value.ndim
+    if alike not in natures:
+        natures[alike] = _role(one.leaf), _kind(one.module), _axes(one.module, one.leaf, value.ndim)
+    role, kind, axes = natures[alike]
+    return Parameter(
+        name=f"{one.layer}.{one.leaf}" if one.layer else one.leaf,
+        value=value,
+        layer=one.layer,
+        role=role,
+        kind=kind,
+        axes=axes,
+        trainable=one.tensor.requires_grad and not one.buffer,
+        buffer=one.buffer,
+    )
+
+
+def _is_state(leaf: str, buffer: torch.Tensor) -> bool:
     """Whether a buffer holds running statistics; masks and tables are the model's own constants."""
-    layer, _, leaf = name.rpartition(".")
     return leaf in ("running_mean", "running_var") and buffer.is_floating_point()

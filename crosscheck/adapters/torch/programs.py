@@ -19,9 +19,10 @@ from crosscheck.adapters.torch.compiled import (
     swapped,
 )
 from crosscheck.adapters.torch.graphs import GraphRun, constant_in, is_exported, layer_types
+from crosscheck.adapters.torch.hooks import Boundaries
 from crosscheck.adapters.torch.parameters import _axes, _kind
 from crosscheck.adapters.torch.state import default_float64
-from crosscheck.adapters.torch.taps import Boundaries, TorchSession, is_tensor
+from crosscheck.adapters.torch.taps import TorchSession, is_tensor
 from crosscheck.errors import CannotCompare
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class ProgramAdapter(TorchAdapter):
         run.float64 = float64
         return run
 
-    def _forward(self, seen: Boundaries, tapped: dict[str, Any], replaced: Tensors) -> Any:
+    def _forward(self, seen: Boundaries, tapped: dict[str, Any]) -> Any:
         assert isinstance(seen, GraphRun)
         return seen.call("GraphModule", seen.forward, seen.arguments(tapped), {})
 
@@ -120,7 +121,7 @@ class CompiledAdapter(TorchAdapter):
         stack.enter_context(swapped(self.model, replaced))
         return {}
 
-    def _forward(self, seen: Boundaries, tapped: dict[str, Any], replaced: Tensors) -> Any:
+    def _forward(self, seen: Boundaries, tapped: dict[str, Any]) -> Any:
         args, kwargs = call_arguments(self.model.forward, tapped)
         with refusing_fallback() if self._compiler == "torch.compile" else nullcontext():
             return seen.call(type(self.model).__name__, self._compiled, args, kwargs)

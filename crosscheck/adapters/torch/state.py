@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
+
+from crosscheck.adapters.torch.parameters import named_modules
+from crosscheck.kernels.two_llvms import without_triton
 
 __all__ = [
     "default_float64",
@@ -17,6 +20,8 @@ __all__ = [
     "flags",
     "left_as_found",
     "raised",
+    "stood_in",
+    "unwatched",
 ]
 
 _LOWER = frozenset({torch.float32, torch.float16, torch.bfloat16})
@@ -42,6 +47,29 @@ class _AllFloat64(TorchFunctionMode):
         return func(*map(raised, args), **{k: raised(v) for k, v in (kwargs or {}).items()})
 
 
+class _Unwatched:
+    """Takes a mode off the stack, and puts it back."""
+
+    def __init__(self, mode: TorchFunctionMode) -> None:
+        self._mode = mode
+
+    def __enter__(self) -> None:
+        self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *raised: object) -> None:
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
+
+
+_NOBODY_WATCHES = nullcontext()
+
+
+def unwatched() -> AbstractContextManager[None]:
+    """For calls of our own: they ask for no lower precision, and PyTorch takes long to look at each
+    (at every attribute of a tensor, too)."""
+    mode = _get_current_function_mode()  # type: ignore[no-untyped-call]
+    return _Unwatched(mode) if isinstance(mode, _AllFloat64) else _NOBODY_WATCHES
+
+
 @contextmanager
 def default_float64(*, casts: bool = True) -> Iterator[None]:
     """New tensors are float64; with ``casts``, casts to lower precision are too."""
@@ -59,37 +87,58 @@ def default_float64(*, casts: bool = True) -> Iterator[None]:
 @contextmanager
 def left_as_found(model: torch.nn.Module, *, train: bool, seed: int) -> Iterator[None]:
     """Modes, buffers and random states are put back at the end; arithmetic is exact until then."""
-    modes = [(module, module.training) for module in model.modules()]
+    modules = [module for _, module in named_modules(model)]
+    modes = [module.training for module in modules]
     kept = [
         (owner, key, buffer, buffer.detach().clone())
-        for owner in model.modules()
+        for owner in modules
         for key, buffer in owner._buffers.items()
         if buffer is not None
     ]
     devices = [*range(torch.cuda.device_count())] if _cuda_is_in_use() else []
     with torch.random.fork_rng(devices=devices), exact_arithmetic():
         torch.manual_seed(seed)
-        _set_mode(model, train)
+        if any(mode != train for mode in modes):
+            model.train(train)  # exported programs know one mode only, and refuse to be asked
         try:
             yield
         finally:
-            for module, mode in modes:
-                module.training = mode
+            for module, mode in zip(modules, modes, strict=True):
+                if module.training != mode:  # to write it takes longer than to read it
+                    module.training = mode
             with torch.no_grad():
                 for owner, key, buffer, value in kept:
                     owner._buffers[key] = buffer
-                    if not torch.equal(buffer, value):
+                    if buffer.layout is not torch.strided or not torch.equal(buffer, value):
                         buffer.copy_(value)
+
+
+@contextmanager
+def stood_in(model: torch.nn.Module, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Tensors stand in the place of the model's parameters and buffers of these names, in every
+    module that holds them. In the backward pass as well: checkpoints are computed once more."""
+    if not values:
+        yield
+        return
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    others = {id(own[name]): value for name, value in values.items()}
+    modules = [module for _, module in named_modules(model)]
+    places: list[Any] = [held for m in modules for held in (m._parameters, m._buffers)]
+    before: list[tuple[Any, str, torch.Tensor]] = []
+    try:
+        for held in places:
+            for key, tensor in list(held.items()):
+                if id(tensor) in others:
+                    before.append((held, key, tensor))
+                    held[key] = others[id(tensor)]
+        yield
+    finally:
+        for held, key, tensor in before:
+            held[key] = tensor
 
 
 def _cuda_is_in_use() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
-
-
-def _set_mode(model: torch.nn.Module, train: bool) -> None:
-    if all(module.training == train for module in model.modules()):
-        return  # exported programs know one mode only, and refuse to be asked for it
-    model.train(train)
 
 
 # -- precision -------------------------------------------------------------------------------------
@@ -122,7 +171,8 @@ def deterministic() -> Iterator[None]:
         stack.callback(torch.use_deterministic_algorithms, enabled, warn_only=warn_only)
         stack.callback(_set_variable, "CUBLAS_WORKSPACE_CONFIG", workspace)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        with without_triton():  # PyTorch loads its compiler for this
+            torch.use_deterministic_algorithms(True, warn_only=True)
         _set(stack, torch.backends.cudnn, "benchmark", False)
         _set(stack, torch.backends.cudnn, "deterministic", True)
         yield

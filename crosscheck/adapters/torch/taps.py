@@ -1,4 +1,4 @@
-"""Taps on PyTorch tensors, and the module hooks that place them.
+"""Taps on PyTorch tensors; `hooks` places them.
 
 Outputs are watched by tensor hooks, which see the cotangent summed over all consumers and follow
 in-place operations. Inputs are watched through a view, one per layer call, so that the cotangent
@@ -9,23 +9,22 @@ the replacement and whose backward passes the cotangent on.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Collection
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from crosscheck.adapters.torch.lending import Loans
+from crosscheck.adapters.torch.state import unwatched
 from crosscheck.adapters.torch.wrapping import Wrapping
+from crosscheck.arrays import dtype_name
 from crosscheck.errors import CannotCompare, DeviceUnavailable
+from crosscheck.kernels.on_device import DeviceArray, equal, held, stays
 from crosscheck.observers import Key
-from crosscheck.structure import replace_leaves
 from crosscheck.taps import COTANGENT_OF, Kind, Observer, Session
 
 __all__ = [
-    "Boundaries",
-    "Hooks",
     "Replace",
     "TorchSession",
     "from_host",
@@ -82,10 +81,26 @@ def _converted(tensor: torch.Tensor) -> np.ndarray:
         ) from error
 
 
+def shown(tensor: torch.Tensor) -> np.ndarray:
+    """What observers are shown of a tensor: its array, or what stands for it on a device."""
+    if tensor.is_cpu or not stays(tensor):
+        return to_host(tensor)
+    return cast(np.ndarray, DeviceArray(tensor.detach(), to_host))
+
+
 def from_host(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
     """A tensor of its own memory with the dtype and device of ``like``."""
-    if "float" in array.dtype.name and array.dtype.kind != "f":
+    if isinstance(array, DeviceArray):
+        there: torch.Tensor = array.tensor.to(
+            like.device, like.dtype, copy=True, memory_format=torch.contiguous_format
+        )
+        return there
+    if array.dtype.kind != "f" and "float" in dtype_name(array.dtype):
         array = array.astype(np.float32)  # exact, and a dtype that torch.tensor accepts
+    if array.dtype.kind in "fi" and array.dtype.isnative and array.flags.carray:
+        there = torch.from_numpy(array)
+        if there.dtype is like.dtype and like.is_cpu:
+            return there.clone()  # in half the time
     return torch.tensor(array, dtype=like.dtype, device=like.device)
 
 
@@ -159,7 +174,7 @@ class TorchSession(Session):
             replacement = None
         else:
             replacement = self.observe(site, kind, host)
-        if replacement is not None and not (kind == "input" and np.array_equal(replacement, host)):
+        if replacement is not None and not (kind == "input" and equal(replacement, host)):
             value = Replace.apply(value, [from_host(replacement, value)])  # type: ignore[no-untyped-call]
             self._forced[kind, site] = replacement if self._planned is None else None
         elif kind == "input" and self.passive:
@@ -212,7 +227,7 @@ class TorchSession(Session):
         if self._loans is None or (self._keeps is not None and not self._keeps(kind, host)):
             return host
         if (kind, site) in self._loans.copied:
-            return np.array(host)
+            return cast(np.ndarray, held(host, borrowed=False))
         self._loans.note((kind, site), value)
         return host
 
@@ -222,7 +237,9 @@ class TorchSession(Session):
 
     def _require_device(self, site: str, value: torch.Tensor) -> None:
         # A number without axes may lie on the host: PyTorch passes it to the kernel by itself.
-        if self._device in (None, value.device.type) or value.ndim == 0:
+        if (self._device == "cpu" and value.is_cpu) or self._device is None or value.ndim == 0:
+            return
+        if value.device.type == self._device:
             return
         raise DeviceUnavailable(
             f"`{site}` was computed on {value.device}, not on {self._device}: the model makes a "
@@ -232,7 +249,7 @@ class TorchSession(Session):
 
     def _host(self, site: str, value: torch.Tensor) -> np.ndarray:
         try:
-            return to_host(value)
+            return shown(value)
         except CannotCompare as error:
             raise CannotCompare(f"`{site}`: {error}") from error.__cause__
 
@@ -245,152 +262,22 @@ class TorchSession(Session):
 
     def forget_overwritten(self) -> None:
         """An output view that was overwritten in place has been rebuilt without our hook."""
-        for site, alias, version in self._views:
-            if alias._version != version:
-                self.forget_cotangent(site, "activation")
+        with unwatched():
+            changed = [site for site, alias, version in self._views if alias._version != version]
+        for site in changed:
+            self.forget_cotangent(site, "activation")
         self._views.clear()
 
     def _watch(self, site: str, kind: Kind, value: torch.Tensor) -> None:
+        back = COTANGENT_OF[kind]
+
         def on_cotangent(gradient: torch.Tensor) -> torch.Tensor | None:
-            if (COTANGENT_OF[kind], site) in self.unobservable:
+            if (back, site) in self.unobservable:
                 return None
-            back = COTANGENT_OF[kind]
-            host = self._lent(site, back, gradient, to_host(gradient))
-            replacement = self.observe(site, back, host)
-            return None if replacement is None else from_host(replacement, gradient)
+            with unwatched():
+                host = self._lent(site, back, gradient, shown(gradient))
+                replacement = self.observe(site, back, host)
+                return None if replacement is None else from_host(replacement, gradient)
 
         value.register_hook(on_cotangent)  # type: ignore[no-untyped-call]
         self._watched[id(value)] = weakref.ref(value)
-
-
-Watched = list[tuple[str, "weakref.ref[torch.Tensor]", int]]
-
-
-class Boundaries:
-    """Taps at both ends of a layer call, however the call is noticed.
-
-    Attributes:
-        outputs: (site, tensor) of the model's own outputs, once it has run.
-    """
-
-    def __init__(self, session: TorchSession) -> None:
-        self.session = session
-        self.outputs: list[tuple[str, torch.Tensor]] = []
-        self._open: list[Watched] = []
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """For the time of a run."""
-        yield
-
-    def call(self, layer: str, function: Any, args: Any, kwargs: Any) -> Any:
-        """Call the whole model, and tap what it returns."""
-        self.session.begin(self.session.root, layer)
-        self._open.append([])
-        output = function(*args, **kwargs)
-        return self.leave(output, is_root=True)
-
-    def tap_input(self, site: str, tensor: torch.Tensor) -> torch.Tensor:
-        """An input of the call that has just begun."""
-        session = self.session
-        source = session.producer(tensor)
-        if source is not None:
-            session.sources[site] = source
-        tapped = session.tap_value(site, "input", tensor)
-        if source is not None:
-            session.produced(tapped, source)  # the same value, as a view
-        self._open[-1].append((site, weakref.ref(tapped), tapped._version))
-        return tapped
-
-    def enter(self, path: str, layer: str) -> str:
-        """A layer call begins; gives its site."""
-        self._open.append([])
-        return self.session.begin(path, layer)
-
-    def leave(self, output: Any, *, is_root: bool = False) -> Any:
-        """The innermost layer call is over; gives what the model goes on with."""
-        session = self.session
-        site = session.current
-        assert site is not None
-        for input_name, reference, version in self._open.pop():
-            tensor = reference()
-            if tensor is not None and tensor._version != version and tensor.requires_grad:
-                # Overwritten in place: autograd rebuilds the view, and our hook hangs on the old
-                # one, so the cotangent seen there would not be this layer's.
-                session.forget_cotangent(input_name, "input")
-        session.end()
-        session.returned[site] = Wrapping.of(output)
-
-        def tap_output(suffix: str, tensor: torch.Tensor) -> torch.Tensor:
-            tapped = session.tap_value(site + suffix, "activation", tensor)
-            session.produced(tapped, site + suffix)
-            if is_root:
-                self.outputs.append((site + suffix, tapped))
-            return tapped
-
-        return replace_leaves(output, is_tensor, tap_output)
-
-
-def _takes_no_hooks(module: torch.nn.Module) -> bool:
-    """Scripted modules refuse hooks; one that is compiled in place would compile them as well."""
-    in_place = getattr(module, "_compiled_call_impl", None) is not None
-    return in_place or isinstance(module, torch.jit.ScriptModule)
-
-
-class Hooks(Boundaries):
-    """The module hooks of one run.
-
-    Args:
-        opaque: paths of modules with an inside that nobody can hook.
-    """
-
-    def __init__(
-        self, session: TorchSession, model: torch.nn.Module, opaque: tuple[str, ...] = ()
-    ) -> None:
-        super().__init__(session)
-        self._root = model
-        inside = tuple(f"{path}." for path in opaque)
-        self._paths = {
-            module: path or session.root
-            for path, module in model.named_modules()
-            if not path.startswith(inside) and not _takes_no_hooks(module)
-        }
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for module in self._paths:
-                pre = module.register_forward_pre_hook(self._before, with_kwargs=True)
-                stack.callback(pre.remove)
-                post = module.register_forward_hook(self._after, with_kwargs=True)
-                stack.callback(post.remove)
-            yield
-
-    def call(self, layer: str, function: Any, args: Any, kwargs: Any) -> Any:
-        return function(*args, **kwargs)  # the model has hooks of its own
-
-    def _before(self, module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
-        if self.session.replaying:
-            self.session.enter_again(self._paths[module])
-            return self._again(module, "input", (args, kwargs))
-        site = self.enter(self._paths[module], type(module).__name__)
-        if module is self._root:
-            return None  # the model's inputs are sites of their own already
-
-        def tap(suffix: str, tensor: torch.Tensor) -> torch.Tensor:
-            return self.tap_input(site + suffix, tensor)
-
-        return replace_leaves((args, kwargs), is_tensor, tap)
-
-    def _after(self, module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if self.session.replaying:
-            return self._again(module, "activation", output)
-        return self.leave(output, is_root=module is self._root)
-
-    def _again(self, module: torch.nn.Module, kind: Kind, values: Any) -> Any:
-        path = self._paths[module]
-
-        def tap(suffix: str, tensor: torch.Tensor) -> torch.Tensor:
-            return self.session.tap_again(path, suffix, kind, tensor)
-
-        return replace_leaves(values, is_tensor, tap)

@@ -27,7 +27,7 @@ class Wrapping:
     def of(cls, output: Any) -> Wrapping | None:
         """That of what a layer has returned; None: it is something else."""
         if isinstance(output, torch.Tensor):
-            return cls()
+            return _BARE
         if type(output) not in (tuple, list):
             return None
         held = [i for i, item in enumerate(output) if item is not None]
@@ -40,3 +40,6 @@ class Wrapping:
             return tensor
         items = [tensor if i == self.place else None for i in range(self.length)]
         return self.kind(items)
+
+
+_BARE = Wrapping()

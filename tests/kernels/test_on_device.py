@@ -1,0 +1,229 @@
+"""Values that stay on a device: Triton's interpreter, and host tensors in the place of a GPU's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import crosscheck
+
+torch = pytest.importorskip("torch")
+
+from crosscheck.adapters.torch.taps import to_host  # noqa: E402
+from crosscheck.details.stage import OTHERS  # noqa: E402
+from crosscheck.kernels.on_device import (  # noqa: E402
+    DeviceArray,
+    device_moments,
+    equal,
+    held,
+    together,
+)
+from crosscheck.kernels.pairs import moments  # noqa: E402
+
+NUMBERS = np.random.default_rng(0).standard_normal((3, 40, 5)).astype(np.float32)
+
+
+def there(array: np.ndarray = NUMBERS) -> DeviceArray:
+    """An array that counts how often it is fetched."""
+    fetched: list[int] = []
+
+    def fetch(tensor: Any) -> np.ndarray:
+        fetched.append(tensor.numel())
+        return to_host(tensor).copy()
+
+    made = DeviceArray(torch.from_numpy(array.copy()), fetch)
+    made.fetched = fetched  # type: ignore[attr-defined]
+    return made
+
+
+@pytest.fixture(autouse=True)
+def nobody_looks_for_them_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DeviceArray, "made", False)
+
+
+def test_shapes_and_views_fetch_nothing() -> None:
+    value = there()
+    assert (value.shape, value.dtype, value.size, value.ndim) == ((3, 40, 5), np.float32, 600, 3)
+    assert (value.nbytes, value.itemsize, len(value)) == (2400, 4, 3)
+    turned, flat = value.transpose(0, 2, 1), value.reshape(3, 200)
+    assert turned.shape == (3, 5, 40) and value.transpose().shape == (5, 40, 3)
+    assert value.transpose((2, 0, 1)).shape == np.transpose(value, (2, 0, 1)).shape == (5, 3, 40)
+    assert not value.fetched  # type: ignore[attr-defined]
+    assert np.array_equal(turned, NUMBERS.transpose(0, 2, 1))
+    assert np.array_equal(flat, NUMBERS.reshape(3, 200))
+    wide = value.astype(np.float64)
+    assert isinstance(wide, DeviceArray) and np.array_equal(wide, NUMBERS.astype(np.float64))
+    assert value[1, 2, 3] == NUMBERS[1, 2, 3] and value[-1, -1, -1] == NUMBERS[-1, -1, -1]
+    assert np.array_equal(value.take_flat(np.array([0, 7, 599])), NUMBERS.ravel()[[0, 7, 599]])
+
+
+def test_to_numpy_it_is_an_array() -> None:
+    value = there()
+    assert np.array_equal(value[1:, ::2], NUMBERS[1:, ::2])
+    assert np.array_equal(value + 1, NUMBERS + 1) and np.array_equal(1 - value, 1 - NUMBERS)
+    assert np.array_equal(value > 0, NUMBERS > 0) and value.flags.c_contiguous
+    assert np.array_equal(np.abs(value).max(axis=1), np.abs(NUMBERS).max(axis=1))
+    assert np.array_equal(np.stack([value, value])[1], NUMBERS)
+    assert np.array_equal(np.asarray(value, dtype=np.int64), NUMBERS.astype(np.int64))
+    assert np.allclose(np.add.reduce(value, axis=0), NUMBERS.sum(0))
+    assert np.array_equal(value.astype(np.int32), NUMBERS.astype(np.int32))
+    assert value.fetched == [600]  # once  # type: ignore[attr-defined]
+    copy = np.array(value)
+    copy[:] = 0.0
+    assert np.array_equal(value, NUMBERS)
+    with pytest.raises(AttributeError):
+        value.no_such_thing  # noqa: B018
+
+
+def test_a_copy_is_of_its_own() -> None:
+    value = there()
+    copy, same = held(value, borrowed=False), held(value, borrowed=True)
+    value.tensor.zero_()
+    assert same is value and np.array_equal(copy, NUMBERS)
+    assert equal(there(), there()) and not equal(there(), copy.transpose())
+    brain = DeviceArray(torch.ones(3, dtype=torch.bfloat16), to_host)
+    assert brain.dtype == ml_dtypes.bfloat16 and np.asarray(brain).dtype == ml_dtypes.bfloat16
+
+
+def test_moments_are_those_of_the_host() -> None:
+    numbers = np.random.default_rng(1).standard_normal((50, 3000)).astype(np.float32)
+    numbers[3, 4], numbers[5, 6] = np.nan, -np.inf
+    want, got = moments(numbers), device_moments(there(numbers))
+    assert want is not None
+    for ours, theirs in zip(got, want, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
+def test_only_what_lies_together_is_compared_there() -> None:
+    assert together([there(), there()])
+    assert not together([there(), NUMBERS]) and not together([NUMBERS, NUMBERS])
+
+
+CHECKED = """
+import json
+import sys
+
+import numpy as np
+import torch
+from torch import nn
+
+import crosscheck
+from crosscheck.adapters.torch import taps
+from crosscheck.judging import sifting
+from crosscheck.kernels import stacked
+from crosscheck.kernels.on_device import DeviceArray
+
+LARGE, fetched = 512, []
+
+
+def shown(tensor):  # what it does with large tensors on a device
+    if tensor.numel() <= LARGE:
+        return taps.to_host(tensor)
+
+    def fetch(part):
+        fetched.append(part.numel())
+        return taps.to_host(part).copy()
+
+    return DeviceArray(tensor.detach(), fetch)
+
+
+if sys.argv[1] == "there":
+    taps.shown, sifting.LARGE, stacked.LONGEST = shown, LARGE, LARGE
+
+
+class Net(nn.Module):
+    def __init__(self, act, bias):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.act = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), act
+        self.up, self.head, self.bias = nn.Linear(8, 30), nn.Linear(30, 5), bias
+
+    def forward(self, x):
+        h = self.norm(self.conv(x))
+        h.mul_(2.0)  # what a run has shown
+        return self.head(torch.tanh(self.up(self.act(h).mean((2, 3))))) + self.bias
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2.0 * gradient
+
+
+class Wrong(nn.ReLU):
+    def forward(self, x):
+        return Twice.apply(super().forward(x))
+
+
+found = {}
+for name, effort, candidate in [
+    ("agree", "quick", Net(nn.ReLU(), 0.0)),
+    ("agree", "thorough", Net(nn.ReLU(), 0.0)),
+    ("forward", "quick", Net(nn.GELU(), 0.0)),
+    ("backward", "thorough", Net(Wrong(), 0.0)),
+]:
+    fetched.clear()
+    report = crosscheck.check(
+        Net(nn.ReLU(), 0.0), candidate, "float32[2,3,10,10]", effort=effort, blind_spots=False
+    )
+    first = report.first_divergence
+    found[f"{name}, {effort}"] = {
+        "verdict": report.verdict,
+        "first": first and [first.phase, first.candidate],
+        "causes": first and [c.statement for c in first.causes if c.verified],
+        "sites": [
+            [s.phase, s.kind, s.reference, s.verdict, s.metrics is None] for s in report.sites
+        ],
+        "ratios": [s.ratio for s in report.sites],
+        "errors": [s.metrics.rel_l2 for s in report.sites if s.metrics],
+        "fetched": sum(n > LARGE for n in fetched),  # else single elements and samples
+    }
+print(json.dumps(found))
+"""
+
+
+def checked(where: str) -> dict[str, Any]:
+    root = str(Path(crosscheck.__file__).parent.parent)
+    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKED, where],
+        env=os.environ | {"PYTHONPATH": paths, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_a_check_finds_the_same_without_fetching_the_values() -> None:
+    there, here = checked("there"), checked("here")
+    for name, want in here.items():
+        got = there[name]
+        for exact in ("verdict", "first", "causes", "sites"):
+            assert got[exact] == want[exact], (name, exact)
+        for close in ("ratios", "errors"):
+            assert got[close] == pytest.approx(want[close], rel=1e-6, nan_ok=True), (name, close)
+    verdicts = {name: one["verdict"] for name, one in there.items()}
+    assert {name for name, verdict in verdicts.items() if verdict == "agree"} == {
+        "agree, quick",
+        "agree, thorough",
+    }
+    assert there["agree, quick"]["fetched"] == 0 < there["forward, quick"]["fetched"]
+    # Both sides of what a report shows details of.
+    assert there["agree, thorough"]["fetched"] <= 2 * OTHERS

@@ -13,8 +13,9 @@ Printed for each: seconds of the clock and of the processor, those of one bare f
 of both sides, comparisons, comparisons per second of the processor, microseconds for each of them
 that are not spent in the runs of the models, the size of all activations in one run, the peak of
 memory over what the two models and the framework take, and over what the bare runs take on top of
-that. The last line is the exponent of processor time over depth, by least
-squares on a log-log scale from depth 100 on (below, what a check costs once outweighs the layers).
+that. The last lines are the exponent of processor time over depth, by least squares on a log-log
+scale from depth 100 on (below, what a check costs once outweighs the layers), and what each further
+comparison costs: outside of the runs, and in all over the bare runs.
 Exit status 1 where it is above ``--bar``.
 """
 
@@ -156,6 +157,7 @@ def measure(depth: int, args: argparse.Namespace) -> Row:
         "seconds": seconds,
         "cpu": cpu,
         "own": (cpu - runs.seconds) / len(report.sites),
+        "over": (cpu - seconds_bare) / len(report.sites),
         "bare": seconds_bare,
         "sites": len(report.sites),
         "activations": 4 * depth * x.nbytes,
@@ -184,6 +186,14 @@ def exponent(rows: list[Row]) -> float | None:
         return None
     depth, cpu = (np.log([r[key] for r in rows]) for key in ("depth", "cpu"))
     return float(np.polyfit(depth, cpu, 1)[0])
+
+
+def further(rows: list[Row], key: str) -> float:
+    """Seconds for each comparison more, by least squares over the deep models: what a check costs
+    once is left out."""
+    deep = [r for r in rows if r["depth"] >= FITTED_FROM]
+    sites = [r["sites"] for r in deep]
+    return float(np.polyfit(sites, [r[key] * r["sites"] for r in deep], 1)[0])
 
 
 def line(row: Row) -> str:
@@ -240,6 +250,10 @@ def main() -> int:
     found = exponent(rows)
     if found is not None:
         print(f"time grows as depth^{found:.2f}")
+        own, in_all = (further(rows, key) * 1e6 for key in ("own", "over"))
+        print(
+            f"each further comparison: {own:.0f} us outside of the runs, {in_all:.0f} us over bare"
+        )
     if any(row["verdict"] != "agree" for row in rows):
         return 1
     return int(args.bar is not None and found is not None and found > args.bar)

@@ -144,8 +144,11 @@ class Pair:
         given = self.candidate_inputs
         if isinstance(given, Mapping) and isinstance(self.candidate, Mapping):
             given = given.get(name)
-        with missing_frameworks(f"pair `{self.name}`, candidate `{name}`"):
-            reference_model, candidate_model = make(self.reference), make(chosen)
+        with loading(f"the reference of pair `{self.name}`"):
+            reference_model = make(self.reference)
+        with loading(f"candidate `{name}` of pair `{self.name}`"):
+            candidate_model = make(chosen)
+        with loading(f"the inputs of pair `{self.name}`"):
             several = options.get("seeds", 1) != 1
             inputs = self.inputs if several or not callable(self.inputs) else self.inputs(seed)
         if alter is not None:
@@ -156,11 +159,12 @@ class Pair:
         return (reference_model, candidate_model, inputs), arguments
 
 
-class missing_frameworks:  # noqa: N801  (reads as a statement)
-    """Say which extra to install when a model's own import of a framework fails."""
+class loading:  # noqa: N801  (reads as a statement)
+    """Say what was being made when it fails, and which extra to install when its own import of a
+    framework does."""
 
-    def __init__(self, needed_for: str) -> None:
-        self._needed_for = needed_for
+    def __init__(self, what: str) -> None:
+        self._what = what
 
     def __enter__(self) -> None:
         return None
@@ -169,7 +173,9 @@ class missing_frameworks:  # noqa: N801  (reads as a statement)
         if isinstance(error, ModuleNotFoundError) and not isinstance(error, CrosscheckError):
             root = (error.name or "").partition(".")[0]
             if root in EXTRAS:
-                raise MissingFramework(root, needed_for=self._needed_for) from error
+                raise MissingFramework(root, needed_for=self._what) from error
+        if isinstance(error, Exception) and not isinstance(error, CrosscheckError):
+            error.add_note(f"while {self._what} was made")
 
 
 def make(model: Any) -> Any:
@@ -248,7 +254,7 @@ def load_model(text: str) -> Any:
         raise InvalidArgument(f"{text!r}: there is no file {path}")
     if file.suffix != ".py":
         raise InvalidArgument(f"{text!r}: {path} is no Python file; write FILE.py:NAME")
-    with missing_frameworks(text):
+    with loading(f"`{text}`"):
         value: Any = load_module(file)
         for part in name.split("."):
             if not hasattr(value, part):

@@ -144,7 +144,8 @@ def failures(html_path: str | None = None) -> Iterator[None]:
 
 def fail(error: BaseException, html_path: str | None = None) -> NoReturn:
     """One line on stderr, the page that was asked for, and exit status 2."""
-    text = " ".join(str(error).split())
+    notes = [f"({note})" for note in getattr(error, "__notes__", ())]
+    text = " ".join(f"{error} {' '.join(notes)}".split())
     text += "" if html_path is None else _paged(error, html_path)
     click.echo(f"crosscheck: {type(error).__name__}: {text}", err=True)
     raise SystemExit(NOT_COMPARED)

@@ -109,7 +109,7 @@ def _sides(
     models: tuple[str, ...], candidate: str | None, texts: tuple[str, ...], seed: int
 ) -> tuple[Any, Any, Any, Any, Mapping[str, Any]]:
     """(reference, candidate, inputs, candidate's inputs, what the pair's own map says)."""
-    from crosscheck.pair import load_pair, make, missing_frameworks
+    from crosscheck.pair import load_pair, loading, make
 
     if len(models) == 2:
         if candidate:
@@ -133,7 +133,7 @@ def _sides(
     if isinstance(theirs, Mapping) and ports:
         theirs = theirs.get(name)
     given = pair.options.get("weights")
-    with missing_frameworks(f"pair `{pair.name}`, candidate `{name}`"):
+    with loading(f"pair `{pair.name}`, candidate `{name}`"):
         inputs = pair.inputs(seed) if callable(pair.inputs) else pair.inputs
         own_map = given if isinstance(given, Mapping) else {}
         return make(pair.reference), make(chosen), inputs, theirs, own_map

@@ -105,10 +105,10 @@ def _listed(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any
 
 
 def _pair(job: Mapping[str, Any], say: Callable[[str], None]) -> Any:
-    from crosscheck.pair import load_pair, missing_frameworks
+    from crosscheck.pair import load_pair, loading
 
     say(f"load {job['path']}")
-    with missing_frameworks(f"{job['path']}"):
+    with loading(f"{job['path']}"):
         return load_pair(job["path"])
 
 

@@ -196,3 +196,20 @@ def test_two_folders_with_files_of_one_name(tmp_path: Path) -> None:
         )
     names = [load_pair(tmp_path / folder).name for folder in ("first", "second", "first")]
     assert names == ["1", "2", "1"]
+
+
+def test_what_cannot_be_made_is_named(crosscheck: Any, folder: Path) -> None:
+    (folder / "bad.py").write_text("def build():\n    raise OSError('no weights here')\n")
+    files = ("--reference", "net.py:build", "--candidate", "bad.py:build")
+    result = crosscheck("run", *files, "--input", "x=float32[5,6]")
+    assert result.exit_code == 2 and result.stdout == ""
+    last = result.stderr.splitlines()[-1]
+    assert last == "crosscheck: OSError: no weights here (while `bad.py:build` was made)"
+    (folder / "pair.py").write_text(
+        "import crosscheck\nfrom bad import build\nfrom net import Net\n"
+        "pair = crosscheck.Pair(reference=Net, candidate={'port': build}, inputs='float32[5,6]',"
+        " name='mine')\n"
+    )
+    result = crosscheck("run", ".")
+    assert result.exit_code == 2
+    assert "(while candidate `port` of pair `mine` was made)" in result.stderr.splitlines()[-1]

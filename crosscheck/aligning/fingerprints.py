@@ -30,6 +30,7 @@ __all__ = [
     "differences",
     "fingerprint",
     "fingerprints",
+    "least_errors",
     "looks_like",
     "repeating",
     "size_and_kind",
@@ -117,6 +118,16 @@ def looks_like(prints: np.ndarray, one: np.ndarray) -> np.ndarray:
     allowed = 3.0 * SAME_VALUE * one[..., 1:2]
     close: np.ndarray = (off[:, :6] <= allowed).all(axis=1) & (off[:, 6] <= 0.0)
     return close
+
+
+def least_errors(values: np.ndarray, truths: np.ndarray) -> np.ndarray:
+    """How far two values are apart at least (‖v − t‖ / ‖t‖, (n,)), from their fingerprints, (n, 7)
+    each: an error moves them by three times its size at most."""
+    finite = (values[:, 6] == 0.0) & (truths[:, 6] == 0.0) & (truths[:, 1] > 0.0)
+    moved = np.abs(values[:, :6] - truths[:, :6]).max(axis=1)
+    least = np.zeros(len(values))
+    np.divide(moved, 3.0 * truths[:, 1], out=least, where=finite)
+    return 0.999 * least  # the fingerprints are rounded as well
 
 
 class Fingerprints:

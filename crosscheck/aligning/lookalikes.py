@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crosscheck.aligning.fingerprints import Fingerprints, PreparedTrace
+from crosscheck.aligning.fingerprints import Fingerprints, PreparedTrace, least_errors
+from crosscheck.aligning.pairing import ROUNDING
 
 __all__ = ["MOST_ALIKE", "Alike", "LookAlikes"]
 
@@ -91,7 +92,8 @@ class LookAlikes:
             places = self._places(0, sites), self._places(1, others)
             prints = np.array(run.prints_of(others)), np.array(self._sides[0].prints_of(sites))
             for rows, columns in Fingerprints(prints[0]).like(prints[1]):
-                found.append(self._nearest(places[0][rows], places[1][columns]))
+                error = least_errors(prints[0][columns], prints[1][rows])
+                found.append(self._nearest(places[0][rows], places[1][columns], error))
         r, c, rank, bound = map(np.concatenate, zip(*found, strict=True))
         return Alike(self._sites, (r, c), rank, bound)
 
@@ -99,9 +101,9 @@ class LookAlikes:
         order = self._sides[side].order
         return np.array([order[site] for site in sites])
 
-    def _nearest(self, r: np.ndarray, c: np.ndarray) -> Columns:
+    def _nearest(self, r: np.ndarray, c: np.ndarray, error: np.ndarray) -> Columns:
         """Of pairs of places, at most `MOST_ALIKE` for each of the reference's: the columns of
-        an `Alike`."""
+        an `Alike`. ``error``: how far their values are apart at least."""
         apart = np.abs(self._here[0][r] - self._here[1][c])
         named = self._names[0][r] == self._names[1][c]
         order = np.lexsort((apart, ~named, r))  # stable
@@ -113,6 +115,7 @@ class LookAlikes:
         unlike = 1.0 - 0.5 / np.maximum(self._lengths[0][r] + self._lengths[1][c], 1)
         alike = self._typed[r] & (self._types[0][r] == self._types[1][c])
         bound = np.where(named[few], 1.0, unlike) + 0.5 * alike - apart[few]
+        bound -= 0.2 * np.log10(np.maximum(error[few] / ROUNDING, 1.0))
         return r, c, rank[rank < MOST_ALIKE], bound
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from crosscheck.adapters.base import Parameter
 from crosscheck.adapters.torch.adapter import TorchAdapter
 from crosscheck.adapters.torch.lending import Loans
-from crosscheck.adapters.torch.parameters import named_modules
+from crosscheck.adapters.torch.parameters import named_modules, named_tensors
 
 
 class Net(nn.Module):
@@ -131,3 +131,15 @@ def test_what_modules_keep_anywhere_is_held() -> None:
         loans.note(("activation", site), tensor)
     expected = {("activation", site) for site in lent if site != "own"}
     assert loans.overwritten(model) == expected
+
+
+def test_names_are_pytorchs_own() -> None:
+    shared = nn.Linear(3, 3)
+    model = nn.Sequential(shared, nn.BatchNorm1d(3), nn.Sequential(shared, nn.Linear(3, 3)))
+    model[2][1].weight = shared.weight  # type: ignore[union-attr,index]
+    model[2].register_buffer("again", model[1].running_mean)  # type: ignore[union-attr,arg-type]
+    model.register_parameter("none", None)
+    parameters, buffers = named_tensors(model)
+    assert [*parameters.items()] == [*model.named_parameters()]
+    assert [*buffers] == [name for name, _ in model.named_buffers()]
+    assert all(buffers[name] is tensor for name, tensor in model.named_buffers())

@@ -10,8 +10,13 @@ import pytest
 
 from crosscheck.aligning import align
 from crosscheck.aligning.align import Aligner
-from crosscheck.aligning.fingerprints import Fingerprints, fingerprints, looks_like
-from crosscheck.aligning.layout import Two
+from crosscheck.aligning.fingerprints import (
+    Fingerprints,
+    fingerprints,
+    least_errors,
+    looks_like,
+)
+from crosscheck.aligning.layout import Two, relative_error
 from crosscheck.trace import Trace
 from tests.stages.test_scale import trace
 
@@ -71,3 +76,21 @@ def test_fingerprints_are_found_whatever_they_are_searched_by(
     ]
     every = [(i, j) for i, one in enumerate(others) for j in np.flatnonzero(looks_like(rows, one))]
     assert found == every and len(every) >= len(others)
+
+
+def test_fingerprints_bound_the_error() -> None:
+    rng = np.random.default_rng(1)
+    truths = [rng.standard_normal(400) * scale + shift for scale in (1e-3, 1.0) for shift in (0, 5)]
+    values = []
+    for size in (1e-7, 1e-5, 1e-3):
+        for truth in truths:
+            errors = rng.standard_normal(400), np.ones(400), np.sign(truth), truth
+            values += [(truth + size * error, truth) for error in errors]
+    values.append((np.zeros(400), np.zeros(400)))
+    values.append((np.full(400, np.nan), np.full(400, np.nan)))
+    least = least_errors(*(np.array(fingerprints(side)) for side in zip(*values, strict=True)))
+    for (value, truth), bound in zip(values, least, strict=True):
+        error = relative_error(value, truth)
+        assert 0.0 <= bound <= error, (bound, error)
+    shifted = [i for i in range(len(values)) if i % 4 == 1 and i < 12]
+    assert all(least[i] > 0.3 * relative_error(*values[i]) for i in shifted)

@@ -31,7 +31,7 @@ from crosscheck.adapters.torch.compiled import compiled_inside
 from crosscheck.adapters.torch.hooks import Boundaries, Hooks
 from crosscheck.adapters.torch.left_out import LeftOut, leave_out
 from crosscheck.adapters.torch.lending import Loans, copies_everything, gradients_taken
-from crosscheck.adapters.torch.parameters import Described
+from crosscheck.adapters.torch.parameters import Described, named_tensors
 from crosscheck.adapters.torch.saved import saved_within_limit
 from crosscheck.adapters.torch.state import (
     default_float64,
@@ -116,7 +116,8 @@ class TorchAdapter(Adapter):
         return self._described.now()
 
     def load(self, values: Mapping[str, np.ndarray]) -> None:
-        tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        parameters, buffers = named_tensors(self.model)
+        tensors: Tensors = {**parameters, **buffers}
         with torch.no_grad():
             for name, array in values.items():
                 target = tensors[name]
@@ -179,7 +180,7 @@ class TorchAdapter(Adapter):
             with guarded(session, "forward"):
                 self._forward(run.seen, tapped)
             gradients = {} if cotangents is None else self._backward(run, cotangents, fed)
-            held = run.replaced | dict(self.model.named_buffers())
+            held = run.replaced | named_tensors(self.model)[1] if kept else {}
             buffers = {name: np.array(to_host(held[name])) for name in kept}
         overwritten = frozenset() if loans is None else loans.overwritten(self.model)
         self._copied |= overwritten
@@ -307,7 +308,8 @@ class TorchAdapter(Adapter):
 
     def _leaves(self, replaced: Tensors) -> Tensors:
         """The parameters that get a gradient."""
-        own = {n: replaced.get(n, p) for n, p in self.model.named_parameters()}
+        parameters, _ = named_tensors(self.model)
+        own = {n: replaced.get(n, p) for n, p in parameters.items()}
         return {n: p for n, p in own.items() if p.requires_grad}
 
     def _replaced(
@@ -322,14 +324,15 @@ class TorchAdapter(Adapter):
         Args:
             but: names of those that the run does not need.
         """
-        own = [*self.model.named_parameters(), *self.model.named_buffers()]
-        elsewhere = any(tensor.device.type != self.device for _, tensor in own)
+        parameters, buffers = named_tensors(self.model)
+        own: Tensors = {**parameters, **buffers}
+        elsewhere = any(tensor.device.type != self.device for tensor in own.values())
         if not float64 and not overrides and not elsewhere:
             return {}
         with unwatched():
             return {
                 name: self._stand_in(tensor, overrides.get(name), float64=float64)
-                for name, tensor in own
+                for name, tensor in own.items()
                 if name not in but
             }
 

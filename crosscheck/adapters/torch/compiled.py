@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from crosscheck.adapters.torch.parameters import named_modules
 from crosscheck.errors import CannotCompare
 
 __all__ = ["compiled_inside", "kind_of", "note_on", "original", "refusing_fallback", "swapped"]
@@ -36,7 +37,7 @@ def original(module: torch.nn.Module) -> torch.nn.Module:
 def compiled_inside(model: torch.nn.Module) -> dict[str, str]:
     """path -> kind of the outermost compiled modules inside an ordinary one."""
     found: dict[str, str] = {}
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         kind = kind_of(module)
         if kind is not None and not any(path.startswith(f"{outer}.") for outer in found):
             found[path] = kind

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 
 from crosscheck.adapters.base import Parameter
 
-__all__ = ["Described", "named_modules"]
+__all__ = ["Described", "named_modules", "named_tensors"]
 
 _SPATIAL = {1: ("w",), 2: ("h", "w"), 3: ("d", "h", "w")}
 _ROLES = {
@@ -152,6 +152,25 @@ def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
             inside = [(before + n, m) for n, m in module._modules.items() if m is not None]
             todo += inside[::-1]
     return [(path, module) for module, path in found.items()]
+
+
+def named_tensors(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, torch.Tensor]]:
+    """Parameters and buffers, each under its first name, as PyTorch's own; in one walk."""
+    walk = named_modules(model)
+    parameters: Any = _members((path, module._parameters) for path, module in walk)
+    buffers: Any = _members((path, module._buffers) for path, module in walk)
+    return parameters, buffers
+
+
+def _members(held: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+    for path, own in held:
+        for leaf, tensor in own.items():
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[f"{path}.{leaf}" if path else leaf] = tensor
+    return found
 
 
 def _mark(one: _Held) -> Hashable:

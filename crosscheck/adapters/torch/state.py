@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
-from crosscheck.adapters.torch.parameters import named_modules
+from crosscheck.adapters.torch.parameters import named_modules, named_tensors
 from crosscheck.kernels.two_llvms import without_triton
 
 __all__ = [
@@ -120,7 +120,8 @@ def stood_in(model: torch.nn.Module, values: Mapping[str, torch.Tensor]) -> Iter
     if not values:
         yield
         return
-    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    parameters, buffers = named_tensors(model)
+    own: dict[str, torch.Tensor] = {**parameters, **buffers}
     others = {id(own[name]): value for name, value in values.items()}
     modules = [module for _, module in named_modules(model)]
     places: list[Any] = [held for m in modules for held in (m._parameters, m._buffers)]

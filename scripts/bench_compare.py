@@ -5,11 +5,11 @@
 Sizes in millions. GB/s counts both arrays. The machine may be shared, so everything takes turns: in
 each round every comparison is made once, right after both arrays are read (the bandwidth). The
 table has the best and the median round, and the share of the bandwidth: of the best reading ever,
-and the median of that just before. Other tools are slow: they are measured on contiguous float32, three
-times less often, on fewer elements if asked; the ratios are of GB/s. An assertion that passes has said only that; one that
-fails tells by how much and where, which is what ours does: both are timed, and the bar is on the
-second. Polygraphy is left out unless it is there (`pip install polygraphy`). Exit status 1 where a
-bar is missed.
+and the median of that just before. Other tools are slow: they are measured on contiguous float32,
+three times less often, on fewer elements if asked; the ratios are of GB/s. An assertion that passes
+has said only that; one that fails tells by how much and where, which is what ours does: both are
+timed, and the bar is on the second. Polygraphy is left out unless it is there (`pip install
+polygraphy`). Exit status 1 where a bar is missed.
 """
 
 from __future__ import annotations

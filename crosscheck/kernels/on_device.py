@@ -81,10 +81,8 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def transpose(self, *axes: Any) -> DeviceArray:
         """As NumPy's; a view."""
-        order = axes[0] if len(axes) == 1 and axes[0] is not None else axes
-        if isinstance(order, (int, np.integer)):
-            order = (order,)
-        order = range(self.ndim)[::-1] if order in ((), (None,)) else map(int, order)
+        order = axes[0] if len(axes) == 1 else axes or None
+        order = range(self.ndim)[::-1] if order is None else map(int, np.ravel(order))
         return self._of(self.tensor.permute(tuple(order)))
 
     def reshape(self, *shape: Any, **how: Any) -> Any:

@@ -19,6 +19,7 @@ import crosscheck
 torch = pytest.importorskip("torch")
 
 from crosscheck.adapters.torch.taps import to_host  # noqa: E402
+from crosscheck.aligning.layout import Layout  # noqa: E402
 from crosscheck.details.stage import OTHERS  # noqa: E402
 from crosscheck.kernels.on_device import (  # noqa: E402
     DeviceArray,
@@ -57,6 +58,9 @@ def test_shapes_and_views_fetch_nothing() -> None:
     turned, flat = value.transpose(0, 2, 1), value.reshape(3, 200)
     assert turned.shape == (3, 5, 40) and value.transpose().shape == (5, 40, 3)
     assert value.transpose((2, 0, 1)).shape == np.transpose(value, (2, 0, 1)).shape == (5, 3, 40)
+    last = Layout((0, 2, 1))
+    assert last.to_candidate(value).shape == last.to_reference(value).shape == (3, 5, 40)
+    assert there(NUMBERS[0, 0]).transpose(0).shape == (5,) and value.transpose(None).shape[0] == 5
     assert not value.fetched  # type: ignore[attr-defined]
     assert np.array_equal(turned, NUMBERS.transpose(0, 2, 1))
     assert np.array_equal(flat, NUMBERS.reshape(3, 200))

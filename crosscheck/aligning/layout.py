@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from crosscheck.compare import Difference, compare, compare_each
 from crosscheck.kernels.stacked import stacked_squares
-from crosscheck.memory import within_limit
+from crosscheck.memory import portions
 
 __all__ = [
     "SAME",
@@ -37,9 +37,7 @@ __all__ = [
 Shape = tuple[int, ...]
 Two = tuple[np.ndarray, np.ndarray]
 """A value and what it should be, in one layout."""
-AT_ONCE = 1 << 24
-"""Elements that are compared in one call, and so held at once where a layout takes a copy."""
-BYTES = 16  # for each of them: two sides, of eight bytes at most
+BYTES = 16  # for each element: two sides, of eight bytes at most
 
 
 @dataclass(frozen=True)
@@ -183,21 +181,8 @@ def relative_error(value: np.ndarray, truth: np.ndarray) -> float:
 
 def relative_errors(pairs: Iterable[Two]) -> list[float]:
     """`relative_error` of many (value, truth); small ones are looked at together."""
-    return [error for some in _portions(pairs) for error in _relative_errors(some)]
-
-
-def _portions(pairs: Iterable[Two]) -> Iterator[list[Two]]:
-    """So many at a time as may be held at once."""
-    some: list[Two] = []
-    elements = 0
-    most = within_limit(AT_ONCE, BYTES)
-    for pair in pairs:
-        some.append(pair)
-        elements += pair[1].size
-        if elements > most:
-            yield some
-            some, elements = [], 0
-    yield some
+    together = portions(pairs, lambda two: two[1].size, BYTES)
+    return [error for some in together for error in _relative_errors(some)]
 
 
 def _relative_errors(pairs: Sequence[Two]) -> list[float]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from crosscheck.judging.noise import (
 )
 from crosscheck.judging.quantised import SHARE, Steps
 from crosscheck.judging.reductions import Reductions
-from crosscheck.memory import within_limit
+from crosscheck.memory import portions
 from crosscheck.results import Metrics, SiteResult
 from crosscheck.trace import Trace
 
@@ -41,7 +41,6 @@ __all__ = [
     "Perturbation",
     "exact",
     "in_reference_layout",
-    "portions",
     "relative",
     "shrinks",
     "without_fill",
@@ -49,9 +48,7 @@ __all__ = [
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 """A candidate's value, the reference's and the truth, in one layout."""
-AT_ONCE = 1 << 24
-"""Elements that are compared in one call, and so held at once where a layout takes a copy."""
-BYTES = 32  # for each of them: two sides in float32 and the oracle in float64, forced and free
+BYTES = 32  # for each element: two sides in float32 and the oracle in float64, forced and free
 DOUBTED = (
     "the reference does something else in float64 (draws random numbers?): judged against its own "
     "value"
@@ -106,7 +103,7 @@ class Judge:
         """Judge items of a forced run; thousands of small values are compared in one call."""
         looks = (self._look(item, value_of(item, candidate, side="candidate")) for item in items)
         results: dict[Item, SiteResult] = {}
-        for some in portions(looks, lambda look: look.reference.size):
+        for some in portions(looks, lambda look: look.reference.size, BYTES):
             results |= self._results(some)
         return results
 
@@ -114,7 +111,7 @@ class Judge:
         """ρ of the free runs alone; None where they have no such values."""
         values = ((item, self._reference(item)) for item in items)
         found: dict[Item, float | None] = {}
-        for some in portions(values, lambda one: one[1].size):
+        for some in portions(values, lambda one: one[1].size, BYTES):
             found |= self._freely(some)
         return found
 
@@ -284,24 +281,6 @@ class _Look(NamedTuple):
     raw: np.ndarray | None
     value: np.ndarray | None
     forced: Arrays | None
-
-
-T = TypeVar("T")
-
-
-def portions(things: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
-    """As many things as are compared in one call; ``size`` gives the elements of one."""
-    most = within_limit(AT_ONCE, BYTES)
-    some: list[T] = []
-    elements = 0
-    for thing in things:
-        some.append(thing)
-        elements += size(thing)
-        if elements > most:
-            yield some
-            some, elements = [], 0
-    if some:
-        yield some
 
 
 def in_reference_layout(

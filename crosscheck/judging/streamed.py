@@ -19,9 +19,10 @@ from crosscheck.compare import Difference, compare, compare_two
 from crosscheck.comparisons import Item, site_items, value_of
 from crosscheck.judging.fill import FILL
 from crosscheck.judging.fill import without_fill as without_fill_of_three
-from crosscheck.judging.judge import exact, in_reference_layout, portions, site_result
+from crosscheck.judging.judge import BYTES, exact, in_reference_layout, site_result
 from crosscheck.judging.noise import Judgement, Tolerance, within
 from crosscheck.kernels.on_device import address_of
+from crosscheck.memory import portions
 from crosscheck.observers import Key, Recorder
 from crosscheck.results import SiteResult
 from crosscheck.taps import Kind, Session, active_session
@@ -74,7 +75,7 @@ def look(
         (item, _values(item, reference, value_of(item, candidate, side="candidate")))
         for item in items
     )
-    for some in portions(values, lambda one: one[1][0].size):
+    for some in portions(values, lambda one: one[1][0].size, BYTES):
         yield from _looked(some, tolerance)
 
 

@@ -14,6 +14,7 @@ from crosscheck.memory.limits import (
     limited,
     new_values,
     parse_bytes,
+    portions,
     spilled,
     within_limit,
 )
@@ -30,5 +31,6 @@ __all__ = [
     "parse_bytes",
     "shape_of",
     "spilled",
+    "portions",
     "within_limit",
 ]

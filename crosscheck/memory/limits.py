@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -18,7 +18,15 @@ from crosscheck.memory.values import Values
 if TYPE_CHECKING:
     from crosscheck.trace import RunInfo
 
-__all__ = ["is_limited", "limited", "new_values", "parse_bytes", "spilled", "within_limit"]
+__all__ = [
+    "is_limited",
+    "limited",
+    "new_values",
+    "parse_bytes",
+    "portions",
+    "spilled",
+    "within_limit",
+]
 
 _BUDGET: ContextVar[Budget | None] = ContextVar("crosscheck_memory", default=None)
 _UNITS = {
@@ -28,6 +36,9 @@ _UNITS = {
     **{f"{letter}b": 1000**n for n, letter in enumerate("kmgt", 1)},
 }
 LEAST = 2**20
+AT_ONCE = 1 << 24
+"""Elements that are compared in one call, and so held at once where a layout takes a copy."""
+T = TypeVar("T")
 
 
 def parse_bytes(limit: int | str) -> int:
@@ -86,6 +97,26 @@ def within_limit(most: int, nbytes: int) -> int:
     of the limit that holds here takes."""
     budget = _BUDGET.get()
     return most if budget is None else min(most, budget.limit // 8 // nbytes)
+
+
+def portions(things: Iterable[T], elements: Callable[[T], int], nbytes: int) -> Iterator[list[T]]:
+    """As many things as are looked at together.
+
+    Args:
+        elements: how many a thing has.
+        nbytes: what each element may take.
+    """
+    most = within_limit(AT_ONCE, nbytes)
+    some: list[T] = []
+    held = 0
+    for thing in things:
+        some.append(thing)
+        held += elements(thing)
+        if held > most:
+            yield some
+            some, held = [], 0
+    if some:
+        yield some
 
 
 def spilled(info: RunInfo) -> RunInfo:

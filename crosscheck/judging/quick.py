@@ -95,6 +95,7 @@ def judge_free_runs(
     items += buffer_items(match, reference, candidate)
     known = {} if runs.streamed is None else runs.streamed.looked
     others = look((i for i in items if i not in known), reference, candidate, tolerance)
+    judge.reductions.ahead(items)
     results: list[SiteResult] = []
     for item in items:
         results.append(judge.judge(known[item] if item in known else next(others)))

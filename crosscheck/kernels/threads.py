@@ -7,6 +7,7 @@ and all of them make compiling several times slower.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -42,12 +43,23 @@ def share(work: Callable[[int, int], None], count: int, *, alone: bool = False) 
         return
     parts = min(count, workers * PARTS)
     bounds = [count * i // parts for i in range(parts + 1)]
-    done = [
-        _pool(workers).submit(work, first, last)
-        for first, last in zip(bounds, bounds[1:], strict=False)
-    ]
-    for part in done:
-        part.result()
+    left = deque(zip(bounds, bounds[1:], strict=False))
+
+    def some() -> None:
+        while left:
+            try:
+                first, last = left.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            work(first, last)
+
+    others = [_pool(threads() - 1).submit(some) for _ in range(workers - 1)]
+    try:
+        some()
+    finally:
+        for other in others:
+            if not other.cancel():  # where no processor was free for it, nobody waits for it
+                other.result()
 
 
 @cache

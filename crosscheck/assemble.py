@@ -6,7 +6,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from crosscheck.adapters.base import Adapter
 from crosscheck.aligning.coverage import coverage_of
 from crosscheck.details.stage import details
 from crosscheck.devices import as_they_ran
+from crosscheck.judging.evidence import Evidence, Judged
 from crosscheck.judging.noise import Tolerance
 from crosscheck.judging.precision import dtype_notes
 from crosscheck.request import Request
@@ -27,9 +28,6 @@ from crosscheck.results import (
     worst,
 )
 from crosscheck.traces.stages import unrecorded
-
-if TYPE_CHECKING:
-    from crosscheck.pipeline import Evidence, Judged
 
 __all__ = [
     "Findings",

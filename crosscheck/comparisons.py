@@ -94,6 +94,7 @@ class SiteItems:
 
     def __init__(self, alignment: Alignment, reference: Trace) -> None:
         self._alignment, self._reference = alignment, reference
+        self._latest: tuple[_Seen, tuple[list[Item], list[str]]] | None = None
         self._outputs = [
             Item("forward", "activation", p.reference, p.candidate, p.layout, p.by)
             for p in alignment.pairs
@@ -101,6 +102,13 @@ class SiteItems:
 
     def shown_by(self, candidate: Trace, *, backward: bool) -> tuple[list[Item], list[str]]:
         """`site_items` for one run of the candidate."""
+        seen = candidate.info.sources, candidate.info.unobservable, backward
+        if self._latest is None or self._latest[0] != seen:
+            self._latest = seen, self._shown_by(candidate, backward=backward)
+        items, missing = self._latest[1]
+        return [*items], [*missing]
+
+    def _shown_by(self, candidate: Trace, *, backward: bool) -> tuple[list[Item], list[str]]:
         passed_on = _same_producer(self._alignment, self._reference, candidate)
         forward = [
             item
@@ -133,6 +141,9 @@ class SiteItems:
         return found
 
 
+_Seen = tuple[Mapping[str, str], frozenset[Key], bool]
+"""What the comparisons hang on of a run of the candidate: who made what, what it cannot show, and
+whether it goes backward."""
 _FORWARD_OF: dict[str, Kind] = {back: forth for forth, back in COTANGENT_OF.items()}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from crosscheck.adapters.base import Adapter
 from crosscheck.errors import DeviceUnavailable, InvalidArgument
+from crosscheck.kernels.on_device import why_on_host
 
 __all__ = ["as_they_ran", "place"]
 
@@ -37,4 +38,13 @@ def place(sides: Sequence[Adapter], device: str) -> None:
 def as_they_ran(sides: Sequence[Adapter]) -> Mapping[str, Any]:
     """What the sides say of precision, determinism and device; nothing where both are silent."""
     named = zip(("reference", "candidate"), sides, strict=True)
-    return {name: dict(adapter.environment) for name, adapter in named if adapter.environment}
+    found = {name: _as_it_ran(adapter) for name, adapter in named}
+    return {name: said for name, said in found.items() if said}
+
+
+def _as_it_ran(adapter: Adapter) -> dict[str, Any]:
+    said = dict(adapter.environment)
+    why = why_on_host()
+    if said and adapter.device == "cuda" and why is not None:  # slow, and nobody would know why
+        said["large values"] = f"compared on the host: no Triton kernel runs on {why}"
+    return said

@@ -32,12 +32,12 @@ from crosscheck.judging.sifting import recallable
 from crosscheck.judging.streamed import Streamed
 from crosscheck.losses.stage import LossCotangents, LossStage
 from crosscheck.observers import Recorder
+from crosscheck.oracle import oracle
 from crosscheck.pipeline import (
     Undecided,
     calls_of,
     in_execution_order,
     load,
-    oracle,
     settled,
     transfer,
     with_vjps,

@@ -29,7 +29,15 @@ from crosscheck.arrays import is_float
 from crosscheck.errors import InvalidArgument
 from crosscheck.kernels.threads import share
 
-__all__ = ["Spec", "cotangent", "draw", "make_inputs", "normal", "parse_spec"]
+__all__ = [
+    "Spec",
+    "cotangent",
+    "draw",
+    "inputs_of_candidate",
+    "make_inputs",
+    "normal",
+    "parse_spec",
+]
 
 _SPEC = re.compile(
     r"""\s*(?P<dtype>[a-z]+\d*)\s*
@@ -77,39 +85,49 @@ def parse_spec(text: str, *, name: str = "input") -> Spec:
         raise InvalidArgument(
             f"input `{name}`: unknown dtype {dtype!r} in {text!r}; known: {known}"
         )
-    try:
-        shape = tuple(
-            int(part) for part in match["shape"].rstrip(" ,").split(",") if match["shape"].strip()
+    shape = _shape(match["shape"], text, name)
+    if match["low"] is not None:
+        return Spec(dtype, shape, *_range(dtype, match["low"], match["high"], text, name))
+    if dtype in _INTEGERS:
+        raise InvalidArgument(
+            f"input `{name}`: {text!r} needs a range, since only you know which integers the "
+            f'model can take: "{text.strip()} 0..200" draws 0 to 199'
         )
+    return Spec(dtype, shape)
+
+
+def _shape(lengths: str, text: str, name: str) -> tuple[int, ...]:
+    """The shape in a spec; ``text`` and ``name`` of the input are for the error."""
+    try:
+        return tuple(int(part) for part in lengths.rstrip(" ,").split(",") if lengths.strip())
     except ValueError:
         raise InvalidArgument(
             f"input `{name}`: the shape in {text!r} must be whole numbers and commas, {_EXAMPLES}"
         ) from None
-    if match["low"] is None:
-        if dtype in _INTEGERS:
-            raise InvalidArgument(
-                f"input `{name}`: {text!r} needs a range, since only you know which integers the "
-                f'model can take: "{text.strip()} 0..200" draws 0 to 199'
-            )
-        return Spec(dtype, shape)
+
+
+def _range(
+    dtype: str, low: str, high: str, text: str, name: str
+) -> tuple[float | int, float | int]:
+    """The range in a spec; ``text`` and ``name`` of the input are for the error."""
+    number = int if dtype in _INTEGERS else float
     try:
-        number = int if dtype in _INTEGERS else float
-        low, high = number(match["low"]), number(match["high"])
+        first, end = number(low), number(high)
     except ValueError:
         raise InvalidArgument(
             f"input `{name}`: the range in {text!r} must be two {dtype} numbers, {_EXAMPLES}"
         ) from None
-    if dtype == "bool" or not low < high or not (math.isfinite(low) and math.isfinite(high)):
+    if dtype == "bool" or not first < end or not (math.isfinite(first) and math.isfinite(end)):
         raise InvalidArgument(
             f"input `{name}`: the range in {text!r} must be low..high with low < high, both finite"
             + (" (a bool takes none)" if dtype == "bool" else "")
         )
     least, most = _limits(dtype)
-    if low < least or high - (dtype in _INTEGERS) > most:
+    if first < least or end - (dtype in _INTEGERS) > most:
         raise InvalidArgument(
             f"input `{name}`: the range in {text!r} leaves {dtype}, which holds {least} to {most}"
         )
-    return Spec(dtype, shape, low, high)
+    return first, end
 
 
 def _limits(dtype: str) -> tuple[float, float]:
@@ -244,3 +262,20 @@ def _one(name: str, value: Any, seed: int) -> np.ndarray:
             "Feed the values that make the model produce NaN, not NaN itself"
         )
     return array
+
+
+def inputs_of_candidate(
+    given: Any, ours: dict[str, np.ndarray], seed: int
+) -> dict[str, np.ndarray]:
+    """The candidate's inputs: the reference's, or what the caller's ``candidate_inputs`` says."""
+    if given is None:
+        return ours
+    if callable(given):
+        made = given({name: array.copy() for name, array in ours.items()})
+        if not isinstance(made, Mapping) and len(ours) == 1:
+            made = {next(iter(ours)): made}
+        given = made
+    try:
+        return make_inputs(given, seed=seed)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"candidate_inputs: {error}") from error.__cause__

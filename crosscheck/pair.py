@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -263,7 +264,9 @@ def load_model(text: str) -> Any:
                     for n, v in vars(value).items()
                     if not n.startswith("_") and not isinstance(v, ModuleType)
                 ]
-                raise InvalidArgument(f"{path} defines no `{name}`; it has {capped(public)}")
+                near = difflib.get_close_matches(name, public, 3, 0.5)
+                names = capped([*near, *(n for n in public if n not in near)])
+                raise InvalidArgument(f"{path} defines no `{name}`; it has {names}")
             value = getattr(value, part)
         return make(value)
 

@@ -5,7 +5,7 @@ adapt -> transfer -> feed -> run -> align -> compare -> judge -> locate -> expla
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +15,11 @@ from crosscheck.adapters.base import Adapter
 from crosscheck.adapters.trace import TraceAdapter
 from crosscheck.assemble import Findings, report_of
 from crosscheck.devices import place
-from crosscheck.errors import InvalidArgument
 from crosscheck.explain.stage import explained
 from crosscheck.free import FreeRuns, aligner_of, run_candidate, run_reference, telling_what_agreed
-from crosscheck.inputs import make_inputs
+from crosscheck.inputs import inputs_of_candidate
 from crosscheck.judging.accumulated import seen_only_free
+from crosscheck.judging.evidence import Evidence
 from crosscheck.judging.parts import require_splittable
 from crosscheck.judging.quick import escalation, look_quickly
 from crosscheck.locating.locate import Locator
@@ -27,7 +27,7 @@ from crosscheck.locating.severed import Severed
 from crosscheck.locating.zoom import zoom as look_closer
 from crosscheck.losses.judging import judge_loss
 from crosscheck.losses.stage import LossStage, loss_stage
-from crosscheck.pipeline import Evidence, force, judge_all, verify_weights
+from crosscheck.pipeline import force, judge_all, verify_weights
 from crosscheck.request import Request
 from crosscheck.results import PHASES, Report, SiteResult
 from crosscheck.run import Runner
@@ -36,7 +36,7 @@ from crosscheck.traces.stages import compare_recorded, fed, judge_of, known_weig
 from crosscheck.training.stage import Trained, in_order, trained
 from crosscheck.weights import Match
 
-__all__ = ["Outcome", "check_once", "inputs_of_candidate", "run_once"]
+__all__ = ["Outcome", "check_once", "run_once"]
 
 Sides = tuple[Adapter, Adapter]
 
@@ -72,7 +72,8 @@ def run_once(sides: Sides, inputs: Any, request: Request, *, match: Match | None
     """
     check = _begun(sides, inputs, request)
     if isinstance(sides[1], TraceAdapter):
-        return Outcome(_with_recorded_candidate(check))
+        asked = replace(request, seed=check.seed, train=check.train)
+        return Outcome(compare_recorded(sides, check.inputs, asked))
     runs, before = _run(check, match), []
     weights = verify_weights(known_weights(runs.match, sides[0]), sides[1])
     if request.effort == "quick":
@@ -203,47 +204,3 @@ def _with_steps(check: _Check, e: Evidence, found: Findings) -> Findings:
         notes=[*found.notes, *said, *stepped.notes],
         details=stepped.details,
     )
-
-
-# -- the sides -------------------------------------------------------------------------------------
-
-
-def _with_recorded_candidate(check: _Check) -> Report:
-    request = check.request
-    if request.optimizer is not None:
-        raise InvalidArgument(
-            "optimizer=: the candidate is a recorded run, which cannot make a step; give the "
-            "model itself"
-        )
-    return compare_recorded(
-        check.sides,
-        check.inputs,
-        candidate_inputs=request.candidate_inputs,
-        zoom=request.zoom,
-        weights=request.weights,
-        gradients=request.gradients,
-        train=check.train,
-        sites=request.sites,
-        skip=request.skip,
-        seed=check.seed,
-        tolerance=request.tolerance,
-        name=request.name,
-        progress=request.say,
-    )
-
-
-def inputs_of_candidate(
-    given: Any, ours: dict[str, np.ndarray], seed: int
-) -> dict[str, np.ndarray]:
-    """The candidate's inputs: the reference's, or what the caller's ``candidate_inputs`` says."""
-    if given is None:
-        return ours
-    if callable(given):
-        made = given({name: array.copy() for name, array in ours.items()})
-        if not isinstance(made, Mapping) and len(ours) == 1:
-            made = {next(iter(ours)): made}
-        given = made
-    try:
-        return make_inputs(given, seed=seed)
-    except InvalidArgument as error:
-        raise InvalidArgument(f"candidate_inputs: {error}") from error.__cause__

@@ -112,6 +112,19 @@ class Trace:
         return dict(found)
 
     @cached_property
+    def _calls(self) -> dict[str, list[str]]:
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for call, parent in self.info.parents.items():
+            found[parent].append(call)
+        return dict(found)
+
+    def inside(self, call: str) -> Iterator[str]:
+        """The calls that are made during ``call``, at any depth."""
+        for one in self._calls.get(call, ()):
+            yield one
+            yield from self.inside(one)
+
+    @cached_property
     def outputs_of(self) -> dict[str, list[str]]:
         """layer call -> the sites of what it returned: ``rnn``, ``rnn:1``, ..."""
         found: defaultdict[str, list[str]] = defaultdict(list)

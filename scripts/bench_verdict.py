@@ -27,9 +27,10 @@ import random
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,10 @@ from crosscheck.errors import CrosscheckError
 from crosscheck.pair import Pair, load_pair
 from scripts.by_hand import PEERS, condemned_by, values_by_hand
 from scripts.planted_defects import MODELS, check_defect, installed, outcome
+from scripts.verdict_page import HEADING, Row, false_alarm, summary, wrong
 
 CANDIDATES = ("numpy", "torch", "keras", "jax", "onnx")
 LEVELS = ("none", "basic", "extended", "all")
-Row = dict[str, Any]
-HEADING = """# The verdict on a corpus, beside tolerances
-
-Made by `python scripts/bench_verdict.py`, which says what counts as found, located and explained.
-Each mistake is planted in a right port of `models/` and checked once; each honest rewrite computes
-the same in another way. What a person would compare by hand (the model's outputs, then also the
-gradients of all parameters) went through two libraries' assertions in the same run, with their
-default tolerances and with rtol = 1e-3.
-
-"""
 SYSTEMATIC = {  # which cause says what was done; rounding to float16 is rounding to TF32 as well
     "systematic: scaled": {"scaled"},
     "systematic: shifted": {"shifted"},
@@ -193,8 +185,6 @@ def _planted(pair: Pair, defect: Any) -> tuple[Any, Any]:
         kept.append(model)
         return defect.inject(model)
 
-    from dataclasses import replace
-
     more = {} if has_gradients(defect) else {"gradients": False}
     report = check_defect(pair, replace(defect, inject=inject), seed=1, **more)
     return report, kept[-1]
@@ -229,16 +219,6 @@ def _checked(row: Row, pair: Pair, check: Callable[[], Any], defect: Any) -> Ite
 # -- all of them -----------------------------------------------------------------------------------
 
 
-def explained(row: Row) -> bool:
-    return any(c[2] and c[0] in row["expected"] for c in row.get("causes", []))
-
-
-def wrong(row: Row) -> bool:
-    """Whether causes were verified and none is what was done. Beside the right one others may be:
-    that reproduces the value just as well, on both inputs, is true of them (docs/hypotheses.md)."""
-    return any(c[2] for c in row.get("causes", [])) and not explained(row)
-
-
 def read(path: Path) -> list[Row]:
     """The rows of a results file; a last line that was cut short is left out."""
     if not path.exists():
@@ -252,76 +232,47 @@ def read(path: Path) -> list[Row]:
     return rows
 
 
-def table(rows: Sequence[Row], group: Callable[[Row], str]) -> list[str]:
-    """Found, located, explained, wrong by group, and the total."""
-    groups: defaultdict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[group(row)].append(row)
-    lines = ["| | planted | found | located | explained | wrong, verified |", "|-|-|-|-|-|-|"]
-    for name, members in [*sorted(groups.items()), ("all", list(rows))]:
-        counts = (
-            len(members),
-            sum(r["verdict"] in ("suspect", "diverge") for r in members),
-            sum(bool(r.get("located")) for r in members),
-            sum(map(explained, members)),
-            sum(map(wrong, members)),
-        )
-        lines.append(f"| {name} | " + " | ".join(map(str, counts)) + " |")
-    return lines
-
-
-def summary(rows: Sequence[Row]) -> str:
-    """The page: tables, the peers, and everything that missed."""
-    planted = [r for r in rows if r["set"] == "defect"]
-    honest = [r for r in rows if r["set"] == "honest"]
-    alarms = [r for r in honest if r["verdict"] != "agree"]
-    lines = [f"{len(planted)} planted mistakes and {len(honest)} honest rewrites.", ""]
-    lines += ["### Planted mistakes, by kind", "", *table(planted, lambda r: r["kind"]), ""]
-    lines += ["### By phase", "", *table(planted, lambda r: r["phase"]), ""]
-    lines += ["### By candidate", "", *table(planted, lambda r: r["candidate"]), ""]
-    lines += ["### By family", "", *table(planted, lambda r: r["family"]), ""]
-    lines += ["### Honest rewrites", "", "| candidate | rewrites | false alarms |", "|-|-|-|"]
-    for candidate in sorted({r["candidate"] for r in honest}):
-        chosen = [r for r in honest if r["candidate"] == candidate]
-        bad = sum(r["verdict"] != "agree" for r in chosen)
-        lines.append(f"| {candidate} | {len(chosen)} | {bad} |")
-    lines.append(f"| all | {len(honest)} | {len(alarms)} |")
-    lines += ["", "### The same cases through tolerances", ""]
-    lines += ["| | mistakes found | honest rewrites condemned |", "|-|-|-|"]
-    found = sum(r["verdict"] in ("suspect", "diverge") for r in planted)
-    lines.append(f"| crosscheck | {share(found, planted)} | {share(len(alarms), honest)} |")
-    for peer in PEERS:
-        caught, condemned = (
-            [r for r in chosen if r.get("peers", {}).get(peer)] for chosen in (planted, honest)
-        )
-        lines.append(
-            f"| {peer} | {share(len(caught), planted)} | {share(len(condemned), honest)} |"
-        )
-    lines += ["", "### What missed", ""]
-    for r in alarms:
-        lines.append(f"* false alarm: {r['name']}: {r['first']} ratio {r.get('ratio', np.nan):.3g}")
-    for r in planted:
-        if r["verdict"] not in ("suspect", "diverge"):
-            lines.append(f"* not found: `{r['name']}` ({r['mistake']}): {r['first'] or 'agrees'}")
-        elif not r["located"]:
-            lines.append(f"* not located: `{r['name']}`, planted {r['site']}, named {r['first']}")
-        if wrong(r):
-            said = "; ".join(c[1] for c in r["causes"] if c[2])
-            lines.append(f"* wrong cause: `{r['name']}` ({r['mistake']}): {said}")
-    unexplained = [r["name"] for r in planted if not explained(r) and r["expected"]]
-    if unexplained:
-        lines.append(
-            f"* not explained, {len(unexplained)}: " + ", ".join(f"`{n}`" for n in unexplained)
-        )
-    return "\n".join(lines) + "\n"
-
-
-def share(count: int, rows: Sequence[Row]) -> str:
-    return f"{count} of {len(rows)} ({100 * count / max(len(rows), 1):.1f} %)"
-
-
 def main() -> int:
     """Run what is asked for and print the page."""
+    given = _arguments()
+    given.results.parent.mkdir(parents=True, exist_ok=True)
+    if given.child:
+        _run_here(given)
+        return 0
+    chosen = [(f, c) for f in given.families for c in given.candidates if installed(c)]
+    with ThreadPoolExecutor(given.jobs) as pool:
+        failed = [error for error in pool.map(partial(_run_apart, given), chosen) if error]
+    rows = [r for r in read(given.results) if (r["family"], r["candidate"]) in set(chosen)]
+    page = summary(rows)
+    print(page)
+    for line in failed:
+        print(f"did not finish: {line}", file=sys.stderr)
+    if given.markdown:
+        given.markdown.write_text(HEADING + page, encoding="utf-8")
+    return int(bool(failed) or any(false_alarm(r) or wrong(r) for r in rows))
+
+
+def _run_here(given: argparse.Namespace) -> None:
+    """Append the cases of one family and candidate to the results, as they come."""
+    known = {row["name"] for row in read(given.results)}
+    with given.results.open("a", encoding="utf-8") as file:
+        for row in run_one(*given.child, given.per_kind, given.most, known):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+
+def _run_apart(given: argparse.Namespace, job: tuple[str, str]) -> str:
+    """The same in a process of its own; what it says where it fails."""
+    begun = time.monotonic()
+    command = [sys.executable, __file__, "--results", str(given.results)]
+    command += ["--per-kind", str(given.per_kind), "--most", str(given.most), "--child", *job]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    took = time.monotonic() - begun
+    print(f"  {job[0]} - {job[1]}: {took:.0f} s", file=sys.stderr, flush=True)
+    return f"{job}: {done.stderr[-500:]}" if done.returncode else ""
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--families", nargs="*", default=families())
     parser.add_argument("--candidates", nargs="*", default=list(CANDIDATES))
@@ -333,42 +284,7 @@ def main() -> int:
     parser.add_argument("--markdown", type=Path, help="write the page to a file")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2))
     parser.add_argument("--child", nargs=2, metavar=("FAMILY", "CANDIDATE"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    if arguments.child:
-        known = {row["name"] for row in read(arguments.results)}
-        with arguments.results.open("a", encoding="utf-8") as file:
-            for row in run_one(*arguments.child, arguments.per_kind, arguments.most, known):
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-        return 0
-    chosen = [(f, c) for f in arguments.families for c in arguments.candidates if installed(c)]
-    failed = []
-
-    def child(job: tuple[str, str]) -> None:
-        begun = time.monotonic()
-        command = [sys.executable, __file__, "--results", str(arguments.results)]
-        command += ["--per-kind", str(arguments.per_kind), "--most", str(arguments.most)]
-        command += ["--child", *job]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        if done.returncode:
-            failed.append(f"{job}: {done.stderr[-500:]}")
-        took = time.monotonic() - begun
-        print(f"  {job[0]} - {job[1]}: {took:.0f} s", file=sys.stderr, flush=True)
-
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(child, chosen))
-    rows = [r for r in read(arguments.results) if (r["family"], r["candidate"]) in set(chosen)]
-    page = summary(rows)
-    print(page)
-    for line in failed:
-        print(f"did not finish: {line}", file=sys.stderr)
-    if arguments.markdown:
-        arguments.markdown.write_text(HEADING + page, encoding="utf-8")
-    bad = any(r["set"] == "honest" and r["verdict"] != "agree" for r in rows) or any(
-        map(wrong, rows)
-    )
-    return int(bad or bool(failed))
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

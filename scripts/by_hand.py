@@ -12,17 +12,22 @@ from crosscheck.aligning.layout import fitting, relative_error
 from crosscheck.aligning.pairing import pair_outputs
 from crosscheck.comparisons import gradient_items, value_of
 from crosscheck.cotangents import CandidateCotangents, ReferenceCotangents
-from crosscheck.inputs import make_inputs
+from crosscheck.inputs import inputs_of_candidate, make_inputs
 from crosscheck.judging.judge import in_reference_layout
 from crosscheck.observers import Recorder
 from crosscheck.pair import Pair, make
 from crosscheck.pipeline import calls_of, match_in_order
 from crosscheck.run import Runner
+from crosscheck.trace import Trace
+from crosscheck.weights import Match
 
 __all__ = ["PEERS", "condemned_by", "values_by_hand"]
 
-Values = tuple[list[tuple[np.ndarray, np.ndarray]], list[tuple[np.ndarray, np.ndarray]]]
-"""(reference, candidate) of the outputs, and of the gradients of all parameters."""
+Arrays = dict[str, np.ndarray]
+Pairs = list[tuple[np.ndarray, np.ndarray]]
+"""(reference, candidate), both in the reference's layout."""
+Values = tuple[Pairs, Pairs]
+"""The outputs, and the gradients of all parameters."""
 
 
 def values_by_hand(
@@ -36,41 +41,48 @@ def values_by_hand(
 ) -> Values:
     """Both models as they run by themselves, each output and gradient in the reference's layout."""
     sides = adapt(make(pair.reference)), adapt(model)
-    inputs = make_inputs(pair.inputs(seed) if callable(pair.inputs) else pair.inputs, seed=seed)
-    theirs = inputs
+    ours, theirs = _inputs(pair, candidate, seed)
+    backward = gradients and all(side.capabilities.cotangents for side in sides)
+    seeded = ReferenceCotangents(seed) if backward else None
+    first = Runner("reference", sides[0], ours, seeded, train, seed)
+    reference = first.record(recorder=Recorder(), passive=True)
+    second = Runner("candidate", sides[1], theirs, None, train, seed)
+    match = match_in_order(*sides, (reference.info.layers, calls_of(second)), given={})
+    if seeded is not None:
+        second.cotangents = CandidateCotangents(reference, seeded.given, {})
+    free = second.record(passive=True)
+    return _outputs(reference, free), _gradients(match, reference, free) if backward else []
+
+
+def _inputs(pair: Pair, candidate: str, seed: int) -> tuple[Arrays, Arrays]:
+    """The reference's and the candidate's."""
     given = pair.candidate_inputs
     given = given.get(candidate) if isinstance(given, dict) else given
-    if callable(given):
-        theirs = make_inputs(given({k: v.copy() for k, v in inputs.items()}), seed=seed)
-    backward = gradients and all(side.capabilities.cotangents for side in sides)
-    seeded = ReferenceCotangents(seed)
-    ours = Runner("reference", sides[0], inputs, seeded if backward else None, train, seed)
-    reference = ours.record(recorder=Recorder(), passive=True)
-    other = Runner("candidate", sides[1], theirs, None, train, seed)
-    match = match_in_order(*sides, (reference.info.layers, calls_of(other)), given={})
-    if backward:
-        other.cotangents = CandidateCotangents(reference, seeded.given, {})
-    free = other.record(passive=True)
-    outputs = []
-    for r, c in pair_outputs(reference, free, explicit={}):
-        truth, value = reference.values["activation", r], free.values["activation", c]
-        layouts = fitting(truth.shape, value.shape)
+    ours = make_inputs(pair.inputs(seed) if callable(pair.inputs) else pair.inputs, seed=seed)
+    return ours, inputs_of_candidate(given if callable(given) else None, ours, seed)
+
+
+def _outputs(reference: Trace, candidate: Trace) -> Pairs:
+    found = []
+    for r, c in pair_outputs(reference, candidate, explicit={}):
+        truth, value = reference.values["activation", r], candidate.values["activation", c]
         near = min(
-            (layout.to_reference(value) for layout in layouts),
-            key=lambda v: relative_error(v, truth),
+            (layout.to_reference(value) for layout in fitting(truth.shape, value.shape)),
+            key=lambda v, truth=truth: relative_error(v, truth),
             default=value,
         )
-        outputs.append((truth, near))
-    of_parameters = []
-    if backward:
-        for item in gradient_items(match, reference, free)[0]:
-            truth, value = (
-                value_of(item, trace, side=side)  # type: ignore[assignment]
-                for trace, side in ((reference, "reference"), (free, "candidate"))
-            )
-            if truth is not None and value is not None:
-                of_parameters.append((truth, in_reference_layout(item, value, truth)))
-    return outputs, of_parameters
+        found.append((truth, near))
+    return found
+
+
+def _gradients(match: Match, reference: Trace, candidate: Trace) -> Pairs:
+    found = []
+    for item in gradient_items(match, reference, candidate)[0]:
+        truth = value_of(item, reference, side="reference")
+        value = value_of(item, candidate, side="candidate")
+        if truth is not None and value is not None:
+            found.append((truth, in_reference_layout(item, value, truth)))
+    return found
 
 
 def _numpy(**tolerances: float) -> Callable[[np.ndarray, np.ndarray], None]:

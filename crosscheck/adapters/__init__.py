@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from crosscheck.adapters.base import Adapter
@@ -86,6 +86,18 @@ def adapt(model: Any, **options: Any) -> Adapter:
             ".onnx or .safetensors file or of a SavedModel, an object with forward and backward, "
             "or a function"
         )
+    adapter = _recognised(model, kind, options)
+    if adapter is None:
+        raise InvalidArgument(_not_recognised(model, options))
+    return adapter
+
+
+def _recognised(model: Any, kind: str | None, options: dict[str, Any]) -> Adapter | None:
+    """What the first adapter that takes the model and the options makes of it.
+
+    Args:
+        kind: the framework that a file is of; None: the model is no file.
+    """
     for framework, module in _ADAPTERS.items():
         # A path and export= bring no framework with them.
         wanted = framework == kind or (framework == "onnx" and "export" in options)
@@ -99,6 +111,10 @@ def adapt(model: Any, **options: Any) -> Adapter:
                 raise
             if adapter is not None:
                 return adapter
+    return None
+
+
+def _not_recognised(model: Any, options: Iterable[str]) -> str:
     what = f"a {type(model).__module__}.{type(model).__qualname__}".replace("builtins.", "")
     hint = ""
     if isinstance(model, type):
@@ -108,7 +124,7 @@ def adapt(model: Any, **options: Any) -> Adapter:
     elif isinstance(model, (list, tuple)):
         hint = " A list must hold layers with a forward, and nothing else."
     unknown = f" with options {sorted(options)}" if options else ""
-    raise InvalidArgument(
+    return (
         f"adapt: no adapter takes {what}{unknown}."
         f"{hint} Known: PyTorch modules, Keras models, TensorFlow modules and SavedModels, Flax "
         "and Equinox modules, ONNX files, NumPy objects with forward, functions"

@@ -22,7 +22,6 @@ from crosscheck.taps import Observer, Session
 from crosscheck.trace import RunInfo
 
 if TYPE_CHECKING:
-    from crosscheck.locating.zoom import Operation
     from crosscheck.observers import Key
 
 __all__ = [
@@ -30,6 +29,7 @@ __all__ = [
     "Capabilities",
     "CotangentSource",
     "ModelRaised",
+    "Operation",
     "Parameter",
     "call_arguments",
     "guarded",
@@ -38,6 +38,32 @@ __all__ = [
 
 CotangentSource = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
 """Given the model's outputs {site: array}, the cotangent of each that shall receive one."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of a layer call.
+
+    Attributes:
+        name: as the framework's users know it (``torch.nn.functional.gelu``).
+        where: the line of the model that asked for it (``net.py:12``), "" where unknown.
+        site: the layer call that it was part of.
+        value: its first result, on the host.
+        inputs: indices, in the same list, of the operations whose results it was given.
+        literals: its other arguments, as text.
+        hidden: not the model's own: a tap, through which a value passes unchanged.
+    """
+
+    name: str
+    where: str
+    site: str
+    value: np.ndarray
+    inputs: tuple[int, ...] = ()
+    literals: tuple[str, ...] = ()
+    hidden: bool = False
+
+    def __str__(self) -> str:
+        return f"`{self.name}` in `{self.site}`" + (f" ({self.where})" if self.where else "")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from crosscheck.aligning.alignment import Alignment, Edge, SitePair
 from crosscheck.aligning.edges import compare_inputs_ahead, edges_of, joined, note_unlike_inputs
@@ -32,7 +32,7 @@ from crosscheck.aligning.fingerprints import (
     size_and_kind,
 )
 from crosscheck.aligning.layout import SAME, Layout, fitting
-from crosscheck.aligning.lookalikes import Alike, LookAlikes
+from crosscheck.aligning.lookalikes import Alike, Key, LookAlikes
 from crosscheck.aligning.pairing import Pairing, far, pair_outputs
 from crosscheck.aligning.refine import Refiner
 from crosscheck.trace import Trace
@@ -87,13 +87,30 @@ class Aligner:
         """Pair free sites with equal values; of a forced run if one is given. Returns how many."""
         p = self._pairing
         candidate = p.candidate if trace is None else PreparedTrace.of(trace)
-        added = 0
+        added = self._match_entered(candidate)
         for r, c, error in self._likeliest_first(self._alike(candidate), candidate):
             if p.add(r, c, "value"):
                 added += 1
                 if not self._same_layer(r, c):
                     note_unlike_inputs(p.pairs[r], error, p, candidate.trace)
         return added
+
+    def _match_entered(self, candidate: PreparedTrace) -> int:
+        """Pair layers that return the same for the inputs that both were given, before anything
+        around them that hands the value on."""
+        p = self._pairing
+        asked = [
+            (r, c, layout)
+            for (r, c), compared in p.entered.items()
+            if compared
+            and (r not in p.pairs and c not in p.taken and c in candidate.order)
+            and (layout := p.layout(r, c))
+        ]
+        errors = self._errors(asked, candidate)
+        return sum(
+            error <= SAME_VALUE and p.add(r, c, "anchor")
+            for (r, c, _), error in zip(asked, errors, strict=True)
+        )
 
     def _alike(self, candidate: PreparedTrace) -> Alike:
         """Free sites whose values have one fingerprint; ``candidate``: the run to look at."""
@@ -111,20 +128,20 @@ class Aligner:
         """Those with equal values, and how far these are apart. Values are only compared where
         neither site has a partner by the time that no likelier pair is left to compare."""
         p = self._pairing
-        todo, keys = alike.likeliest_first()
         errors: dict[tuple[str, str], float] = {}
-        equal: list[tuple[tuple[float, int, int], tuple[str, str, float]]] = []
-        for i, ((r, c), key) in enumerate(zip(todo, keys, strict=True)):
-            while equal and equal[0][0] < key:
-                yield heapq.heappop(equal)[1]
-            if r in p.pairs or c in p.taken:
-                continue
-            if (r, c) not in errors:
-                errors |= self._next_errors(todo[i:], errors, candidate)
-            error, layout = errors[r, c], p.layout(r, c)
-            if layout and error <= SAME_VALUE:
-                likeness = p.likeness(r, c, layout, error)
-                heapq.heappush(equal, ((-likeness, *key[1:]), (r, c, error)))
+        equal: list[tuple[Key, tuple[str, str, float]]] = []
+        for todo, keys in alike.likeliest_first((p.pairs, p.taken)):
+            for i, ((r, c), key) in enumerate(zip(todo, keys, strict=True)):
+                while equal and equal[0][0] < key:
+                    yield heapq.heappop(equal)[1]
+                if r in p.pairs or c in p.taken:
+                    continue
+                if (r, c) not in errors:
+                    errors |= self._next_errors(todo[i:], errors, candidate)
+                error, layout = errors[r, c], p.layout(r, c)
+                if layout and error <= SAME_VALUE:
+                    likeness = p.likeness(r, c, layout, error)
+                    heapq.heappush(equal, ((-likeness, *key[1:]), (r, c, error)))
         while equal:
             yield heapq.heappop(equal)[1]
 
@@ -187,6 +204,7 @@ class Aligner:
         p = self._pairing
         pairs = tuple(sorted(p.pairs.values(), key=lambda one: p.reference.order[one.reference]))
         laid_out = [one for one in pairs if one.layout]
+        free = p.free_reference(), p.free_candidate()
         compare_inputs_ahead(laid_out, p, candidate)
         return Alignment(
             pairs=pairs,
@@ -194,8 +212,9 @@ class Aligner:
                 *(e for one in laid_out for e in edges_of(one, p, candidate)),
                 *self._entries(candidate),
             ),
-            unmatched_reference=_unmatched(p.reference, p.free_reference(), set(p.pairs)),
-            unmatched_candidate=_unmatched(p.candidate, p.free_candidate(), p.taken),
+            unmatched_reference=_unmatched(p.reference, free[0], p.pairs),
+            unmatched_candidate=_unmatched(p.candidate, free[1], p.taken),
+            complete=not all(free),
         )
 
     # -- details -------------------------------------------------------------------------------
@@ -219,7 +238,7 @@ class Aligner:
                 continue
             edges = edges_of(SitePair(r, c, SAME, "anchor"), p, candidate)
             errors = [distances.of("input", e.reference, e.candidate, e.layout) for e in edges]
-            if all(error <= SAME_VALUE for error in errors):
+            if p.entered.get((r, c)) or all(error <= SAME_VALUE for error in errors):
                 found += edges
         return joined(found)
 
@@ -231,8 +250,8 @@ class Aligner:
             for side in (p.reference, p.candidate)
         )
         equal: dict[str, list[Layout]] = {}
-        for nearest in self._look_alikes.among(ours, theirs, p.candidate).of_rank():
-            equal |= self._equal_in([(r, c) for r, c in nearest if r not in equal])
+        for nearest in self._look_alikes.among(ours, theirs, p.candidate).of_rank(equal):
+            equal |= self._equal_in(nearest)
         for r, shape in p.reference.shapes.items():
             p.book.vote(equal.get(r, ()), len(shape))
 
@@ -272,7 +291,7 @@ class Aligner:
         return list(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else []
 
 
-def _unmatched(side: PreparedTrace, free: Sequence[str], taken: set[str]) -> tuple[str, ...]:
+def _unmatched(side: PreparedTrace, free: Sequence[str], taken: Iterable[str]) -> tuple[str, ...]:
     """Free sites that do not merely repeat the value of a matched one."""
     known: defaultdict[bytes, list[str]] = defaultdict(list)
     matched = [site for site in taken if site in side.order]

@@ -53,12 +53,17 @@ class Edge:
 
 @dataclass(frozen=True)
 class Alignment:
-    """The pairs in the reference's execution order, and what has no partner."""
+    """The pairs in the reference's execution order, and what has no partner.
+
+    Attributes:
+        complete: whether all sites of one side have a partner: no further run can add a pair.
+    """
 
     pairs: tuple[SitePair, ...]
     edges: tuple[Edge, ...]
     unmatched_reference: tuple[str, ...]
     unmatched_candidate: tuple[str, ...]
+    complete: bool
 
     def forced_on_candidate(self, reference: Trace) -> ForcedValues:
         """The reference's values in the candidate's names and layouts, made when asked for."""

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
+from crosscheck.aligning.fingerprints import SAME_VALUE
 from crosscheck.aligning.layout import Layout, Two, relative_errors
+from crosscheck.arrays import is_float
+from crosscheck.judging.noise import unit_roundoff
 from crosscheck.taps import Kind
 from crosscheck.trace import Trace
 
-__all__ = ["Asked", "Distances"]
+__all__ = ["Asked", "Distances", "noticed"]
 
 Asked = tuple[Kind, str, str, Layout]
 """Kind of value, reference site, candidate site, and the layout between them."""
@@ -44,3 +49,9 @@ class Distances:
     def _values(self, asked: Iterable[Asked]) -> Iterator[Two]:
         for kind, r, c, layout in asked:
             yield layout.to_reference(self.run.values[kind, c]), self._truths[kind, r]
+
+
+def noticed(roundoffs: float, *values: np.ndarray) -> float:
+    """The relative error from which on values differ by more than so many unit roundoffs."""
+    floats = [value.dtype for value in values if is_float(value)]
+    return min(roundoffs * unit_roundoff(*floats), SAME_VALUE) if floats else SAME_VALUE

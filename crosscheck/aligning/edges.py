@@ -39,12 +39,30 @@ def edges_of(pair: SitePair, pairing: Pairing, candidate: Trace) -> list[Edge]:
     if owner(pair.reference) != pair.reference or owner(pair.candidate) != pair.candidate:
         return []  # a further output: the inputs belong to the first one
     slots = reference.inputs_of(pair.reference), candidate.inputs_of(pair.candidate)
-    ours: list[Group]
-    theirs: list[Group]
     if _slots_fit(slots, pairing, candidate):
-        ours, theirs = [(s,) for s in slots[0]], [(s,) for s in slots[1]]
-    else:
-        ours, theirs = _groups(reference, slots[0]), _groups(candidate, slots[1])
+        return _fitting(
+            pair, [(s,) for s in slots[0]], [(s,) for s in slots[1]], pairing, candidate
+        )
+    if _more_inside(pair, pairing, candidate):
+        return []
+    groups = _groups(reference, slots[0]), _groups(candidate, slots[1])
+    found = _fitting(pair, *groups, pairing, candidate)
+    known = (
+        {s for e in found for s in (e.reference, *e.also_reference)},
+        {s for e in found for s in (e.candidate, *e.also_candidate)},
+    )
+    left = [[s for s in side if s not in names] for side, names in zip(slots, known, strict=True)]
+    return [e for e in found if not _comes_back_elsewhere(e, left, pairing, candidate)]
+
+
+def _fitting(
+    pair: SitePair,
+    ours: Sequence[Group],
+    theirs: Sequence[Group],
+    pairing: Pairing,
+    candidate: Trace,
+) -> list[Edge]:
+    """Of the inputs of two layers those that hold the same, or could."""
     found: list[Edge] = []
     free = list(theirs)
     for index, group in enumerate(ours):
@@ -106,6 +124,38 @@ def _slots_fit(
         pairing.book.choose(r.shape, c.shape) is not None and is_float(r) == is_float(c)
         for r, c in zip(*values, strict=True)
     )
+
+
+def _more_inside(pair: SitePair, pairing: Pairing, candidate: Trace) -> bool:
+    """Whether one side does in its call what the other does before it: a residual block against
+    the sum at its end. Both may be given the same, and send back different parts of it."""
+    ours = set(pairing.reference.trace.inside(pair.reference))
+    theirs = set(candidate.inside(pair.candidate))
+    return any(r in pairing.pairs and pairing.pairs[r].candidate not in theirs for r in ours) or (
+        any(c in pairing.taken and pairing.taken[c] not in ours for c in theirs)
+    )
+
+
+def _comes_back_elsewhere(
+    edge: Edge, left: Sequence[Sequence[str]], pairing: Pairing, candidate: Trace
+) -> bool:
+    """Whether one side makes a further input behind this one, perhaps of it (``x * gate(x)``): what
+    it sends back through this one is then a part of what the other side sends back.
+
+    Args:
+        left: the inputs of the reference's and of the candidate's layer without a counterpart.
+    """
+    sides = (
+        (edge.reference, left[0], pairing.reference.trace, pairing.reference.order),
+        (edge.candidate, left[1], candidate, pairing.candidate.order),
+    )
+    for slot, others, trace, order in sides:
+        sources, inputs = trace.info.sources, trace.info.inputs
+        here = order.get(sources.get(slot, ""), len(order))
+        made = (sources.get(s, "") for s in others if is_float(trace.values["input", s]))
+        if any(order.get(source, -1) > here for source in made if source not in inputs):
+            return True
+    return False
 
 
 def _groups(trace: Trace, slots: Sequence[str]) -> list[Group]:

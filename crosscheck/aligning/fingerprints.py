@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -136,34 +136,35 @@ class Fingerprints:
 
     def __init__(self, prints: np.ndarray) -> None:
         """``prints``: (m, 7)."""
-        self._prints = prints
-        self._columns = np.sort(prints[:, :6], axis=0)
+        self._columns = np.ascontiguousarray(prints.T)
+        self._sorted = np.sort(self._columns[:6], axis=1)
 
     def like(self, others: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Which rows could be the same content as each of ``others`` (k, 7): so many at a time as
         are looked at together, (indices of others, ascending; indices of rows, ascending for each
         of them)."""
-        allowed = 3.0 * SAME_VALUE * others[:, 1]
+        allowed, wanted = 3.0 * SAME_VALUE * others[:, 1], np.ascontiguousarray(others.T)
         windows = []  # of the rows in the order of each number; norms make one rms of everything
-        for column, own in zip(self._columns.T, others.T, strict=False):
+        for column, own in zip(self._sorted, wanted, strict=False):
             low = np.searchsorted(column, own - allowed)
             high = np.searchsorted(column, own + allowed, side="right")
             windows.append((high - low, low))
-        best = int(np.argmin([counts.sum() for counts, _ in windows]))
-        by_column = np.argsort(self._prints[:, best], kind="stable")
+        best, *rest = np.argsort([counts.sum() for counts, _ in windows]).tolist()
+        by_column = np.argsort(self._columns[best], kind="stable")
         counts, first = windows[best]
         ends = np.cumsum(counts)
-        start = 0
+        start, number = 0, len(by_column)
         while start < len(others):
             done = int(ends[start - 1]) if start else 0
             stop = max(int(np.searchsorted(ends, done + AT_ONCE, side="right")), start + 1)
             asked = np.repeat(np.arange(start, stop), counts[start:stop])
             there = np.arange(done, done + len(asked)) + (first - ends + counts)[asked]
             rows = by_column[there]
-            close = looks_like(self._prints[rows], others[asked])
-            asked, rows = asked[close], rows[close]
-            order = np.lexsort((rows, asked))
-            yield asked[order], rows[order]
+            for k in (*rest, 6):  # as `looks_like`, which looks at all numbers of all rows
+                limit = allowed[asked] if k < 6 else 0.0
+                close = np.abs(self._columns[k][rows] - wanted[k][asked]) <= limit
+                asked, rows = asked[close], rows[close]
+            yield np.divmod(np.sort(asked * number + rows), number)
             start = stop
 
 
@@ -241,7 +242,7 @@ class PreparedTrace:
         return cls(trace, {site: i for i, site in enumerate(shapes)}, shapes)
 
     @cached_property
-    def names(self) -> dict[str, Tokens]:
+    def names(self) -> Mapping[str, Tokens]:
         """site -> the words of its path."""
         return canonical(self.shapes)
 
@@ -271,7 +272,12 @@ class PreparedTrace:
         return self._constant[site]
 
     def kind(self, site: str) -> str:
-        return self.trace.info.layers.get(owner(site), "").lower()
+        return self._kinds[site]
+
+    @cached_property
+    def _kinds(self) -> dict[str, str]:
+        layers = self.trace.info.layers
+        return {site: layers.get(owner(site), "").lower() for site in self.order}
 
     def ancestors(self, site: str) -> frozenset[str]:
         """The calls during which ``site`` was called."""

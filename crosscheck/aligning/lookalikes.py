@@ -8,7 +8,7 @@ comparison: a pair that its better ones have taken the sites from is never looke
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,10 @@ __all__ = ["MOST_ALIKE", "Alike", "LookAlikes"]
 
 MOST_ALIKE = 48
 """Candidate sites that are compared to one reference site, of those with its fingerprint."""
+AT_ONCE = 4096
+"""Pairs that are looked at before those of sites that have found a partner are left out."""
 Pairs = list[tuple[str, str]]
+Key = tuple[float, int, int]
 Columns = tuple[np.ndarray, ...]
 
 
@@ -42,17 +45,29 @@ class Alike:
     rank: np.ndarray
     bound: np.ndarray
 
-    def of_rank(self) -> Iterator[Pairs]:
-        """The nearest of each site, the second of each, and so on."""
-        for rank in range(int(self.rank.max(initial=-1)) + 1):
-            yield self._named(np.flatnonzero(self.rank == rank))
+    def of_rank(self, done: Container[str]) -> Iterator[Pairs]:
+        """The nearest of each site, the second of each, and so on; of the reference's sites that
+        are not ``done`` by then."""
+        left, rank = np.arange(len(self.rank)), 0
+        while len(left):
+            yield self._named(left[self.rank[left] == rank])
+            rank += 1
+            left = left[self.rank[left] >= rank]
+            left = left[~_held(self.sites[0], done)[self.places[0][left]]]
 
-    def likeliest_first(self) -> tuple[Pairs, list[tuple[float, int, int]]]:
+    def likeliest_first(
+        self, done: tuple[Container[str], Container[str]]
+    ) -> Iterator[tuple[Pairs, list[Key]]]:
         """The pairs, and by what they are sorted: minus the bound, then in the order of the
-        reference's run, then by rank."""
-        order = np.lexsort((self.rank, self.places[0], -self.bound))
-        keys = (column[order].tolist() for column in (-self.bound, self.places[0], self.rank))
-        return self._named(order), list(zip(*keys, strict=True))
+        reference's run, then by rank. So many at a time as are looked at together; not those of
+        sites that are ``done`` by then."""
+        left = np.lexsort((self.rank, self.places[0], -self.bound))
+        while len(left):
+            some, left = left[:AT_ONCE], left[AT_ONCE:]
+            keys = (column[some].tolist() for column in (-self.bound, self.places[0], self.rank))
+            yield self._named(some), list(zip(*keys, strict=True))
+            for sites, places, held in zip(self.sites, self.places, done, strict=True):
+                left = left[~_held(sites, held)[places[left]]]
 
     def _named(self, some: np.ndarray) -> Pairs:
         ours, theirs = (places[some].tolist() for places in self.places)
@@ -106,7 +121,7 @@ class LookAlikes:
         an `Alike`. ``error``: how far their values are apart at least."""
         apart = np.abs(self._here[0][r] - self._here[1][c])
         named = self._names[0][r] == self._names[1][c]
-        order = np.lexsort((apart, ~named, r))  # stable
+        order = np.lexsort((apart, 2 * r + ~named))  # stable
         first = np.flatnonzero(np.diff(r[order], prepend=-1))
         rank = np.arange(len(r)) - np.repeat(first, np.diff(first, append=len(r)))
         few = order[rank < MOST_ALIKE]
@@ -117,6 +132,10 @@ class LookAlikes:
         bound = np.where(named[few], 1.0, unlike) + 0.5 * alike - apart[few]
         bound -= 0.2 * np.log10(np.maximum(error[few] / ROUNDING, 1.0))
         return r, c, rank[rank < MOST_ALIKE], bound
+
+
+def _held(sites: Sequence[str], held: Container[str]) -> np.ndarray:
+    return np.array([site in held for site in sites], bool)
 
 
 def _codes(sides: Sequence[Sequence[Hashable]]) -> list[np.ndarray]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher
 from functools import lru_cache
+from types import MappingProxyType
 
 __all__ = ["abbreviated", "canonical", "similarity"]
 
@@ -55,7 +56,7 @@ def _words(part: str) -> Tokens:
     return tuple([w.lower() for w in _WORD.findall(part)])
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=1 << 16)
 def _components(path: str) -> tuple[tuple[str, Tokens], ...]:
     """(what stands before it, its words) of each part of a path."""
     return tuple([(path[: part.start()], _words(part[0])) for part in _PART.finditer(path)])
@@ -66,8 +67,13 @@ def _meant(words: Tokens) -> Tokens:
     return tuple([_SAME.get(word, word) for word in words])
 
 
-def canonical(paths: Iterable[str]) -> dict[str, Tokens]:
+def canonical(paths: Iterable[str]) -> Mapping[str, Tokens]:
     """path -> its words, numbers replaced by ranks among all the given paths."""
+    return _canonical(tuple(paths))
+
+
+@lru_cache(maxsize=16)  # two sides of one framework often have the same paths
+def _canonical(paths: tuple[str, ...]) -> Mapping[str, Tokens]:
     components = {path: _components(path) for path in paths}
     # (parent, words) of the numbered parts: ``a/dense_1`` -> ``("a/", ("dense",))``.
     families = {
@@ -95,7 +101,7 @@ def canonical(paths: Iterable[str]) -> dict[str, Tokens]:
     for path, found in words.items():
         for i, before, number in places[path]:
             found[i] = ranks[before][number]
-    return {path: tuple(found) for path, found in words.items()}
+    return MappingProxyType({path: tuple(found) for path, found in words.items()})
 
 
 def _is_number(word: str) -> bool:

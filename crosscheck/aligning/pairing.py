@@ -29,8 +29,10 @@ class Pairing:
         reference, candidate: the free traces, prepared.
         book: the layouts that are in force.
         pairs: reference site -> its pair.
-        taken: the candidate's sites that have a partner.
+        taken: candidate site -> its partner.
         refused: pairs that the values have ruled out.
+        entered: (reference site, candidate site) of layers whose inputs are compared, whatever they
+            return; False where the values have ruled that out.
         unlike: (reference slot, candidate slot) of layers that return the same from different
             inputs: one of them does what the other side does in several.
         changes: how often a pair was added or removed.
@@ -43,8 +45,9 @@ class Pairing:
         self.candidate = PreparedTrace.of(candidate)
         self.book = LayoutBook()
         self.pairs: dict[str, SitePair] = {}
-        self.taken: set[str] = set()
+        self.taken: dict[str, str] = {}
         self.refused: set[tuple[str, str]] = set()
+        self.entered: dict[tuple[str, str], bool] = {}
         self.unlike: set[tuple[str, str]] = set()
         self.changes = 0
         self._distances = Distances(reference, candidate)
@@ -73,15 +76,24 @@ class Pairing:
         if by != "explicit" and (r in self._skip or c in self._skip):
             return False
         self.pairs[r] = SitePair(r, c, self.layout(r, c), by)
-        self.taken.add(c)
+        self.taken[c] = r
         self.changes += 1
         return True
 
     def remove(self, pair: SitePair) -> None:
         """Take back a pair that turned out wrong; it is not proposed again."""
-        del self.pairs[pair.reference]
-        self.taken.discard(pair.candidate)
+        self.release(pair)
         self.refused.add((pair.reference, pair.candidate))
+
+    def release(self, pair: SitePair) -> None:
+        """Take back a pair; it may be proposed again."""
+        del self.pairs[pair.reference]
+        del self.taken[pair.candidate]
+        self.changes += 1
+
+    def enter(self, r: str, c: str, compared: bool = True) -> None:
+        """Compare what goes into two layers, or no longer."""
+        self.entered[r, c] = compared
         self.changes += 1
 
     def free_reference(self) -> list[str]:

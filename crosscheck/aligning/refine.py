@@ -7,24 +7,29 @@ a time, the earliest, since what lies behind it may then match by value.
 Such a pair is a guess about two layers with different outputs, and it may be wrong: what one side
 computes inside a layer (an activation) the other may compute behind it. Forcing tells: a wrong pair
 feeds the code behind it with a quantity that it was not made for, and what comes out there is
-further from the truth than before. Then the pair is taken back.
+further from the truth than before. Then the pair is taken back. A pair found later in front of
+others puts them in question: they were made while what goes into them was wrong.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 
 import numpy as np
 
 from crosscheck.aligning.alignment import Alignment, Edge, SitePair
 from crosscheck.aligning.assignment import best_monotone
+from crosscheck.aligning.distances import noticed
+from crosscheck.aligning.edges import edges_of
 from crosscheck.aligning.fingerprints import SAME_VALUE, repeating
-from crosscheck.aligning.layout import Layout
+from crosscheck.aligning.layout import SAME, Layout
 from crosscheck.aligning.names import abbreviated, similarity
 from crosscheck.aligning.pairing import Pairing
 from crosscheck.aligning.stretches import (
     Anchors,
+    calls_in,
     calls_of_both,
     is_glue_of,
     lies_in,
@@ -32,8 +37,6 @@ from crosscheck.aligning.stretches import (
     stretch,
     until_the_next,
 )
-from crosscheck.arrays import is_float
-from crosscheck.judging.noise import unit_roundoff
 from crosscheck.taps import Kind
 from crosscheck.trace import Trace, owner
 
@@ -84,6 +87,7 @@ class Refiner:
     owners: set[str] = field(init=False)
     heirs: set[str] = field(init=False)
     _guesses: list[_Guess] = field(default_factory=list)
+    _guessed: set[SitePair] = field(default_factory=set)
     _retracted: int = 0
     _transferred: Anchors = ()
 
@@ -131,6 +135,8 @@ class Refiner:
                 and not self._ends_in_glue(r, c, trace)
             ]
             here.sort(key=lambda rc: p.reference.order[rc[0]])
+            if any(self._enter(r, c, alignment, trace) for r, c in here):
+                return 1
             chosen = here if at_once else here[:1]
             for r, c in chosen:
                 ends = self._closest(r, c, inside_r, inside_c, trace)
@@ -148,18 +154,27 @@ class Refiner:
 
     def take_back(self, trace: Trace) -> int:
         """Remove the guesses that ``trace``, forced at them, proves wrong; returns how many."""
-        wrong = [
-            guess
-            for guess in self._guesses
-            if self.pairing.pairs.get(guess.pair.reference) == guess.pair
-            and self._error(guess.kind, guess.reference, guess.candidate, guess.layout, trace)
-            > WORSE * max(guess.error, guess.limit)
-        ]
+        wrong = [g for g in self._guesses if self._stands(g.pair) and self._is_wrong(g, trace)]
         self._retracted += sum(guess.limit < SAME_VALUE for guess in wrong)
         self._guesses = []
-        for guess in wrong:
-            self.pairing.remove(guess.pair)
+        for pair in (guess.pair for guess in wrong):
+            if pair.by == "entry":
+                self.pairing.enter(pair.reference, pair.candidate, compared=False)
+            else:
+                self.pairing.remove(pair)
         return len(wrong)
+
+    def _is_wrong(self, guess: _Guess, trace: Trace) -> bool:
+        """Whether what lies behind a guess is further off with it; or is off still, and only one
+        side has code between: that code may be part of the other side's layer."""
+        error = self._error(guess.kind, guess.reference, guess.candidate, guess.layout, trace)
+        ours, theirs = self.pairing.reference.trace.info.sources, trace.info.sources
+        here = (
+            ours.get(guess.reference) == guess.pair.reference,
+            theirs.get(guess.candidate) == guess.pair.candidate,
+        )
+        cut = guess.pair.by == "anchor" and guess.kind == "input" and here[0] != here[1]
+        return error > WORSE * (guess.limit if cut else max(guess.error, guess.limit))
 
     # -- guesses -------------------------------------------------------------------------------
 
@@ -169,15 +184,47 @@ class Refiner:
         """Add a pair, and note what lies behind it."""
         if not self.pairing.add(r, c, by):
             return
-        behind = self._behind(r, c, alignment, trace)
+        self._try(self.pairing.pairs[r], alignment, trace, faded=faded)
+        self._reopen_behind(r)
+
+    def _enter(self, r: str, c: str, alignment: Alignment, trace: Trace) -> bool:
+        """Compare what goes into two layers with the same parameters, where that differs: given
+        the same they may return the same, or what does not belong together (one of them also
+        applies the activation). Says whether that is new."""
+        pair = SitePair(r, c, SAME, "entry")
+        if (r, c) in self.pairing.entered or not any(
+            self._error("input", e.reference, e.candidate, e.layout, trace) > SAME_VALUE
+            for e in edges_of(replace(pair, by="anchor"), self.pairing, trace)
+        ):
+            return False
+        self.pairing.enter(r, c)
+        self._try(pair, alignment, trace, faded=False)
+        return True
+
+    def _stands(self, pair: SitePair) -> bool:
+        if pair.by == "entry":
+            return self.pairing.entered[pair.reference, pair.candidate]
+        return self.pairing.pairs.get(pair.reference) == pair
+
+    def _try(self, pair: SitePair, alignment: Alignment, trace: Trace, *, faded: bool) -> None:
+        """Note what lies behind a guess."""
+        behind = self._behind(pair.reference, pair.candidate, alignment, trace)
         if behind is not None:
             kind, reference, candidate, layout = behind
             error = self._error(kind, reference, candidate, layout, trace)
             truth = self.pairing.reference.trace.values[kind, reference]
-            limit = _noticed(truth) if faded else SAME_VALUE
-            self._guesses.append(
-                _Guess(self.pairing.pairs[r], kind, reference, candidate, layout, error, limit)
-            )
+            limit = noticed(NOTICED, truth) if faded else SAME_VALUE
+            self._guesses.append(_Guess(pair, kind, reference, candidate, layout, error, limit))
+
+    def _reopen_behind(self, r: str) -> None:
+        """Note the pair of ``r``, and let go of the guesses behind it up to the next pair that is
+        none. Where one is right, the next runs find it again."""
+        p = self.pairing
+        order = p.reference.order
+        self._guessed.add(p.pairs[r])
+        behind = sorted((s for s in p.pairs if order[s] > order[r]), key=order.__getitem__)
+        for site in itertools.takewhile(lambda s: p.pairs[s] in self._guessed, behind):
+            p.release(p.pairs[site])
 
     def _behind(
         self, r: str, c: str, alignment: Alignment, trace: Trace
@@ -223,7 +270,7 @@ class Refiner:
             if layout is None or (kind, c) not in trace.values:
                 return True
             values = reference.trace.values[kind, r], trace.values[kind, c]
-            limit = _noticed(*values) if faded else SAME_VALUE
+            limit = noticed(NOTICED, *values) if faded else SAME_VALUE
             return not distances.of(kind, r, c, layout) <= limit  # NaN differs
 
         found = [one for one in matched if differs(*one[:4])]
@@ -236,7 +283,13 @@ class Refiner:
         c = trace.info.sources.get(edge.candidate)
         if r is None or c is None or (r, c) in self.pairing.refused or self._come_later(r, c):
             return False
-        return self.pairing.layout(r, c) is not None and self.pairing.add(r, c, "order")
+        # One end of a layer that the other side has in several; two with parameters are two layers.
+        ends = (r in self.owners) != (c in self.heirs)
+        by = "anchor" if (r, c) in self.anchored else "value" if ends else "order"
+        added = self.pairing.layout(r, c) is not None and self.pairing.add(r, c, by)
+        if added:
+            self._reopen_behind(r)
+        return added
 
     def _come_later(self, r: str, c: str) -> bool:
         """Whether one of two layers has the parameters of a layer that runs behind the other one:
@@ -275,7 +328,7 @@ class Refiner:
         It holds a layer whose partner runs only after the other one (attention whose packed
         projection went to a layer of its own). Or no layout maps the two, and it holds a layer
         whose partner lies elsewhere, or has its parameters from several layers (an LSTM of two
-        directions from two cells).
+        directions from two cells), or is called otherwise often (a GRU once, its cell each step).
         """
         p = self.pairing
         beyond = [  # partners of what the one holds and the other does not
@@ -291,6 +344,8 @@ class Refiner:
             bool(beyond)
             or len({b for a, b in self.anchored if a == r}) > 1
             or len({a for a, b in self.anchored if b == c}) > 1
+            or len(calls_in(p.reference, owner(r).partition("#")[0]))
+            != len(calls_in(p.candidate, owner(c).partition("#")[0]))
         )
 
     def _ends_in_glue(self, r: str, c: str, trace: Trace) -> bool:
@@ -341,9 +396,3 @@ class Refiner:
                 if p.reference.kind(r) == p.candidate.kind(c) or name >= 0.6:
                     score[i, j] = 0.2 + 2.0 * max(name, 0.5) ** 2
         return [(ours[i], theirs[j]) for i, j in best_monotone(score)]
-
-
-def _noticed(*values: np.ndarray) -> float:
-    """The relative error from which on two values are not the same up to rounding."""
-    floats = [value.dtype for value in values if is_float(value)]
-    return min(NOTICED * unit_roundoff(*floats), SAME_VALUE) if floats else SAME_VALUE

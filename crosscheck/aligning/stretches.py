@@ -14,6 +14,7 @@ from crosscheck.trace import Trace, owner
 
 __all__ = [
     "Anchors",
+    "calls_in",
     "calls_of_both",
     "is_glue_of",
     "lies_in",
@@ -49,7 +50,7 @@ def is_glue_of(trace: Trace, site: str, value: np.ndarray) -> bool:
 def calls_of_both(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str]]:
     """The sites of all calls of anchored layers that both sides made."""
     for r_layer, c_layer in anchors:
-        for call in _calls(pairing.reference, r_layer):
+        for call in calls_in(pairing.reference, r_layer):
             twin = c_layer + call[len(r_layer) :]
             if twin in pairing.candidate.order:
                 yield call, twin
@@ -74,7 +75,7 @@ def until_the_next(side: PreparedTrace, site: str, inside: set[str], others: set
     return list(itertools.takewhile(lambda s: s not in others, behind))
 
 
-def _calls(side: PreparedTrace, layer: str) -> list[str]:
+def calls_in(side: PreparedTrace, layer: str) -> list[str]:
     """The sites of all calls of a layer: ``fc``, ``fc#2``, ..."""
     found = []
     count, site = 1, layer

@@ -133,11 +133,7 @@ def subject_of(
     Raises:
         InvalidArgument: an unknown option, patterns that name nothing, targets without a loss.
     """
-    unknown = sorted(set(options) - set(OPTIONS))
-    if unknown:
-        raise InvalidArgument(
-            f"audit: unknown option {unknown[0]!r}; {_nearest(unknown[0], OPTIONS)}"
-        )
+    _require_known(options)
     for argument, patterns in (("frozen", frozen), ("trains", trains)):
         if isinstance(patterns, str):
             raise InvalidArgument(f"{argument}={patterns!r}: give a list; [{patterns!r}]")
@@ -162,6 +158,14 @@ def subject_of(
     )
     made.check_patterns()
     return made
+
+
+def _require_known(options: Iterable[str]) -> None:
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        raise InvalidArgument(
+            f"audit: unknown option {unknown[0]!r}; {_nearest(unknown[0], OPTIONS)}"
+        )
 
 
 def _loss(loss: Any) -> Loss | None:

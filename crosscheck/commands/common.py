@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -164,13 +164,18 @@ def _paged(error: BaseException, html_path: str) -> str:
 
 
 class progress:  # noqa: N801  (a context manager that reads as a statement)
-    """Stages on stderr as they begin: a spinner on a terminal, plain lines elsewhere."""
+    """Stages on stderr as they begin: a spinner on a terminal, plain lines elsewhere.
+
+    What the models print goes to stderr meanwhile: stdout is for the result.
+    """
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._status: Any = None
+        self._printed: Any = redirect_stdout(sys.stderr)
 
     def __enter__(self) -> Callable[[str], None]:
+        self._printed.__enter__()
         if self._quiet:
             return lambda line: None
         if not sys.stderr.isatty():
@@ -184,3 +189,4 @@ class progress:  # noqa: N801  (a context manager that reads as a statement)
     def __exit__(self, *error: Any) -> None:
         if self._status is not None:
             self._status.stop()
+        self._printed.__exit__(*error)

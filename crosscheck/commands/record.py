@@ -69,6 +69,8 @@ def record(
       crosscheck record net.py:Net --input x=float32[2,3,33,47] --sketch 300kB -o golden.safetensors
     """
     with failures(), progress(quiet) as say:
+        if not output.lower().endswith(".safetensors") and not Path(output).is_dir():
+            raise InvalidArgument(f"-o {output}: a trace's name ends in .safetensors")
         most = None if sketch is None else size_of(sketch)
         options["parameters"] |= most is not None
         options["local_rounding"] = most is None  # nothing can be forced onto a sketch
@@ -95,25 +97,16 @@ def _record(
     say: Callable[[str], None],
 ) -> RecordedTrace:
     import crosscheck
-    from crosscheck.pair import load_model, load_pair, make
     from crosscheck.traces.load import load_inputs
 
     if texts and inputs_path is not None:
         raise InvalidArgument("give --input NAME=SPEC or --inputs F, not both")
-    inputs: Any = parse_inputs(texts) or None
+    given: Any = parse_inputs(texts) or None
     if inputs_path is not None:
-        inputs = load_inputs(inputs_path)
+        given = load_inputs(inputs_path)
     say(f"load {model}")
-    loaded: Any
-    if model.lower().endswith(".onnx"):
-        loaded = model
-    elif ".py:" in model:
-        loaded = load_model(model)
-    else:
-        pair = load_pair(model)
-        loaded = make(pair.reference)
-        own = pair.inputs(options["seed"]) if callable(pair.inputs) else pair.inputs
-        inputs = own if inputs is None else inputs
+    loaded, own = _loaded(model, options["seed"])
+    inputs = own if given is None else given
     if inputs is None:
         raise InvalidArgument("give --input NAME=SPEC, once for each input, or --inputs F")
     return crosscheck.record(
@@ -127,6 +120,18 @@ def _record(
         local_rounding=options["local_rounding"],
         progress=say,
     )
+
+
+def _loaded(model: str, seed: int) -> tuple[Any, Any]:
+    """What MODEL names, and the inputs that it brings: those of a pair, or None."""
+    from crosscheck.pair import load_model, load_pair, make
+
+    if model.lower().endswith(".onnx"):
+        return model, None
+    if ".py:" in model:
+        return load_model(model), None
+    pair = load_pair(model)
+    return make(pair.reference), pair.inputs(seed) if callable(pair.inputs) else pair.inputs
 
 
 def summary(trace: RecordedTrace, path: str) -> str:

@@ -168,6 +168,21 @@ def _of_log_softmax(e: Evidence) -> Iterator[Proposal]:
             )
 
 
+@register("forward")
+def softmax_added(e: Evidence) -> Iterator[Proposal]:
+    """Probabilities, or their logarithms, where the reference has what the softmax is taken of."""
+    if e.kind == "input" or e.reference.size == 0:
+        return
+    for function, text in ((_softmax, "softmax"), (_log_softmax, "log-softmax")):
+        for axis in range(e.reference.ndim):
+            if e.fits_candidate(function(e.reference, axis)):
+                yield Proposal(
+                    "activation_extra",
+                    f"{text} over axis {axis} is applied to the output",
+                    lambda e, function=function, axis=axis: function(e.reference, axis),
+                )
+
+
 def _log_softmax(x: np.ndarray, axis: int) -> np.ndarray:
     shifted = x - np.max(x, axis=axis, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)))

@@ -9,18 +9,15 @@ its own, of that size and of either sign. A mistake like another eps shifts all 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crosscheck.explain.evidence import Evidence
 from crosscheck.explain.norms import Norm, reference_norm
+from crosscheck.judging.evidence import Evidence as Check
+from crosscheck.judging.judge import Judge
 from crosscheck.judging.noise import AGREE
 from crosscheck.results import SiteResult
-
-if TYPE_CHECKING:
-    from crosscheck.judging.judge import Judge
-    from crosscheck.pipeline import Evidence as Check
 
 __all__ = ["ONE_PASS", "excuse", "is_one_pass_variance"]
 

@@ -16,10 +16,10 @@ from crosscheck.comparisons import weight_items as items_of_weights
 from crosscheck.explain.evidence import Evidence, Sibling, Use
 from crosscheck.explain.hidden import hidden_by
 from crosscheck.judging.again import fresh_runs
+from crosscheck.judging.evidence import Evidence as Check
 from crosscheck.judging.judge import Judge, in_reference_layout, without_fill
 from crosscheck.judging.noise import Floor, unit_roundoff
 from crosscheck.locating.surroundings import Passages
-from crosscheck.pipeline import Evidence as Check
 from crosscheck.results import SiteResult
 from crosscheck.trace import Trace, owner
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,12 +23,10 @@ from crosscheck.explain.evidence import Evidence, Prediction, Proposal
 from crosscheck.explain.hidden import hidden_by, hidden_in, number_of
 from crosscheck.explain.numbers import tidy
 from crosscheck.explain.registry import register
+from crosscheck.judging.evidence import Evidence as Check
 from crosscheck.judging.judge import Judge, in_reference_layout
 from crosscheck.observers import Forcer, Key
 from crosscheck.results import SiteResult
-
-if TYPE_CHECKING:
-    from crosscheck.pipeline import Evidence as Check
 
 __all__ = ["another_number", "excuse_masks"]
 

@@ -16,9 +16,9 @@ from crosscheck.explain.evidence import Evidence
 from crosscheck.explain.gather import Sites, at_weights, on_fresh_inputs
 from crosscheck.explain.loss_evidence import at_loss
 from crosscheck.explain.verify import causes
+from crosscheck.judging.evidence import Evidence as Check
 from crosscheck.judging.judge import Judge
 from crosscheck.losses.judging import BY
-from crosscheck.pipeline import Evidence as Check
 from crosscheck.results import Cause, Divergence, SiteResult
 
 __all__ = ["MOST", "explained"]

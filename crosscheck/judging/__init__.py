@@ -2,9 +2,10 @@
 
 | module | |
 |---|---|
+| `evidence` | what judging is given, and what it says of it |
 | `noise`, `reductions`, `precision`, `quantised` | the formulas of the floor |
-| `judge`, `weights` | the values of one item from every run, judged |
-| `perturb`, `accumulated`, `ties`, `settle` | what is asked before anything is said to be wrong |
+| `judge`, `weights`, `fill` | the values of one item from every run, judged |
+| `perturb`, `accumulated`, `ties`, `again`, `settle` | what is asked before a value is blamed |
 | `sparing`, `left_out`, `sifting` | the same verdicts with less work |
 | `quick`, `streamed` | two free runs alone |
 | `parts` | one check in parts, each on a machine of its own |

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from crosscheck.arrays import is_float
 from crosscheck.compare import compare
 from crosscheck.comparisons import Item, value_of
 from crosscheck.errors import SideFailed
+from crosscheck.judging.evidence import Evidence
 from crosscheck.judging.fill import errors
 from crosscheck.judging.judge import Judge, in_reference_layout
 from crosscheck.judging.noise import AGREE, DIVERGE
@@ -27,9 +27,6 @@ from crosscheck.memory import new_values
 from crosscheck.observers import Key
 from crosscheck.results import Divergence, SiteResult
 from crosscheck.taps import Kind
-
-if TYPE_CHECKING:
-    from crosscheck.pipeline import Evidence
 
 __all__ = ["seen_only_free"]
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crosscheck.comparisons import Item
 from crosscheck.errors import SideFailed
 from crosscheck.explain.fresh import fresh_inputs
+from crosscheck.judging.evidence import Evidence
 from crosscheck.judging.judge import Judge
 from crosscheck.judging.left_out import gives_the_same, spared, spared_of_candidate
 from crosscheck.judging.reductions import Reductions
@@ -24,9 +24,6 @@ from crosscheck.observers import Forcer, Key
 from crosscheck.oracle import oracle
 from crosscheck.run import Runner
 from crosscheck.trace import Trace
-
-if TYPE_CHECKING:
-    from crosscheck.pipeline import Evidence
 
 __all__ = ["CandidateAgain", "forwards_only", "fresh_runs"]
 

@@ -15,24 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crosscheck.adapters.base import Adapter
 from crosscheck.comparisons import Item, gradient_items
 from crosscheck.details.stage import OTHERS
 from crosscheck.errors import CannotCompare, CannotSplit, InvalidArgument
+from crosscheck.judging.evidence import Evidence, Part
 from crosscheck.judging.left_out import spared_of_candidate
 from crosscheck.results import PHASES, Report, SiteKey, SiteResult
 from crosscheck.trace import RunInfo, Trace, owner
 
-if TYPE_CHECKING:
-    from crosscheck.adapters.base import Adapter
-    from crosscheck.pipeline import Evidence
-
 __all__ = [
     "NotCleared",
-    "Part",
     "as_whole",
     "joined",
     "left_out",
@@ -40,9 +36,6 @@ __all__ = [
     "require_cleared",
     "require_splittable",
 ]
-
-Part = tuple[int, int]
-"""The number of a part, from 1, and how many there are."""
 
 
 class NotCleared(CannotCompare):

@@ -39,6 +39,7 @@ from crosscheck.compare import Difference
 from crosscheck.comparisons import Item, buffer_items, gradient_items, site_items
 from crosscheck.details.stage import weight_map
 from crosscheck.free import FreeRuns, aligner_of
+from crosscheck.judging.evidence import Evidence
 from crosscheck.judging.noise import (
     Floor,
     Judgement,
@@ -54,7 +55,6 @@ from crosscheck.judging.reductions import Reductions
 from crosscheck.judging.streamed import Looked, look
 from crosscheck.losses.judging import judge_loss
 from crosscheck.losses.stage import LossStage
-from crosscheck.pipeline import Evidence
 from crosscheck.request import Request
 from crosscheck.results import PHASES, Details, Report, SiteResult, worst
 from crosscheck.traces.stages import unrecorded

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from crosscheck.compare import Difference, compare
 from crosscheck.comparisons import Item, value_of
 from crosscheck.errors import CrosscheckError, SideFailed
 from crosscheck.judging.again import CandidateAgain, forwards_only, fresh_runs
+from crosscheck.judging.evidence import Evidence
 from crosscheck.judging.judge import Judge, in_reference_layout, relative, shrinks, without_fill
 from crosscheck.judging.noise import AGREE, DIVERGE
 from crosscheck.judging.perturb import Moved, measure
@@ -34,9 +34,6 @@ from crosscheck.judging.ties import find_ties, growth_of
 from crosscheck.observers import Forcer, Key
 from crosscheck.results import SiteResult
 from crosscheck.trace import Trace
-
-if TYPE_CHECKING:
-    from crosscheck.pipeline import Evidence
 
 __all__ = ["fresh_runs", "settle", "stands_out"]
 

@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from crosscheck.aligning.fingerprints import SAME_VALUE
 from crosscheck.aligning.refine import NOTICED
 from crosscheck.comparisons import Item, buffer_items
 from crosscheck.details.stage import OTHERS
+from crosscheck.judging.evidence import Evidence
 from crosscheck.judging.judge import Judge
 from crosscheck.judging.noise import DIVERGE
 from crosscheck.judging.parts import as_whole, left_out, of_part
@@ -42,9 +43,6 @@ from crosscheck.results import SiteResult
 from crosscheck.run import Runner
 from crosscheck.taps import Kind
 from crosscheck.trace import RunInfo, Trace
-
-if TYPE_CHECKING:
-    from crosscheck.pipeline import Evidence
 
 __all__ = ["Sieve", "recallable", "sifted"]
 
@@ -68,7 +66,7 @@ def sifted(draft: Evidence, *, backward: bool) -> Evidence | None:
     forward = [item for item in items if item.phase == "forward"]
     forward += buffer_items(e.match, e.free_reference, e.free_candidate)
     freely = judge.judge_many(forward, e.free_candidate)
-    if not all(map(_is_unnoticed, freely.values())):
+    if not all(_is_unnoticed(r, complete=e.alignment.complete) for r in freely.values()):
         return None
     bounds = _bounds(freely)
     if bounds is not None and isinstance(e.free_candidate.values, Recalled):
@@ -124,14 +122,16 @@ def _wanted_gradients(near: Results) -> Iterator[str]:
         yield from (name for name, _ in twins)
 
 
-def _is_unnoticed(result: SiteResult) -> bool:
-    """Whether alignment has no reason to look into the stretch in front of a value."""
+def _is_unnoticed(result: SiteResult, *, complete: bool = False) -> bool:
+    """Whether alignment has no reason to look into the stretch in front of a value; of a
+    ``complete`` one: to doubt that it is the same quantity."""
     seen = result.metrics
     if seen is None or not math.isfinite(result.ratio):
         return False
     unit = coarser_unit(result.dtype, result.candidate_dtype or result.dtype)
     of_zeros = seen.cosine == 0.0 and seen.max_abs > 0.0
-    return not of_zeros and seen.rel_l2 <= min(NOTICED * unit, SAME_VALUE)
+    limit = SAME_VALUE if complete else min(NOTICED * unit, SAME_VALUE)
+    return not of_zeros and seen.rel_l2 <= limit
 
 
 def _bounds(freely: Results) -> dict[Item, float | None] | None:

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crosscheck.comparisons import Item
+from crosscheck.judging.evidence import Evidence
 from crosscheck.judging.judge import NO_ORACLE, Judge
 from crosscheck.judging.left_out import parameters_of, spared
 from crosscheck.judging.noise import AGREE, DIVERGE
@@ -31,9 +31,6 @@ from crosscheck.memory.heap import trim_heap
 from crosscheck.oracle import oracle
 from crosscheck.results import SiteResult
 from crosscheck.trace import Trace, owner
-
-if TYPE_CHECKING:
-    from crosscheck.pipeline import Evidence
 
 __all__ = ["judged", "measure_free_ratios"]
 
@@ -48,6 +45,7 @@ COARSEST = 2.0**-8
 PARTS, LARGE = 4, 1 << 25
 """The oracle runs in so many parts from so many elements of all activations on."""
 
+_BACK = ("backward", "parameter_gradient")
 Results = dict[Item, SiteResult]
 
 
@@ -85,17 +83,22 @@ def measure_free_ratios(e: Evidence, judge: Judge, results: Results) -> None:
     only inherited it: else the free runs need no backward pass."""
     if e.free_bounds is not None and "whole_oracle" not in vars(e):
         return
-    phases = {i.phase for i, r in results.items() if r.verdict != "agree"}
-    backward = bool(phases & {"backward", "parameter_gradient"})
+    backward = any(i.phase in _BACK for i, r in results.items() if r.verdict != "agree")
     judge.free_oracle = e.free_in_float64(backward=backward)
     if judge.free_oracle is None and e.reference.adapter.capabilities.forcing:
         return  # a recorded run is its own truth; of others nothing is known
-    if backward and not any(kind == "cotangent" for kind, _ in e.free_candidate.values):
+    if backward and not _goes_back(e.free_candidate):
         e.free_candidate = judge.free_candidate = e.candidate.record(passive=True)
     asked = [item for item in results if item not in judge.masked]
+    if judge.free_oracle is not None and not _goes_back(judge.free_oracle):
+        asked = [item for item in asked if item.phase not in _BACK]
     for item, ratio in judge.free_ratios(asked).items():
         if ratio != results[item].free_ratio:
             results[item] = results[item].but(free_ratio=ratio)
+
+
+def _goes_back(trace: Trace) -> bool:
+    return any(kind == "cotangent" for kind, _ in trace.values)
 
 
 def _partial_oracle(e: Evidence, wanted: list[Item]) -> Trace | None:

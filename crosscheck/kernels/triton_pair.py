@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import nullcontext
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -32,23 +34,27 @@ __all__ = ["pair_sums"]
 BLOCK = 1024  # elements at a time
 PROGRAMS, MOST_ROUNDS = 1024, 32  # so many programs before one takes several blocks, and how many
 MOST_AXES = 5
+WARPS = 8  # with 4, the sums do not fit into registers
 SMALLER = 2.0**-600  # brings the largest float64 to where its square is finite
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _offsets(i, sizes, strides, AXES: tl.constexpr):
-    """Flat indices -> offsets in a strided tensor; axes run from the fastest on."""
-    offset = i * 0
-    rest = i
-    for k in tl.static_range(AXES):
+def _offsets(i, sizes, strides_a, strides_b, AXES: tl.constexpr):
+    """Flat indices -> offsets in two strided tensors; axes run from the fastest on."""
+    of_a, of_b, rest = i * 0, i * 0, i
+    for k in tl.static_range(AXES - 1):
         size = tl.load(sizes + k)
-        offset += rest % size * tl.load(strides + k)
+        along = rest % size
+        of_a += along * tl.load(strides_a + k)
+        of_b += along * tl.load(strides_b + k)
         rest = rest // size
-    return offset
+    of_a += rest * tl.load(strides_a + AXES - 1)  # most have one axis, and no division
+    of_b += rest * tl.load(strides_b + AXES - 1)
+    return of_a, of_b
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+@triton.jit(do_not_specialize=["n"])  # type: ignore[untyped-decorator,unused-ignore]
 def _rows(
     a,
     b,
@@ -74,8 +80,9 @@ def _rows(
     for k in range(ROUNDS):
         i = start + k * BLOCK + tl.arange(0, BLOCK)
         here = i < n
-        x = tl.load(a + _offsets(i, sizes, strides_a, AXES), mask=here, other=0.0)
-        y = tl.load(b + _offsets(i, sizes, strides_b, AXES), mask=here, other=0.0)
+        of_a, of_b = _offsets(i, sizes, strides_a, strides_b, AXES)
+        x = tl.load(a + of_a, mask=here, other=0.0)
+        y = tl.load(b + of_b, mask=here, other=0.0)
         x, y = x.to(tl.float64) * SCALE, y.to(tl.float64) * SCALE
         finite = here & (tl.abs(x) < float("inf")) & (tl.abs(y) < float("inf"))
         same = (x == y) | ((x != x) & (y != y))
@@ -142,7 +149,9 @@ def pair_sums(a: Any, b: Any, limit: float = math.inf) -> PairSums:
 def _tensor(value: Any) -> Any:
     tensor = value
     if not hasattr(value, "data_ptr"):
-        tensor = sys.modules["torch"].from_dlpack(value)
+        if min(getattr(value, "strides", ()), default=0) < 0:  # PyTorch would end the process
+            raise InvalidArgument("an array with negative strides: make it contiguous first")
+        tensor = import_module("torch").from_dlpack(value)  # nobody may have needed it so far
     if str(tensor.dtype).removeprefix("torch.") not in FLOATS:
         raise InvalidArgument(f"a tensor of {tensor.dtype}: only {', '.join(FLOATS)} are compared")
     return tensor.detach()
@@ -160,19 +169,22 @@ def _sums(a: Any, b: Any, limit: float, scale: float) -> PairSums:
     out = torch.empty((programs, len(FIELDS)), dtype=torch.float64, device=a.device)
     table = torch.tensor(axes, dtype=torch.int64, device=a.device).T.contiguous()
     most = torch.tensor([limit], dtype=torch.float64, device=a.device)
-    _rows[(programs,)](
-        a,
-        b,
-        *table,
-        most,
-        out,
-        n,
-        AXES=len(axes),
-        SCALE=scale,
-        BLOCK=BLOCK,
-        ROUNDS=rounds,
-        WIDTH=len(FIELDS),
-    )
+    # Triton launches on the current device, whatever the tensors lie on.
+    with torch.cuda.device(a.device) if a.is_cuda else nullcontext():
+        _rows[(programs,)](
+            a,
+            b,
+            *table,
+            most,
+            out,
+            n,
+            AXES=len(axes),
+            SCALE=scale,
+            BLOCK=BLOCK,
+            ROUNDS=rounds,
+            WIDTH=len(FIELDS),
+            num_warps=WARPS,
+        )
     rows = out.cpu().numpy()[:, None, :]
     return PairSums.of(combined(rows, np.zeros(1, np.int64))[0, 0].tolist())
 

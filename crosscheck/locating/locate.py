@@ -24,7 +24,7 @@ import numpy as np
 
 from crosscheck.aligning.alignment import Alignment
 from crosscheck.arrays import is_float
-from crosscheck.locating.severed import ancestors, is_cut_before, released
+from crosscheck.locating.severed import ancestors, is_cut_before, is_silent, released
 from crosscheck.locating.surroundings import MOST_NAMED, Passages, Surroundings
 from crosscheck.results import Divergence, SiteResult
 from crosscheck.trace import Trace, owner
@@ -175,6 +175,8 @@ class Locator:
         reference = self._around.loose_consumer(self.reference, result.reference, "reference")
         candidate = self._around.loose_consumer(self.candidate, result.candidate, "candidate")
         several = self._around.behind(result.candidate)
+        if candidate is not None and is_silent(self.candidate, "cotangent", result.candidate):
+            several = self._around.silenced(candidate)
         if candidate and len(several) > 1:
             return _Blame(
                 reference or self.reference.info.parents.get(owner(result.reference)),
@@ -252,8 +254,7 @@ def _statement(result: SiteResult, blame: _Blame) -> str:
             "no layout maps one onto the other"
         )
     if result.metrics.nonfinite_mismatch:
-        return (
-            f"{result.metrics.nonfinite_mismatch} elements are NaN or Inf on one side only, or of "
-            f"another sign; {blame.statement}"
-        )
+        count = result.metrics.nonfinite_mismatch
+        elements = "1 element is" if count == 1 else f"{count} elements are"
+        return f"{elements} NaN or Inf on one side only, or of another sign; {blame.statement}"
     return blame.statement

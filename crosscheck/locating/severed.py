@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from crosscheck.aligning.alignment import Alignment
+from crosscheck.arrays import is_float
 from crosscheck.errors import capped
 from crosscheck.results import SiteResult
 from crosscheck.taps import Kind
 from crosscheck.trace import RunInfo, Trace, owner
 
-__all__ = ["Severed", "ancestors", "is_cut_before", "released"]
+__all__ = ["Severed", "ancestors", "is_cut_before", "is_silent", "released"]
 
 
 def is_cut_before(result: SiteResult, candidate: Trace) -> bool:
@@ -26,6 +27,12 @@ def is_cut_before(result: SiteResult, candidate: Trace) -> bool:
     return result.kind == "input_cotangent" and (result.kind, result.candidate) not in (
         candidate.values
     )
+
+
+def is_silent(trace: Trace, kind: Kind, site: str) -> bool:
+    """No cotangent arrived there, or nothing but zeros."""
+    value = trace.values.get((kind, site))
+    return value is None or not value.astype(bool).any()
 
 
 def released(alignment: Alignment, reference: Trace, candidate: Trace) -> dict[str, str]:
@@ -91,6 +98,9 @@ class Severed:
             for name in (("reference", r.reference), ("candidate", r.candidate))
         }
         silent_sites = [site for _, (side, site) in self._silent if side == "candidate"]
+        self._compared = {r.candidate for r in self.results if r.kind == "cotangent"}
+        self._place = {site: i for i, site in enumerate(self.candidate.activations())}
+        self._last_cut = max((self._place.get(owner(s), -1) for s in silent_sites), default=-1)
         self._around_silence = set().union(*(self._ancestors(owner(s)) for s in silent_sites))
         self._cut_before = {owner(r.candidate) for r in flagged if is_cut_before(r, self.candidate)}
         unfed = [r.candidate for r in self.results if self._is_unfed(r)]
@@ -117,9 +127,7 @@ class Severed:
         return is_output and result.metrics is None
 
     def _is_silent(self, kind: Kind, site: str) -> bool:
-        """No cotangent arrived there, or nothing but zeros."""
-        value = self.candidate.values.get((kind, site))
-        return value is None or not value.astype(bool).any()
+        return is_silent(self.candidate, kind, site)
 
     def _follows(self, result: SiteResult) -> bool:
         """Whether a wrong result is no more than what a cut elsewhere entails."""
@@ -134,17 +142,49 @@ class Severed:
                 return not around.isdisjoint(self._cut_before)
             # The cotangent that a container sends back lacks what is cut off inside it.
             return call in self._around_silence
-        return any(self._is_starved(container) for container in around) or any(
-            ("input_cotangent", (side, consumer)) in self._silent
-            for side, trace in (("reference", self.reference), ("candidate", self.candidate))
-            for consumer in trace.consumers.get(getattr(result, side), ())
+        consumers = self.candidate.consumers.get(result.candidate, ())
+        return (
+            result.candidate in self._read_by_starved
+            or any(self._is_starved(container) for container in around)
+            or any(self._is_starved_alone(owner(consumer)) for consumer in consumers)
+            or any(
+                ("input_cotangent", (side, consumer)) in self._silent
+                for side, trace in (("reference", self.reference), ("candidate", self.candidate))
+                for consumer in trace.consumers.get(getattr(result, side), ())
+            )
         )
 
     def _is_starved(self, call: str) -> bool:
         """Nothing arrives at the layer's outputs, though the reference sends something."""
         outputs = self.candidate.outputs_of.get(call, ())
         expected = any(("cotangent", ("candidate", s)) in self._silent for s in outputs)
-        return expected and all(self._is_silent("cotangent", s) for s in outputs)
+        silent = all(self._is_silent("cotangent", s) for s in outputs)
+        return (expected and silent) or self._is_starved_alone(call)
+
+    def _is_starved_alone(self, call: str) -> bool:
+        """Nothing arrives at the outputs of a layer without partner that runs before a cut."""
+        outputs = self.candidate.outputs_of.get(call, ())
+        if self._place.get(call, self._last_cut) >= self._last_cut or not outputs:
+            return False
+        return self._compared.isdisjoint(outputs) and all(
+            is_float(self.candidate.values["activation", s])
+            and ("cotangent", s) not in self.candidate.info.unobservable
+            and self._is_silent("cotangent", s)
+            for s in outputs
+        )
+
+    @cached_property
+    def _read_by_starved(self) -> frozenset[str]:
+        """Sites whose value code between the layers hands to a layer at which nothing arrives: the
+        last ones that were compared before it."""
+        found, latest = set(), ""
+        made = self.candidate.info.sources
+        for kind, site in self.candidate.values if self._last_cut >= 0 else ():
+            if kind == "activation" and site in self._compared:
+                latest = site
+            elif kind == "input" and site not in made and self._is_starved(owner(site)):
+                found.add(latest)
+        return frozenset(found)
 
     def _ancestors(self, call: str) -> set[str]:
         return ancestors(self.candidate.info, call)

@@ -15,7 +15,7 @@ import numpy as np
 from crosscheck.aligning.alignment import Alignment, SitePair
 from crosscheck.aligning.fingerprints import SAME_VALUE
 from crosscheck.arrays import is_float
-from crosscheck.locating.severed import ancestors
+from crosscheck.locating.severed import ancestors, is_silent
 from crosscheck.observers import Key
 from crosscheck.results import SiteResult
 from crosscheck.taps import FORWARD
@@ -211,6 +211,19 @@ class Surroundings:
                 seen |= ancestors(trace.info, owner(consumer))
         parents = {trace.info.parents.get(layer) for layer in found}
         return next((layer for layer in found if layer not in parents | seen), None)
+
+    def silenced(self, layer: str | None) -> list[str]:
+        """The candidate's layers without partner from ``layer`` on, to the first that a cotangent
+        arrives at: any of them may be the one that cuts it off."""
+        found: list[str] = []
+        while layer is not None and layer not in found:
+            found.append(layer)
+            outputs = self.candidate.outputs_of.get(layer, ())
+            if not all(is_silent(self.candidate, "cotangent", site) for site in outputs):
+                break
+            behind = (self.loose_consumer(self.candidate, site, "candidate") for site in outputs)
+            layer = next((one for one in behind if one is not None), None)
+        return found
 
     @cached_property
     def _compared(self) -> dict[str, frozenset[str]]:

@@ -11,47 +11,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from crosscheck.adapters.base import Operation
 from crosscheck.arrays import is_float
+from crosscheck.judging.evidence import Evidence
 from crosscheck.observers import Forcer, Key
-from crosscheck.pipeline import Evidence
 from crosscheck.results import Divergence, SiteResult
 from crosscheck.run import Runner
 from crosscheck.trace import owner
 
-__all__ = ["Operation", "first_departure", "zoom"]
+__all__ = ["first_departure", "zoom"]
 
 MOST = 3
 """So many divergences are looked at closely; what follows from them looks like them."""
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One operation of a layer call.
-
-    Attributes:
-        name: as the framework's users know it (``torch.nn.functional.gelu``).
-        where: the line of the model that asked for it (``net.py:12``), "" where unknown.
-        site: the layer call that it was part of.
-        value: its first result, on the host.
-        inputs: indices, in the same list, of the operations whose results it was given.
-        literals: its other arguments, as text.
-        hidden: not the model's own: a tap, through which a value passes unchanged.
-    """
-
-    name: str
-    where: str
-    site: str
-    value: np.ndarray
-    inputs: tuple[int, ...] = ()
-    literals: tuple[str, ...] = ()
-    hidden: bool = False
-
-    def __str__(self) -> str:
-        return f"`{self.name}` in `{self.site}`" + (f" ({self.where})" if self.where else "")
 
 
 def zoom(

@@ -140,7 +140,7 @@ def _value(node: ast.expr) -> Any:
 
 def _terms(name: str, options: dict[str, Any], factor: float, text: str) -> tuple[Term, ...]:
     if name not in _OPTIONS:
-        near = difflib.get_close_matches(name.lower(), [*NAMES, *_ALIASES], 1, 0.4)
+        near = difflib.get_close_matches(name.lower(), [*NAMES, *_ALIASES], 1, 0.6)
         nearest = _ALIASES.get(near[0], near[0]) if near else None
         hint = f" Did you mean `{nearest}`?" if nearest else ""
         raise InvalidArgument(

@@ -17,8 +17,8 @@ from crosscheck.adapters.base import Parameter
 from crosscheck.arrays import is_float
 from crosscheck.comparisons import gradient_items
 from crosscheck.errors import SideFailed
+from crosscheck.judging.evidence import Evidence
 from crosscheck.observers import Comparer, Key
-from crosscheck.pipeline import Evidence
 from crosscheck.probes.reach import has_moved, unreached
 from crosscheck.run import Runner
 from crosscheck.trace import owner

@@ -19,8 +19,8 @@ from crosscheck.arrays import is_float
 from crosscheck.compare import compare
 from crosscheck.cotangents import ReferenceCotangents
 from crosscheck.errors import CannotCompare, CrosscheckError, SideFailed
+from crosscheck.judging.evidence import Evidence
 from crosscheck.observers import Comparer, Forcer, Key, chain
-from crosscheck.pipeline import Evidence
 from crosscheck.probes.randomise import moved
 from crosscheck.run import Runner
 from crosscheck.trace import owner

@@ -14,9 +14,9 @@ from dataclasses import replace
 from crosscheck.compare import Difference, compare
 from crosscheck.comparisons import Item, gradient_items, site_items, value_of
 from crosscheck.errors import SideFailed
+from crosscheck.judging.evidence import Evidence
 from crosscheck.judging.judge import in_reference_layout, shrinks
 from crosscheck.observers import Forcer
-from crosscheck.pipeline import Evidence
 from crosscheck.results import Report, SiteResult, worst
 from crosscheck.single import Outcome
 from crosscheck.trace import Trace

@@ -18,7 +18,7 @@ from crosscheck.adapters.trace import TraceAdapter
 from crosscheck.devices import place
 from crosscheck.errors import CannotCompare, CannotSplit, InvalidArgument, SideFailed, capped
 from crosscheck.explain.fresh import fresh_inputs
-from crosscheck.inputs import make_inputs
+from crosscheck.inputs import inputs_of_candidate, make_inputs
 from crosscheck.pipeline import calls_of, transfer, verify_weights
 from crosscheck.probes.blind import blind_spots, common, lines
 from crosscheck.probes.inputs import BUILT_IN, NotApplicable, given_of, odd
@@ -28,7 +28,7 @@ from crosscheck.probes.rounding import without_rounding
 from crosscheck.request import Request
 from crosscheck.results import ProbeResult, Report
 from crosscheck.run import Runner
-from crosscheck.single import Outcome, inputs_of_candidate, run_once
+from crosscheck.single import Outcome, run_once
 from crosscheck.trial import by_running
 from crosscheck.weights import Match
 

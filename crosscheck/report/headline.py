@@ -89,14 +89,19 @@ def _first_at(report: Report, first: Divergence, page: Page) -> str:
     row = words.row_of(report, first)
     position = "" if row is None else _position(report, row)
     name = page.name(first.site, 160)
-    if first.phase == "backward":
-        return f"first in {words.blamed(first, page, 160)}{position}"
     if first.phase != "forward":
-        return f"first in {words.blamed(first, page, 160)}{position}"
+        start = f"first in {words.blamed(first, page, 160, row)}{position}"
+        return f"{start}{_by_the_code(first, page)}" if words.is_between(first, row) else start
     if row is not None and row.kind == "input":
         return f"first in the input of {name}{position}, introduced by the code before that layer"
     end = "introduced there" if not first.between else "introduced there or just before"
     return f"first at {name}{position}, {end}"
+
+
+def _by_the_code(first: Divergence, page: Page) -> str:
+    scope = first.reference or first.candidate
+    of = "" if scope is None or scope.startswith("output") else f" of {page.name(scope)}"
+    return f", introduced by the code{of} behind it"
 
 
 def _position(report: Report, row: SiteResult) -> str:
@@ -154,7 +159,8 @@ def _worst(metrics: Metrics | None) -> str:
 def _where(report: Report, first: Divergence, row: SiteResult | None, page: Page) -> list[Line]:
     lines = []
     blame = first.reference or first.candidate
-    if first.phase == "backward" and row is not None and first.site != blame:
+    there = first.site == blame or words.is_between(first, row)
+    if first.phase == "backward" and row is not None and not there:
         lines.append(Line(2, f"seen at {words.described(row, page)}"))
     if first.between:
         start = f"after {page.name(first.after)} and " if first.after else ""
@@ -208,7 +214,7 @@ def further(report: Report, page: Page) -> list[Line]:
         return []
     groups: dict[str, list[Divergence]] = {}
     for divergence in rest:
-        groups.setdefault(_layer(divergence), []).append(divergence)
+        groups.setdefault(_layer(report, divergence), []).append(divergence)
     suspects = sum(d.verdict == "suspect" for d in rest)
     kinds = [
         words.counted(len(rest) - suspects, "divergence", "divergences"),
@@ -229,7 +235,9 @@ def further(report: Report, page: Page) -> list[Line]:
     return lines
 
 
-def _layer(divergence: Divergence) -> str:
+def _layer(report: Report, divergence: Divergence) -> str:
+    if words.is_between(divergence, words.row_of(report, divergence)):
+        return divergence.site
     name = divergence.reference or divergence.candidate or divergence.site
     if divergence.phase in ("forward", "loss", "backward"):
         return name
@@ -243,6 +251,8 @@ def _one_line(report: Report, divergence: Divergence, page: Page) -> str:
         what = "activation"
         if row is not None and row.kind == "input":
             what = "input"
+    elif words.is_between(divergence, row):
+        what = "the cotangent that arrives there"
     elif divergence.phase == "backward":
         what = "VJP"
         if divergence.site != (divergence.reference or divergence.candidate):

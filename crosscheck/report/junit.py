@@ -73,7 +73,7 @@ def _case(
     case = ET.Element("testcase", {"classname": name, "name": words.PASS[phase], "time": "0"})
     bad = [row for row in rows if row.verdict != "agree"]
     if divergences:
-        lines = [_line(d, page) for d in divergences]
+        lines = [_line(d, words.row_among(rows, d), page) for d in divergences]
         certain = any(d.verdict == "diverge" for d in divergences)
         _failure(case, "diverge" if certain else "suspect", lines)
     elif bad:
@@ -94,8 +94,8 @@ def _whole(name: str, tag: str, kind: str, message: str) -> ET.Element:
     return case
 
 
-def _line(d: Divergence, page: Page) -> str:
-    text = f"{d.verdict} in {words.blamed(d, page)}, seen at {page.name(d.site)}"
+def _line(d: Divergence, row: SiteResult | None, page: Page) -> str:
+    text = f"{d.verdict} in {words.blamed(d, page, row=row)}, seen at {page.name(d.site)}"
     text += f", ratio {words.ratio_text(d.ratio)}"
     return f"{text}: {oneline.cause_text(d.causes[0], page)}" if d.causes else text
 

@@ -78,16 +78,16 @@ def _divergences(report: Report, page: Page) -> str:
     if not found:
         return ""
     heads = ("phase", "to blame", "ratio", "verdict", "cause")
-    table = _table(heads, (_divergence(d, page) for d in found[:ROWS]))
+    table = _table(heads, (_divergence(report, d, page) for d in found[:ROWS]))
     hidden = len(found) - ROWS
     return table + (f"\n\nand {hidden} more (all are in report.json)" if hidden > 0 else "")
 
 
-def _divergence(d: Divergence, page: Page) -> list[str]:
+def _divergence(report: Report, d: Divergence, page: Page) -> list[str]:
     cause = oneline.cause_text(d.causes[0], page) if d.causes else ""
     return [
         words.PASS[d.phase],
-        _prose(words.blamed(d, page)),
+        _prose(words.blamed(d, page, row=words.row_of(report, d))),
         words.ratio_text(d.ratio),
         d.verdict,
         _prose(cause) or "not known",

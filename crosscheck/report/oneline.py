@@ -31,9 +31,9 @@ def cause_text(cause: Cause, page: Page) -> str:
 
 
 def _place(report: Report, first: Divergence, page: Page) -> str:
-    if first.phase != "forward":
-        return f"in {words.blamed(first, page)}"
     row = words.row_of(report, first)
+    if first.phase != "forward":
+        return f"in {words.blamed(first, page, row=row)}"
     name = page.name(first.site)
     return f"in the input of {name}" if row is not None and row.kind == "input" else f"at {name}"
 

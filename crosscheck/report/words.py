@@ -184,11 +184,28 @@ def described(result: SiteResult, page: Page) -> str:
     return _described(result.phase, result.kind, name) + _in_step(result)
 
 
-def blamed(divergence: Divergence, page: Page, limit: int | None = None) -> str:
-    """The layer or parameter to blame, for a sentence."""
+def blamed(
+    divergence: Divergence, page: Page, limit: int | None = None, row: SiteResult | None = None
+) -> str:
+    """What to blame, for a sentence: a layer or parameter, or what arrives at one.
+
+    Args:
+        row: where the divergence was seen (`row_of`).
+    """
+    if is_between(divergence, row):
+        return f"the cotangent of {page.name(divergence.site, limit)}"
     name = page.name(divergence.reference or divergence.candidate or divergence.site, limit)
     kind = "input_cotangent" if divergence.phase == "backward" else ""
     return _described(divergence.phase, kind, name) + _in_step(divergence)
+
+
+def is_between(divergence: Divergence, row: SiteResult | None) -> bool:
+    """Whether what arrives at a layer on the way back is wrong by the code between the layers: the
+    model's own (``output``), or that of a container of the layer."""
+    if row is None or row.kind != "cotangent" or divergence.phase != "backward":
+        return False
+    scope = (divergence.reference or divergence.candidate or "output").partition("#")[0]
+    return scope == "output" or divergence.site.startswith((f"{scope}.", f"{scope}/"))
 
 
 def _in_step(found: SiteResult | Divergence) -> str:
@@ -278,9 +295,14 @@ def why_infinite(result: SiteResult) -> str:
 
 def row_of(report: Report, divergence: Divergence) -> SiteResult | None:
     """The comparison that ``divergence`` was seen in, None where it is not in the report."""
+    return row_among(report.sites, divergence)
+
+
+def row_among(sites: Sequence[SiteResult], divergence: Divergence) -> SiteResult | None:
+    """`row_of` some comparisons."""
     rows = [
         s
-        for s in report.sites
+        for s in sites
         if (s.phase, s.step) == (divergence.phase, divergence.step)
         and divergence.site in (s.reference, s.candidate)
     ]

@@ -9,8 +9,8 @@ import numpy as np
 from crosscheck.adapters.base import Parameter
 from crosscheck.aligning.layout import Layout
 from crosscheck.arrays import is_float
+from crosscheck.judging.evidence import Evidence
 from crosscheck.observers import Key
-from crosscheck.pipeline import Evidence
 from crosscheck.results import Divergence
 from crosscheck.trace import owner
 

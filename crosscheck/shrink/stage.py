@@ -20,7 +20,7 @@ from crosscheck.adapters.base import Adapter
 from crosscheck.adapters.trace import TraceAdapter
 from crosscheck.errors import CannotCompare, InvalidArgument, SideFailed
 from crosscheck.inputs import make_inputs
-from crosscheck.pipeline import Evidence
+from crosscheck.judging.evidence import Evidence
 from crosscheck.probes.inputs import NotApplicable
 from crosscheck.probes.stage import Probes, planned
 from crosscheck.request import Request

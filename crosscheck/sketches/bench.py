@@ -13,10 +13,10 @@ from crosscheck.comparisons import Item, value_of
 from crosscheck.results import SiteResult
 from crosscheck.sketches.align import Shadows
 from crosscheck.sketches.judge import difference, judged, unlike
-from crosscheck.sketches.make import Record, RecordKey, Sketch
+from crosscheck.sketches.make import Record, Sketch
 from crosscheck.sketches.project import Numbers, measure
 from crosscheck.traces.file import named_dtype
-from crosscheck.traces.recorded import RecordedTrace
+from crosscheck.traces.recorded import RecordedTrace, RecordKey
 from crosscheck.traces.rounding import item_key
 from crosscheck.weights import Match, Matched, Transform
 

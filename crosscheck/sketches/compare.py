@@ -18,6 +18,7 @@ from crosscheck.aligning.alignment import Alignment
 from crosscheck.details.stage import weight_map
 from crosscheck.devices import place
 from crosscheck.errors import CannotCompare, InvalidArgument
+from crosscheck.inputs import inputs_of_candidate
 from crosscheck.request import Request
 from crosscheck.results import Details, Report
 from crosscheck.sketches.align import Shadows, shadows, shadows_of_two
@@ -69,8 +70,6 @@ def check_sketch(sketch: Sketch, candidate: Adapter, inputs: Any, request: Reque
     place((candidate, candidate), request.device)  # a recorded one stays where it ran
 
     def fed() -> dict[str, np.ndarray]:
-        from crosscheck.single import inputs_of_candidate
-
         ours = inputs_of(sketch, inputs, seed=request.seed)
         return inputs_of_candidate(request.candidate_inputs, ours, request.seed)
 
@@ -173,9 +172,8 @@ def _report(bench: Bench, match: Match, request: Request) -> Report:
     judged = judge_closely(aligner, sides.candidate, judge)
     judged = replace(judged, lines=[*judged.lines, *bench.lines.values()])
     return replace(
-        report_of(judged, pair, match, request.seed, request.skip, missing=NOT_FORCED),
+        report_of(judged, pair, match, request, missing=NOT_FORCED),
         notes=tuple(_notes(bench.sketch)),
-        name=request.name,
         details=Details(weights=weight_map(match)),
     )
 

@@ -23,13 +23,13 @@ from crosscheck.sketches.make import (
     LARGEST_INDEX,
     MOST_ROWS,
     Record,
-    RecordKey,
     Sketch,
     packed_index,
 )
 from crosscheck.sketches.project import FACTS, GROUPS, Numbers, Plan
 from crosscheck.trace import RunInfo
 from crosscheck.traces.file import DTYPES, MOST_AXES, TensorFile, named_dtype, shown, write_tensors
+from crosscheck.traces.recorded import RecordKey
 from crosscheck.traces.records import (
     KINDS,
     OBSERVED,

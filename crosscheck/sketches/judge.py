@@ -9,7 +9,7 @@ Each of these is at most the true error, or an unbiased estimate of its square; 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -77,24 +77,14 @@ def judged(
         shape, dtype: of the candidate's value, in its own layout.
     """
     ratio = _ratio(reading, dtype, record)
-    moved = verdict_of(ratio) != "agree"
-    scale = record.numbers.scale
-    return SiteResult(
-        phase=item.phase,
-        kind=item.kind,
-        reference=item.reference,
-        candidate=item.candidate,
-        shape=record.shape,
-        dtype=record.dtype,
-        verdict=verdict_of(ratio),
+    verdict, scale = verdict_of(ratio), record.numbers.scale
+    return replace(
+        unlike(item, record, shape, dtype),
+        verdict=verdict,
         noise_floor=record.floor[0] / scale if scale > 0 else 0.0,
         ratio=ratio,
-        free_ratio=None,
         metrics=_metrics(reading, record),
-        candidate_shape=shape,
-        candidate_dtype=dtype.name,
-        aligned_by=item.by,
-        notes=(_moved(record.numbers, reading.numbers),) if moved else (),
+        notes=() if verdict == "agree" else (_moved(record.numbers, reading.numbers),),
     )
 
 

@@ -22,7 +22,7 @@ from crosscheck.judging.reductions import Reductions
 from crosscheck.sketches.project import FACTS, Numbers, Plan, measure
 from crosscheck.trace import RunInfo
 from crosscheck.traces.judging import TraceJudge
-from crosscheck.traces.recorded import RecordedTrace, parameter_entry
+from crosscheck.traces.recorded import RecordedTrace, RecordKey, parameter_entry
 
 __all__ = ["DEFAULT_BYTES", "Record", "Sketch", "make_sketch", "packed_index", "parse_bytes"]
 
@@ -30,8 +30,6 @@ DEFAULT_BYTES = 300_000
 MOST_ROWS, FEWEST_ROWS = 256, 16
 LARGEST_INDEX = 4_000_000  # of JSON; parsed, it takes some thirty times that
 _HEADER = 2_000  # the file's own header and strings, beside those of the inputs
-
-RecordKey = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -146,30 +144,11 @@ def make_sketch(trace: RecordedTrace, most: int = DEFAULT_BYTES) -> Sketch:
         inputs = {}
     wide = any(v.dtype.name == "float64" for v in values.values())
     plan = _plan(trace, values, same, inputs, most, wide)
-    found = _floors(trace)
-    records = {
-        key: Record(
-            tuple(value.shape),
-            value.dtype.name,
-            measure(value, plan),
-            found.get(key) or _cast_floor(value),
-        )
-        for key, value in values.items()
-    }
-    info = trace.info
-    bare = RunInfo(
-        inputs=info.inputs,
-        outputs=info.outputs,
-        layers=dict(info.layers),
-        sources=dict(info.sources),
-        parents=dict(info.parents),
-        unobservable=info.unobservable,
-    )
     return Sketch(
         plan=plan,
-        records=records,
+        records=_records(trace, values, plan),
         same=same,
-        info=bare,
+        info=_structure(trace.info),
         parameters=trace.parameters,
         inputs={name: np.array(value) for name, value in inputs.items()},
         inputs_sha256=trace.inputs_sha256,
@@ -196,6 +175,33 @@ def _values(trace: RecordedTrace) -> Iterator[tuple[RecordKey, np.ndarray]]:
     for p in trace.parameters:
         if p.name in trace.held:
             yield ("parameter", p.name), p.value
+
+
+def _records(
+    trace: RecordedTrace, values: Mapping[RecordKey, np.ndarray], plan: Plan
+) -> dict[RecordKey, Record]:
+    floors_of = _floors(trace)
+    return {
+        key: Record(
+            tuple(value.shape),
+            value.dtype.name,
+            measure(value, plan),
+            floors_of.get(key) or _cast_floor(value),
+        )
+        for key, value in values.items()
+    }
+
+
+def _structure(info: RunInfo) -> RunInfo:
+    """What a run tells of the model, without the arrays."""
+    return RunInfo(
+        inputs=info.inputs,
+        outputs=info.outputs,
+        layers=dict(info.layers),
+        sources=dict(info.sources),
+        parents=dict(info.parents),
+        unobservable=info.unobservable,
+    )
 
 
 def _repeated(trace: RecordedTrace) -> dict[RecordKey, RecordKey]:

@@ -16,12 +16,12 @@ from crosscheck.arrays import is_float
 from crosscheck.cotangents import require_outputs
 from crosscheck.errors import CannotCompare, InvalidArgument
 from crosscheck.inputs import cotangent, make_inputs
-from crosscheck.pipeline import with_vjps
 from crosscheck.run import Runner
 from crosscheck.sketches.judge import read
 from crosscheck.sketches.make import Sketch
 from crosscheck.trace import RunInfo, Trace
 from crosscheck.traces.feed import inputs_sha256
+from crosscheck.traces.record import run_freely
 from crosscheck.traces.recorded import RecordedTrace
 
 __all__ = ["candidate_run", "inputs_of"]
@@ -76,9 +76,7 @@ def candidate_run(
     sent = _Cotangents(sketch, sites, skip) if backward else None
     runner = Runner("candidate", adapter, inputs(), sent, sketch.train, seed)
     progress(f"candidate ({adapter.framework}): forward{' and backward' if backward else ''}")
-    free = runner.record(passive=True)
-    require_outputs(free.outputs(), "candidate")
-    free = with_vjps(runner, free)
+    free = run_freely(runner)
     parameters = tuple(adapter.parameters())
     return RecordedTrace(
         values=free.values,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from crosscheck.sketches.make import Record, RecordKey, Sketch
+from crosscheck.sketches.make import Record, Sketch
 from crosscheck.sketches.probability import kept, misplaced, sees
 from crosscheck.traces.file import shown
+from crosscheck.traces.recorded import RecordKey
 
 __all__ = ["promise", "tables"]
 

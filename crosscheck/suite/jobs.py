@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 __all__ = [
     "FAILED",
@@ -29,16 +29,7 @@ Status = Literal[
     "out-of-memory",
     "skipped",
 ]
-STATUSES: tuple[Status, ...] = (
-    "agree",
-    "suspect",
-    "diverge",
-    "could-not-compare",
-    "crashed",
-    "timeout",
-    "out-of-memory",
-    "skipped",
-)
+STATUSES: tuple[Status, ...] = get_args(Status)
 FAILED = frozenset({"could-not-compare", "crashed", "timeout", "out-of-memory"})
 """Statuses of jobs that have no verdict and should have one."""
 NOT_SPLIT = "not split: "

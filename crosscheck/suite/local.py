@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -101,45 +101,71 @@ class LocalEngine:
         if around.threads is None:
             share = max(1, cores() // max(1, min(self.jobs, len(waiting))))
             around = replace(around, threads=share)
-        folder = tempfile.mkdtemp(prefix="crosscheck-")
-        around = replace(around, shared=around.shared or folder)
-        guardian = Guardian(folder)
-        selector = selectors.DefaultSelector()
-        running: list[_Child] = []
-        look, orderly = _Look(), False
+        crew = _Crew(waiting, self.jobs, around, watcher)
+        orderly = False
         try:
-            while waiting or running:
-                while waiting and len(running) < self.jobs:
-                    task = waiting.take()
-                    watcher.started(task.job)
-                    try:
-                        running.append(_Child(task, folder, around, selector, guardian))
-                    except OSError as error:  # no more processes or descriptors to be had
-                        _forget(folder, waiting.ended(task))
-                        yield _not_started(task, error)
-                for key, _ in selector.select(TICK):
-                    key.data()
-                processes = look.if_due()
-                for child in list(running):
-                    outcome = child.step(processes)
-                    watcher.stage(child.task.job, child.stage, child.memory)
-                    if outcome is not None:
-                        running.remove(child)
-                        _forget(folder, waiting.ended(child.task))
-                        yield outcome
+            while crew.has_work():
+                yield from crew.start()
+                yield from crew.look_after()
             orderly = True
         finally:
-            for child in running:
-                child.end()
-            selector.close()
-            guardian.close(orderly=orderly)
-            shutil.rmtree(folder, ignore_errors=True)
+            crew.close(orderly=orderly)
 
 
-def _forget(folder: str, group: str) -> None:
-    """Remove what the tasks of a group shared, if that was in this folder."""
-    for path in Path(folder).glob(f"{group}*") if group else ():
-        path.unlink(missing_ok=True)
+class _Crew:
+    """The workers of one run of the suite, and the folder for what belongs to it."""
+
+    def __init__(self, waiting: Queue, jobs: int, around: Surroundings, watcher: Watcher) -> None:
+        self._waiting, self._jobs, self._watcher = waiting, jobs, watcher
+        self._folder = tempfile.mkdtemp(prefix="crosscheck-")
+        self._around = replace(around, shared=around.shared or self._folder)
+        self._guardian = Guardian(self._folder)
+        self._selector = selectors.DefaultSelector()
+        self._running: list[_Child] = []
+        self._look = _Look()
+
+    def has_work(self) -> bool:
+        return bool(self._waiting or self._running)
+
+    def start(self) -> Iterator[Outcome]:
+        """Start as many tasks as there is room for; yields those that could not be started."""
+        while self._waiting and len(self._running) < self._jobs:
+            task = self._waiting.take()
+            self._watcher.started(task.job)
+            try:
+                child = _Child(task, self._folder, self._around, self._selector, self._guardian)
+            except OSError as error:  # no more processes or descriptors to be had
+                self._forget(task)
+                yield _not_started(task, error)
+            else:
+                self._running.append(child)
+
+    def look_after(self) -> Iterator[Outcome]:
+        """Read what the workers say for a moment, then look at each; yields those that ended."""
+        for key, _ in self._selector.select(TICK):
+            key.data()
+        processes = self._look.if_due()
+        for child in list(self._running):
+            outcome = child.step(processes)
+            self._watcher.stage(child.task.job, child.stage, child.memory)
+            if outcome is not None:
+                self._running.remove(child)
+                self._forget(child.task)
+                yield outcome
+
+    def _forget(self, task: Task) -> None:
+        """Remove what the tasks of a group shared, after the last of them."""
+        group = self._waiting.ended(task)
+        for path in Path(self._folder).glob(f"{group}*") if group else ():
+            path.unlink(missing_ok=True)
+
+    def close(self, *, orderly: bool) -> None:
+        """End what still runs, and leave nothing behind."""
+        for child in self._running:
+            child.end()
+        self._selector.close()
+        self._guardian.close(orderly=orderly)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _not_started(task: Task, error: OSError) -> Outcome:
@@ -185,9 +211,20 @@ class _Child:
         self._kill_answered_at: float | None = None
         self._oom_kills = kernel_oom_kills()
         self._began = time.monotonic()
+        self._process, stages = self._started(around)
+        self._tree = Tree(self._process.pid, mark=str(self._folder))
+        guardian.watch(self._tree.groups)
+        assert self._process.stdout is not None
+        self._pipes: list[IO[bytes]] = [self._process.stdout, stages]
+        for pipe, reader in zip(self._pipes, (self._read_output, self._read_stages), strict=True):
+            os.set_blocking(pipe.fileno(), False)
+            selector.register(pipe, selectors.EVENT_READ, reader)
+
+    def _started(self, around: Surroundings) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+        """The process, and the end of a pipe where it says which stage it has come to."""
         stages, theirs = os.pipe()
         try:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-c", START, str(self._write_job(theirs, around))],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -195,20 +232,14 @@ class _Child:
                 start_new_session=True,
                 pass_fds=(theirs,),
                 cwd=around.folder,
-                env=worker_environment(task, around, self._folder),
+                env=worker_environment(self.task, around, self._folder),
             )
         except OSError:
             os.close(stages)
             raise
         finally:
             os.close(theirs)
-        self._tree = Tree(self._process.pid, mark=str(self._folder))
-        guardian.watch(self._tree.groups)
-        assert self._process.stdout is not None
-        self._pipes: list[IO[bytes]] = [self._process.stdout, os.fdopen(stages, "rb", 0)]
-        for pipe, reader in zip(self._pipes, (self._read_output, self._read_stages), strict=True):
-            os.set_blocking(pipe.fileno(), False)
-            selector.register(pipe, selectors.EVENT_READ, reader)
+        return process, os.fdopen(stages, "rb", 0)
 
     def _write_job(self, stages: int, around: Surroundings) -> Path:
         job = self.task.job

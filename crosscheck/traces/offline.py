@@ -9,7 +9,7 @@ blamed, and nothing there is passed.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -34,12 +34,13 @@ from crosscheck.errors import CannotCompare
 from crosscheck.judging.noise import Tolerance
 from crosscheck.judging.reductions import Reductions
 from crosscheck.judging.weights import judge_weights
+from crosscheck.request import Request
 from crosscheck.results import Report, Side, SiteResult
 from crosscheck.traces.closer import Judged, judge_closely
 from crosscheck.traces.departures import Departures, locate
 from crosscheck.traces.judging import TraceJudge
 from crosscheck.traces.recorded import RecordedTrace
-from crosscheck.weights import Match, Matched, Transform, WeightMap, match_parameters
+from crosscheck.weights import Match, Matched, Transform, match_parameters
 
 __all__ = [
     "backward_of",
@@ -58,66 +59,40 @@ NOT_FORCED = (
 )
 
 
-def compare_traces(
-    reference: RecordedTrace,
-    candidate: RecordedTrace,
-    *,
-    weights: str | WeightMap = "copy",
-    gradients: bool = True,
-    sites: Mapping[str, str] | None = None,
-    skip: Sequence[str] = (),
-    tolerance: Tolerance | None = None,
-    seed: int = 0,
-    name: str = "",
-    progress: Callable[[str], None] | None = None,
-) -> Report:
+def compare_traces(reference: RecordedTrace, candidate: RecordedTrace, request: Request) -> Report:
     """Does the candidate's run agree with the reference's, and if not, where does it depart?
 
     Args:
-        weights: a `WeightMap` pairs parameters for their gradients; nothing is copied.
-        gradients, sites, skip, tolerance, name, progress: as for `crosscheck.check`.
-        seed: for the report, where the reference's trace names none.
+        request: a map of weights pairs parameters for their gradients (nothing is copied); its
+            seed is for the report, where the reference's trace names none.
 
     Raises:
         CannotCompare: the runs had different inputs or modes, or outputs without a counterpart.
     """
-    say = progress or (lambda line: None)
     require_same_run(reference, candidate)
     require_finite(reference, candidate)
-    given = weights if isinstance(weights, Mapping) else {}
-    match = match_parameters(reference.parameters, candidate.parameters, given=given)
-    match = _settled(match, reference.held, candidate.held)
-    say("align the two recorded runs")
+    match = _match(reference, candidate, request)
+    request.say("align the two recorded runs")
     aligner = Aligner(
-        reference, candidate, explicit=sites or {}, anchors=match.anchors(), skip=skip
+        reference, candidate, explicit=request.sites, anchors=match.anchors(), skip=request.skip
     )
-    weighed = _weights(match, reference, candidate)
+    weights = _weights(match, reference, candidate)
 
     def judge(alignment: Alignment) -> Judged:
-        backward, missing = backward_of(reference, candidate, alignment, gradients)
-        say(f"compare and judge {len(alignment.pairs)} sites")
+        backward, missing = backward_of(reference, candidate, alignment, request.gradients)
+        request.say(f"compare and judge {len(alignment.pairs)} sites")
         items, lines = items_of_traces(reference, candidate, alignment, match, backward=backward)
-        one = _judge(reference, candidate, alignment, tolerance)
-        departures = Departures.of([*weighed, *(one.judge(item, candidate) for item in items)])
+        one = _judge(reference, candidate, alignment, request.tolerance)
+        departures = Departures.of([*weights, *(one.judge(item, candidate) for item in items)])
         divergences = locate(departures, alignment, reference, candidate)
         return Judged(alignment, items, [*missing, *lines], departures, divergences)
 
     judged = judge_closely(aligner, candidate, judge)
-    report = report_of(judged, (reference, candidate), match, seed, skip, tolerance)
-    notes = tuple(_notes(reference, candidate))
-    return replace(
-        report,
-        notes=notes,
-        name=name,
-        details=details(
-            report.sites,
-            judged.items,
-            _judge(reference, candidate, judged.alignment, tolerance),
-            candidate,
-            match,
-            lambda: {p.name: p.value for p in candidate.parameters if p.name in candidate.held},
-        ),
-    )
+    report = report_of(judged, (reference, candidate), match, request)
+    last = _judge(reference, candidate, judged.alignment, request.tolerance)
+    held = {p.name: p.value for p in candidate.parameters if p.name in candidate.held}
+    found = details(report.sites, judged.items, last, candidate, match, lambda: held)
+    return replace(report, notes=tuple(_notes(reference, candidate)), details=found)
 
 
 def require_same_run(reference: RecordedTrace, candidate: RecordedTrace) -> None:
@@ -141,12 +116,16 @@ def require_same_run(reference: RecordedTrace, candidate: RecordedTrace) -> None
 # -- stages ----------------------------------------------------------------------------------------
 
 
-def _settled(match: Match, ours: frozenset[str], theirs: frozenset[str]) -> Match:
-    """Decide layouts that the shapes leave open by the values, where both traces hold them."""
+def _match(reference: RecordedTrace, candidate: RecordedTrace, request: Request) -> Match:
+    """Match the parameters; layouts that the shapes leave open are decided by the values, where
+    both traces hold them."""
+    given = request.weights if isinstance(request.weights, Mapping) else {}
+    match = match_parameters(reference.parameters, candidate.parameters, given=given)
     choice = {
         m.candidate.name: min((m.transform, *m.alternatives), key=_error(m))
         for m in match.ambiguous()
-        if ours.issuperset(p.name for p in m.references) and m.candidate.name in theirs
+        if reference.held.issuperset(p.name for p in m.references)
+        and m.candidate.name in candidate.held
     }
     return match.choosing(choice)
 
@@ -256,28 +235,26 @@ def report_of(
     judged: Judged,
     sides: tuple[RecordedTrace, RecordedTrace],
     match: Match,
-    seed: int,
-    skip: Sequence[str],
-    tolerance: Tolerance | None = None,
+    request: Request,
     missing: str = NOT_FORCED,
 ) -> Report:
-    """The report of two recordings, yet without name, notes and details.
+    """The report of two recordings, yet without notes and details.
 
     Args:
-        seed: where the reference's trace names none.
         missing: the line that says what a recording cannot tell, where something departs.
     """
     departures, divergences = judged.departures, judged.divergences
     lines = [*judged.lines, *([missing] if divergences else [])]
     return Report(
         verdict=departures.verdict,
-        seed=seed if sides[0].seed is None else sides[0].seed,
+        seed=request.seed if sides[0].seed is None else sides[0].seed,
         reference=side_of(sides[0]),
         candidate=side_of(sides[1]),
-        environment=environment_of(*sides, tolerance),
-        coverage=coverage_of(judged.alignment, match, skip, lines),
+        environment=environment_of(*sides, request.tolerance),
+        coverage=coverage_of(judged.alignment, match, request.skip, lines),
         divergences=divergences,
         sites=departures.results,
+        name=request.name,
     )
 
 

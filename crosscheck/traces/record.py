@@ -9,21 +9,25 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from crosscheck.adapters import adapt
-from crosscheck.adapters.base import Parameter
+from crosscheck.adapters.base import Adapter, Parameter
 from crosscheck.cotangents import ReferenceCotangents, require_outputs
 from crosscheck.devices import DEVICES
 from crosscheck.errors import InvalidArgument
 from crosscheck.inputs import make_inputs
 from crosscheck.pipeline import with_vjps
 from crosscheck.run import Runner, SideName
+from crosscheck.trace import Trace
 from crosscheck.traces.feed import inputs_sha256
-from crosscheck.traces.recorded import RecordedTrace
+from crosscheck.traces.recorded import RecordedTrace, RecordKey, Rounding
 from crosscheck.traces.rounding import accumulated, local
 
 if TYPE_CHECKING:
     from crosscheck.sketches.make import Sketch
 
-__all__ = ["record"]
+__all__ = ["record", "run_freely"]
+
+Roundings = dict[RecordKey, Rounding]
+"""How far rounding took every value."""
 
 
 @overload
@@ -78,30 +82,16 @@ def record(  # type: ignore[misc]  # the overloads spell out what decides the re
         SideFailed: the model raised.
     """
     say = progress or (lambda line: None)
-    adapter = adapt(model)
-    if not adapter.capabilities.forcing:
-        raise InvalidArgument("record: this is a recorded run already; give the model itself")
-    if device is not None:
-        if device not in DEVICES:
-            raise InvalidArgument(f'device={device!r}: must be "cpu" or "cuda"')
-        adapter.use(device)
+    adapter = _live(model, device)
     fed = make_inputs(inputs, seed=seed)
     backward = gradients and adapter.capabilities.cotangents
-    runner = Runner(
-        side, adapter, fed, ReferenceCotangents(seed) if backward else None, train, seed
-    )
+    cotangents = ReferenceCotangents(seed) if backward else None
+    runner = Runner(side, adapter, fed, cotangents, train, seed)
     say(f"{adapter.framework}: forward{' and backward' if backward else ''}")
-    free = runner.record(passive=True)
-    require_outputs(free.outputs(), side)
-    free = with_vjps(runner, free)
-    say(f"{adapter.framework}: the same in float64, for the rounding of every value")
-    rounding = accumulated(runner, free)
-    own = {}
-    if rounding and local_rounding and not sketch:
-        say(f"{adapter.framework}: and forced, for the rounding of every layer")
-        own = local(runner, free, seed=seed)
-    parameters = parameters or bool(sketch)
-    specs = tuple(_apart(p, keep=parameters) for p in adapter.parameters())
+    free = run_freely(runner)
+    rounding, own = _rounding(runner, free, say, of_layers=local_rounding and not sketch)
+    held = parameters or bool(sketch)
+    specs = tuple(_apart(p, keep=held) for p in adapter.parameters())
     trace = RecordedTrace(
         values=free.values,
         info=free.info,
@@ -109,7 +99,7 @@ def record(  # type: ignore[misc]  # the overloads spell out what decides the re
         inputs=fed,
         inputs_sha256=inputs_sha256(fed),
         parameters=specs,
-        held=frozenset(p.name for p in specs) if parameters else frozenset(),
+        held=frozenset(p.name for p in specs) if held else frozenset(),
         rounding=rounding,
         local=own,
         seed=seed,
@@ -117,11 +107,45 @@ def record(  # type: ignore[misc]  # the overloads spell out what decides the re
         version=adapter.version,
         device=adapter.device,
     )
-    if not sketch:
-        return trace
+    return _sketched(trace, sketch) if sketch else trace
+
+
+def run_freely(runner: Runner) -> Trace:
+    """The run as the model makes it by itself, with each layer's own VJP beside it."""
+    free = runner.record(passive=True)
+    require_outputs(free.outputs(), runner.side)
+    return with_vjps(runner, free)
+
+
+def _live(model: Any, device: str | None) -> Adapter:
+    """The adapter of a model that can be run, on the device that was asked for."""
+    adapter = adapt(model)
+    if not adapter.capabilities.forcing:
+        raise InvalidArgument("record: this is a recorded run already; give the model itself")
+    if device is not None:
+        if device not in DEVICES:
+            raise InvalidArgument(f'device={device!r}: must be "cpu" or "cuda"')
+        adapter.use(device)
+    return adapter
+
+
+def _rounding(
+    runner: Runner, free: Trace, say: Callable[[str], None], *, of_layers: bool
+) -> tuple[Roundings, Roundings]:
+    """How far rounding takes every value of the run; and, where asked for, what each layer adds."""
+    framework = runner.adapter.framework
+    say(f"{framework}: the same in float64, for the rounding of every value")
+    whole = accumulated(runner, free)
+    if not whole or not of_layers:
+        return whole, {}
+    say(f"{framework}: and forced, for the rounding of every layer")
+    return whole, local(runner, free, seed=runner.seed)
+
+
+def _sketched(trace: RecordedTrace, most: int) -> Sketch:
     from crosscheck.sketches.make import DEFAULT_BYTES
 
-    return trace.sketch(DEFAULT_BYTES if sketch is True else sketch)
+    return trace.sketch(DEFAULT_BYTES if most is True else most)
 
 
 def _apart(parameter: Parameter, *, keep: bool) -> Parameter:

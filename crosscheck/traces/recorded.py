@@ -18,7 +18,10 @@ from crosscheck.traces.records import dumped, metadata_of, record_name
 if TYPE_CHECKING:
     from crosscheck.sketches.make import Sketch
 
-__all__ = ["RecordedTrace", "Renamed", "Rounding", "parameter_entry"]
+__all__ = ["RecordKey", "RecordedTrace", "Renamed", "Rounding", "parameter_entry"]
+
+RecordKey = tuple[str, str]
+"""(kind, name) of a value that is kept of a run."""
 
 
 class Rounding(NamedTuple):
@@ -71,8 +74,8 @@ class RecordedTrace(Trace):
     inputs_sha256: str = ""
     parameters: tuple[Parameter, ...] = ()
     held: frozenset[str] = frozenset()
-    rounding: Mapping[tuple[str, str], Rounding] = field(default_factory=dict)
-    local: Mapping[tuple[str, str], Rounding] = field(default_factory=dict)
+    rounding: Mapping[RecordKey, Rounding] = field(default_factory=dict)
+    local: Mapping[RecordKey, Rounding] = field(default_factory=dict)
     seed: int | None = None
     train: bool = False
     version: str = ""

@@ -20,15 +20,14 @@ from crosscheck.comparisons import Item
 from crosscheck.judging.judge import Judge
 from crosscheck.judging.perturb import measure
 from crosscheck.judging.reductions import Reductions
-from crosscheck.pipeline import oracle
+from crosscheck.oracle import oracle
 from crosscheck.run import Runner
 from crosscheck.taps import COTANGENT_OF
 from crosscheck.trace import Trace
-from crosscheck.traces.recorded import Rounding
+from crosscheck.traces.recorded import RecordKey, Rounding
 
 __all__ = ["accumulated", "item_key", "items_of", "local"]
 
-RecordKey = tuple[str, str]
 _PHASE_KINDS = {"parameter_gradient": "gradient", "buffer": "buffer"}
 
 

@@ -16,6 +16,7 @@ from crosscheck.cotangents import ReferenceCotangents
 from crosscheck.errors import CannotCompare, InvalidArgument
 from crosscheck.inputs import make_inputs
 from crosscheck.judging.judge import Judge
+from crosscheck.request import Request
 from crosscheck.results import Report
 from crosscheck.run import Runner
 from crosscheck.trace import Trace
@@ -93,42 +94,43 @@ def _place(trace: RecordedTrace) -> str:
 
 
 def compare_recorded(
-    sides: tuple[Adapter, Adapter],
-    inputs: dict[str, np.ndarray],
-    *,
-    candidate_inputs: Any,
-    zoom: bool,
-    gradients: bool,
-    train: bool,
-    seed: int,
-    progress: Callable[[str], None] | None,
-    **options: Any,
+    sides: tuple[Adapter, Adapter], inputs: dict[str, np.ndarray], request: Request
 ) -> Report:
-    """Compare with a recorded candidate; a reference that is a model is recorded first."""
+    """Compare with a recorded candidate; a reference that is a model is recorded first.
+
+    Args:
+        request: with the seed and the mode of the recording.
+    """
     reference, candidate = sides
     assert isinstance(candidate, TraceAdapter)
-    if candidate_inputs is not None:
-        raise InvalidArgument(
-            "candidate_inputs=: the candidate is a recorded run, which has its inputs; leave it out"
-        )
-    if zoom:
-        raise InvalidArgument("zoom=True: a recorded candidate has no operations; leave zoom out")
+    _refuse(request)
     if isinstance(reference, TraceAdapter):
         recorded = reference.trace
     else:
         recorded = record(
             reference,
             inputs,
-            gradients=gradients,
-            train=train,
+            gradients=request.gradients,
+            train=request.train,
             parameters=True,
             local_rounding=False,
-            seed=seed,
-            progress=progress,
+            seed=request.seed,
+            progress=request.say,
         )
-    return compare_traces(
-        recorded, candidate.trace, gradients=gradients, seed=seed, progress=progress, **options
-    )
+    return compare_traces(recorded, candidate.trace, request)
+
+
+def _refuse(request: Request) -> None:
+    """Raise `InvalidArgument` for what a candidate that does not run cannot do."""
+    refusals = {
+        "optimizer=: the candidate is a recorded run, which cannot make a step; give the model "
+        "itself": request.optimizer is not None,
+        "candidate_inputs=: the candidate is a recorded run, which has its inputs; leave it "
+        "out": request.candidate_inputs is not None,
+        "zoom=True: a recorded candidate has no operations; leave zoom out": request.zoom,
+    }
+    for message in (message for message, asked in refusals.items() if asked):
+        raise InvalidArgument(message)
 
 
 # -- a recorded reference and a candidate that runs ------------------------------------------------

@@ -26,6 +26,7 @@ from crosscheck.errors import CannotCompare, CrosscheckError, InvalidArgument, S
 from crosscheck.explain.fresh import fresh_inputs
 from crosscheck.explain.updates import UpdateEvidence
 from crosscheck.explain.verify import causes
+from crosscheck.judging.evidence import Evidence
 from crosscheck.locating.locate import Locator
 from crosscheck.locating.severed import Severed
 from crosscheck.losses.judging import judge_loss
@@ -33,7 +34,8 @@ from crosscheck.observers import Forcer
 from crosscheck.optimizers.definition import excluded
 from crosscheck.optimizers.rules import Rule
 from crosscheck.optimizers.sides import SideOptimizer, both, side_optimizer
-from crosscheck.pipeline import Evidence, judge_all, oracle, with_vjps
+from crosscheck.oracle import oracle
+from crosscheck.pipeline import judge_all, with_vjps
 from crosscheck.request import Request
 from crosscheck.results import PHASES, Cause, Divergence, SiteDetail, SiteResult
 from crosscheck.run import Runner

@@ -1,15 +1,21 @@
 """Last: what is left over on both sides and can only be each other (position tables, class tokens).
 
-Nothing is chosen: a pair is made only where one parameter is the sole one left of its size on
-either side, axes of length 1 aside.
+A pair is made only where both sides have as many left of a size, axes of length 1 aside. Several
+(the layer scale of each block, bare on one side and a layer's on the other) go together as the
+values say that they hold already, else as the paths and then the order of definition say; whether
+that is right, running shows (`trials`).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
+
 from crosscheck.adapters.base import Parameter
+from crosscheck.aligning.names import canonical, similarity
 from crosscheck.weights.expressions import Applied, Reshape, Source
 from crosscheck.weights.match import Matched
 from crosscheck.weights.transform import Transform
@@ -17,15 +23,44 @@ from crosscheck.weights.transform import Transform
 __all__ = ["leftover_pairs"]
 
 
-def leftover_pairs(reference: Sequence[Parameter], candidate: Sequence[Parameter]) -> list[Matched]:
-    """The pairs among parameters that have none yet."""
+def leftover_pairs(
+    reference: Sequence[Parameter], candidate: Sequence[Parameter], *, held: bool = False
+) -> list[Matched]:
+    """The pairs among parameters that have none yet.
+
+    Args:
+        held: the candidate holds the reference's values already: equal ones belong together.
+    """
     ours, theirs = _by_content(reference), _by_content(candidate)
     found = []
     for key, members in theirs.items():
         twins = ours.get(key, [])
-        if len(members) == len(twins) == 1 and _compatible(twins[0], members[0]):
-            found.append(Matched(twins[0], members[0], _reshaped(twins[0], members[0])))
+        if len(members) == len(twins):
+            pairs = _in_pairs(twins, members, held) if len(twins) > 1 else [(twins[0], members[0])]
+            found += [Matched(r, c, _reshaped(r, c)) for r, c in pairs if _compatible(r, c)]
     return found
+
+
+def _in_pairs(
+    reference: Sequence[Parameter], candidate: Sequence[Parameter], held: bool
+) -> list[tuple[Parameter, Parameter]]:
+    """As many pairs as there are of either: equal values first, then paths, then places."""
+    words_r, words_c = (canonical([p.name for p in side]) for side in (reference, candidate))
+
+    def rank(pair: tuple[tuple[int, Parameter], tuple[int, Parameter]]) -> tuple[float, ...]:
+        (i, r), (j, c) = pair
+        known = held and any(r.value.strides) and any(c.value.strides)  # not one number for all
+        equal = known and np.array_equal(_reshaped(r, c).to_candidate(r.value), c.value)
+        return (not equal, -similarity(words_r[r.name], words_c[c.name]), abs(i - j), i)
+
+    found: dict[int, tuple[Parameter, Parameter]] = {}
+    taken: set[int] = set()
+    every = itertools.product(enumerate(reference), enumerate(candidate))
+    for (i, r), (j, c) in sorted(every, key=rank):
+        if i not in found and j not in taken:
+            found[i] = (r, c)
+            taken.add(j)
+    return [found[i] for i in sorted(found)]
 
 
 def _compatible(reference: Parameter, candidate: Parameter) -> bool:

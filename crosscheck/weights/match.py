@@ -161,6 +161,12 @@ def _unmatched_text(
     if len(mine) > 1:
         text += f"\n  Also without: {capped(p.name for p in mine[1:])}."
     near = nearest(first, others)
+    if not near and not match.pairs:
+        return (
+            f"{text}\n  The {other} shows no parameter at all.\n  Fix: is it the model itself? A "
+            "function that takes arguments is a model without parameters, not one that makes it; "
+            "`crosscheck.adapt(function, params=...)` names those of a function."
+        )
     if not near:
         text += f"\n  Every {other} parameter is in use."
         fix = f"does the {other} lack a layer or a bias that the {side} has? "
@@ -170,11 +176,28 @@ def _unmatched_text(
         return (
             f"{text}\n  Fix: build both models in the same size; no layout makes one of the other."
         )
-    names = (first.name, near[0].name) if side == "candidate" else (near[0].name, first.name)
+    if side == "candidate" and (parts := _parts(first, others)):
+        text += (
+            f"\n  It could hold the {len(parts)} of this shape: {capped(p.name for p in parts)}."
+        )
+        listed = ", ".join(f'"{p.name}"' for p in parts[:2])
+        how = "stack 0" if first.value.ndim > parts[0].value.ndim else "concat 0"
+        return (
+            f'{text}\n  Fix: weights={{"{first.name}": ([{listed}, ...], "{how}")}} (with further '
+            "steps, as `| transpose`, where layouts differ)"
+        )
+    keys = (first.name, near[0].name) if side == "candidate" else (near[0].name, first.name)
     return (
-        f'{text}\n  Fix: weights={{"{names[0]}": "{names[1]}"}} (with a transform where layouts '
+        f'{text}\n  Fix: weights={{"{keys[0]}": "{keys[1]}"}} (with a transform where layouts '
         'differ), or weights="keep" if they are equal already.'
     )
+
+
+def _parts(whole: Parameter, others: Sequence[Parameter]) -> list[Parameter]:
+    """The free parameters like the nearest one that fill ``whole`` together; else none."""
+    like = nearest(whole, others)[0]
+    parts = [p for p in others if (p.value.shape, p.role) == (like.value.shape, like.role)]
+    return parts if len(parts) > 1 and len(parts) * like.value.size == whole.value.size else []
 
 
 def nearest(one: Parameter, others: Sequence[Parameter], limit: int = 1) -> list[Parameter]:

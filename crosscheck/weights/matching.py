@@ -64,7 +64,7 @@ def match_parameters(
                 simple.append(Matched(twin, parameter, options[0], tuple(options[1:])))
     pairs += simple
     pairs = tied_pairs(pairs, reference, candidate, held=held)
-    pairs += leftover_pairs(*_free(pairs, reference, candidate))
+    pairs += leftover_pairs(*_free(pairs, reference, candidate), held=held)
     pairs = _by_convention(pairs)
     used_r = {p.name for m in pairs for p in (*m.references, *m.tied)}
     used_c = {m.candidate.name for m in pairs}

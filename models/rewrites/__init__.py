@@ -5,17 +5,24 @@ what ports differ in when they are right. A rewrite changes every layer of a can
 suits.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
 
 from models.rewrites.base import Rewrite
-from models.rewrites.modules import jax_rewrites, keras_rewrites, torch_rewrites
-from models.rewrites.scratch_nets import NUMPY
 
 __all__ = ["REWRITES", "Rewrite"]
 
-REWRITES: dict[str, Callable[[], Iterator[Rewrite]]] = {
-    "numpy": lambda: iter(NUMPY),
-    "torch": torch_rewrites,
-    "keras": keras_rewrites,
-    "jax": jax_rewrites,
+
+def _of(module: str) -> Sequence[Rewrite]:
+    found: Sequence[Rewrite] = import_module(f"models.rewrites.{module}").REWRITES
+    return found
+
+
+REWRITES: dict[str, Callable[[], Sequence[Rewrite]]] = {
+    "numpy": partial(_of, "scratch_nets"),
+    "torch": partial(_of, "torch_layers"),
+    "keras": partial(_of, "keras_layers"),
+    "jax": partial(_of, "jax_layers"),
 }
+"""Framework -> what gives its rewrites; the framework is imported only then."""

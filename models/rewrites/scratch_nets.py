@@ -14,7 +14,7 @@ from models.scratch.activation import GELU, Softmax
 from models.scratch.conv import Conv2d
 from models.scratch.norm import BatchNorm2d, LayerNorm
 
-__all__ = ["NUMPY"]
+__all__ = ["REWRITES"]
 
 
 def scratch_layers(net: Any) -> Iterator[Any]:
@@ -213,7 +213,7 @@ def owns_all_it_reads(layer: Any) -> bool:
 BATCHED = ("Linear", "Conv2d", "LayerNorm", "BatchNorm2d", "GELU", "ReLU", "RMSNorm")
 BATCHED += ("DepthwiseConv2d", "ConvTranspose2d", "MaxPool2d", "AvgPool2d", "Hardswish", "Sigmoid")
 
-NUMPY = (
+REWRITES = (
     numpy_rewrite("linear: sums in reverse", Linear, forward=reversed_sum),
     numpy_rewrite("linear: two partial sums", Linear, forward=split_sum),
     numpy_rewrite("linear: a running sum", Linear, forward=one_after_another),

@@ -20,6 +20,7 @@ class FakeArray(NDArrayOperatorsMixin):
 
     shape = property(lambda self: self._held.shape)
     dtype = property(lambda self: self._held.dtype)
+    strides = property(lambda self: self._held.strides)
     ndim = property(lambda self: self._held.ndim)
     size = property(lambda self: self._held.size)
     T = property(lambda self: FakeArray(self._held.T))
@@ -85,6 +86,7 @@ def module() -> types.ModuleType:
         __version__="13.9.0",
         ndarray=FakeArray,
         asarray=lambda value: value if isinstance(value, FakeArray) else FakeArray(np.array(value)),
+        array=lambda value, **how: FakeArray(np.array(value._held, **how)),
         from_dlpack=lambda value: FakeArray(np.from_dlpack(value)),
         asnumpy=lambda value: value._held.copy(),
         zeros=lambda *args: FakeArray(np.zeros(*args)),
@@ -97,6 +99,7 @@ def module() -> types.ModuleType:
         ),
         cuda=types.SimpleNamespace(
             Device=lambda: types.SimpleNamespace(id=0),
+            get_current_stream=lambda: types.SimpleNamespace(synchronize=lambda: None),
             runtime=types.SimpleNamespace(getDeviceProperties=lambda i: {"name": b"Fake GPU"}),
         ),
     )

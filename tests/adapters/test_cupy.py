@@ -14,6 +14,7 @@ import crosscheck
 from crosscheck import DeviceUnavailable, InvalidArgument
 from crosscheck.adapters.numpy import arrays
 from crosscheck.adapters.numpy.adapter import NumpyAdapter
+from crosscheck.kernels import on_device
 from crosscheck.kernels.on_device import DeviceArray
 from crosscheck.observers import Forcer
 
@@ -123,13 +124,13 @@ def test_two_nets_on_the_device() -> None:
 
 
 def test_large_values_stay_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
     net = Net(*chain("fc"), fc=dense())
     here, _ = record(find(net))
     monkeypatch.setattr(DeviceArray, "made", False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(arrays, "LEAST", 1)
-    monkeypatch.setattr(arrays, "stays", lambda tensor: True)
+    monkeypatch.setattr(on_device, "sees_devices", lambda: True)
+    monkeypatch.setattr(on_device, "LEAST", 1)
+    monkeypatch.setattr(on_device, "stays", lambda tensor, room: True)
     there, _ = record(find(net))
     assert list(there) == list(here)
     assert isinstance(there["activation", "fc"], DeviceArray)
@@ -139,6 +140,19 @@ def test_large_values_stay_on_the_device(monkeypatch: pytest.MonkeyPatch) -> Non
     twice["activation", "fc"].tensor.mul_(2.0)
     forced, _ = record(find(net), observer=Forcer(twice))
     assert np.array_equal(forced["activation", "output"], 2.0 * here["activation", "fc"])
+
+
+def test_what_pytorch_cannot_read_in_its_place_goes_through_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr(on_device, "sees_devices", lambda: True)
+    monkeypatch.setattr(on_device, "LEAST", 1)
+    monkeypatch.setattr(on_device, "stays", lambda tensor, room: True)
+    numbers = np.arange(12, dtype=np.float32).reshape(3, 4)
+    assert isinstance(arrays.shown(FakeArray(numbers.T)), DeviceArray)
+    backwards = arrays.shown(FakeArray(numbers[::-1]))  # PyTorch has no negative strides
+    assert isinstance(backwards, np.ndarray) and np.array_equal(backwards, numbers[::-1])
 
 
 def test_what_leaves_the_device_is_an_error() -> None:

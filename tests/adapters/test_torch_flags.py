@@ -83,11 +83,13 @@ def test_deterministic_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(CUDNN, "benchmark", True)
     before = switches()
+    threads = torch._C._is_multithreading_enabled
     with pytest.raises(KeyError), deterministic():
         inside = switches()
+        assert not threads()  # of the backward pass
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
         raise KeyError
     assert inside["deterministic_algorithms"] and inside["cudnn.deterministic"]
     assert not inside["cudnn.benchmark"]
-    assert switches() == before
+    assert switches() == before and threads()
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ

@@ -21,6 +21,7 @@ from crosscheck.adapters.base import Adapter  # noqa: E402
 from crosscheck.adapters.torch.adapter import TorchAdapter  # noqa: E402
 from crosscheck.adapters.torch.taps import TorchSession  # noqa: E402
 from crosscheck.devices import as_they_ran, place  # noqa: E402
+from crosscheck.kernels import on_device  # noqa: E402
 
 needs_none = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 
@@ -158,6 +159,11 @@ def test_flags_are_recorded_while_the_model_runs(monkeypatch: pytest.MonkeyPatch
     assert flags == again
     assert flags["device"] == "Some GPU" and flags["deterministic_algorithms"] is True
     assert set(flags["fp32_precision"].values()) <= {"none", "ieee", None}
+    assert "large values" not in flags
+    monkeypatch.setattr(on_device, "_UNABLE", {})
+    assert not on_device._able.__wrapped__(torch.device("cpu"))  # outside of the interpreter
+    (flags, _) = as_they_ran((adapter, adapter)).values()
+    assert flags["large values"].startswith("compared on the host: no Triton kernel runs on cpu: ")
 
 
 def test_the_report_of_a_cpu_check_says_cpu() -> None:

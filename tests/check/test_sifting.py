@@ -18,10 +18,10 @@ from crosscheck.adapters import adapt
 from crosscheck.comparisons import Item
 from crosscheck.errors import SideFailed
 from crosscheck.judging import left_out, sparing
+from crosscheck.judging.evidence import Evidence
 from crosscheck.judging.sifting import _wanted_gradients
 from crosscheck.memory import Recalled
 from crosscheck.observers import Forcer
-from crosscheck.pipeline import Evidence
 from crosscheck.request import Request
 from crosscheck.results import SiteResult
 from crosscheck.run import Runner
@@ -73,6 +73,7 @@ def sent_back(factor: float) -> Callable[[torch.Tensor], torch.Tensor]:
 DEFECTS: dict[str, Callable[[Deep], None]] = {
     "forward": lambda m: after(m.blocks[2].up, lambda y: 1.01 * y),
     "forward, 60 roundings": lambda m: after(m.blocks[2].norm, lambda y: y * (1 + 60 * U)),
+    "forward, 500 roundings": lambda m: after(m.blocks[2].norm, lambda y: y * (1 + 500 * U)),
     "backward": lambda m: after(m.blocks[2].down, sent_back(1.5)),
     "backward, 1e-5": lambda m: after(m.blocks[2].up, sent_back(1 + 1e-5)),
     "backward, one element": lambda m: after(m.blocks[3].up, _one_element),
@@ -118,6 +119,45 @@ def test_planted_defects_are_found_and_located_as_with_all_values(
 def outcome(candidate: nn.Module) -> Any:
     sides = adapt(deep()), adapt(candidate)
     return run_once(sides, {"x": X}, Request())
+
+
+class Far(nn.Linear):
+    """Its numbers lie far from zero: what comes after the shift is off by a thousand roundings."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight) + (self.bias + 3000.0)
+
+
+class InTwoSteps(Far):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight) + self.bias + 3000.0
+
+
+class Shift(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - 3000.0
+
+
+def test_rounding_that_adds_up_in_the_free_run_takes_no_further_forced_run(runs: list[Run]) -> None:
+    """Every site has its partner: no forced run can bring another one."""
+    first, second = Far(6, 9), InTwoSteps(6, 9)
+    sides = (adapt(nn.Sequential(layer, Shift(), nn.Tanh())) for layer in (first, second))
+    found = run_once((next(sides), next(sides)), {"x": X}, Request())
+    assert found.report.verdict == "agree"
+    assert found.evidence is not None and found.evidence.near
+    (shift,) = [
+        s
+        for s in found.report.sites
+        if s.key[:2] == ("forward", "activation") and s.reference == "1"
+    ]
+    free = found.evidence.free_reference.values["activation", "1"]
+    off = found.evidence.free_candidate.values["activation", "1"] - free
+    assert np.linalg.norm(off) > 200 * U * np.linalg.norm(free)
+    assert shift.verdict == "agree"
+    assert [run for run in runs if run[0] == "candidate"] == [
+        ("candidate", False, False),
+        ("candidate", False, True),
+    ]
 
 
 def test_an_honest_port_is_looked_at_in_three_runs(runs: list[Run]) -> None:

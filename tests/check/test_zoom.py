@@ -15,8 +15,9 @@ import torch.nn.functional as F  # noqa: E402, N812
 from torch import nn  # noqa: E402
 
 import crosscheck  # noqa: E402
+from crosscheck.adapters.base import Operation  # noqa: E402
 from crosscheck.cli import main  # noqa: E402
-from crosscheck.locating.zoom import Operation, first_departure  # noqa: E402
+from crosscheck.locating.zoom import first_departure  # noqa: E402
 
 
 class Mlp(nn.Module):

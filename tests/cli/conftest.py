@@ -10,28 +10,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from crosscheck.cli import main
+from tests import kit as net
 
-NET = '''
-"""A linear layer and a scaled one, by hand."""
-import numpy as np
-
-
-class Net:
-    def __init__(self, factor=1.0):
-        self.W = np.linspace(-1, 1, 18).reshape(6, 3).astype("float32")
-        self.b = np.ones(3, "float32")
-        self.factor = np.float32(factor)
-
-    def forward(self, x):
-        self.x = x
-        return (x @ self.W + self.b) * self.factor
-
-    def backward(self, d):
-        d = d * self.factor
-        self.dW, self.db = self.x.T @ d, d.sum(0)
-        return d @ self.W.T
-
-
+NET = (
+    net.NET
+    + """
 class Raises(Net):
     def forward(self, x):
         raise RuntimeError("out of luck")
@@ -63,7 +46,8 @@ number = 3
 
 class nested:
     net = Net()
-'''
+"""
+)
 
 PAIR = """
 import crosscheck

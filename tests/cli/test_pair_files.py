@@ -185,6 +185,14 @@ def test_names_that_a_file_has_leave_out_modules(crosscheck: Any) -> None:
     assert "defines no `Nope`; it has `Net`" in result.stderr
 
 
+def test_the_nearest_name_is_named_first(crosscheck: Any, folder: Path) -> None:
+    names = "\n".join(f"def helper_{i}(): ...\n" for i in range(9))
+    (folder / "many.py").write_text(f"{names}\ndef build_small(): ...\n")
+    pair = ("--reference", "many.py:build_smal", "--candidate", "net.py:Net")
+    result = crosscheck("run", *pair, *X, "-q")
+    assert "it has `build_small`, `helper_0`" in result.stderr
+
+
 def test_two_folders_with_files_of_one_name(tmp_path: Path) -> None:
     """What a pair imports from beside it is its own, whatever was loaded before."""
     for folder, number in (("first", 1), ("second", 2)):

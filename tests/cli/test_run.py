@@ -44,6 +44,16 @@ def test_progress_goes_to_stderr_and_q_silences_it(crosscheck: Any) -> None:
     assert "candidates: right, wrong, raises; checking right" in loud.stderr
 
 
+def test_what_a_model_prints_is_no_part_of_the_result(crosscheck: Any, folder: Path) -> None:
+    (folder / "loud.py").write_text(
+        "import net\n\nprint('loaded')\n\nclass Net(net.Net):\n    def forward(self, x):\n"
+        "        print('debug')\n        return super().forward(x)\n"
+    )
+    result = crosscheck("run", *FILES, "loud.py:Net", *X, "--json", "-", "-q")
+    assert json.loads(result.stdout)["verdict"] == "agree"
+    assert "loaded" in result.stderr and "debug" in result.stderr
+
+
 def test_json_alone_on_stdout(crosscheck: Any) -> None:
     result = crosscheck("run", "port", "--candidate", "wrong", "--json", "-")
     assert result.exit_code == 1

@@ -39,6 +39,16 @@ def of(
     return told(causes(at(0), lambda: at(1)))
 
 
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("name", ["softmax", "log-softmax"])
+def test_softmax_of_an_output(name: str, axis: int) -> None:
+    """Probabilities where the reference returns what the softmax is taken of."""
+    weight = torch.tensor(normal((7, 5), 3))
+    function = F.softmax if name == "softmax" else F.log_softmax
+    found = of(lambda x: x @ weight, lambda x: function(x @ weight, axis), (3, 4, 7))
+    assert found == [f"{name} over axis {axis} is applied to the output"]
+
+
 # -- resize ----------------------------------------------------------------------------------------
 
 

@@ -48,6 +48,7 @@ for x, y in [
     (a[:0], b[:0]),
     (huge, -huge),
     (torch.zeros(9), torch.zeros(9)),
+    (torch.randn(70_001), torch.randn(2, 70_001).T[:, 0]),
 ]:
     got, want = pair_sums(x, y, 1.0), plain(x.double().numpy(), y.double().numpy(), 1.0)
     for name, value in vars(want).items():
@@ -73,15 +74,20 @@ COMPILED = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from crosscheck.kernels.triton_pair import _rows
+from crosscheck.kernels.triton_pair import SMALLER, WARPS, _rows
 
-kinds = ["*fp32", "*bf16", "*i64", "*i64", "*i64", "*fp64", "*fp64", "i32"] + ["constexpr"] * 5
-source = ASTSource(
-    fn=_rows,
-    signature=dict(zip(_rows.arg_names, kinds)),
-    constexprs={(8 + i,): value for i, value in enumerate((2, 1.0, 1024, 32, 13))},
-)
-assert "cubin" in compile(source, target=GPUTarget("cuda", 90, 32)).asm
+for count, first, second, axes, scale in [
+    ("i32", "*fp32", "*bf16", 2, 1.0),
+    ("i64", "*fp64", "*fp16", 5, SMALLER),
+]:
+    kinds = [first, second, "*i64", "*i64", "*i64", "*fp64", "*fp64", count]
+    source = ASTSource(
+        fn=_rows,
+        signature=dict(zip(_rows.arg_names, [*kinds, *["constexpr"] * 5])),
+        constexprs={(8 + i,): value for i, value in enumerate((axes, scale, 1024, 32, 13))},
+    )
+    made = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": WARPS})
+    assert "cubin" in made.asm
 """
 
 

@@ -82,3 +82,12 @@ def verified(report: Report, phase: str) -> list[str]:
 def only_the_loss(report: Report) -> bool:
     """Something diverges, and nothing but the loss is blamed for it."""
     return report.verdict == "diverge" and {d.candidate for d in report.divergences} == {"loss"}
+
+
+X, LABELS = "float32[7,6]", "int64[7] 0..4"
+TOKENS, IDS = "float32[3,5,6]", np.arange(15).reshape(3, 5) % 4
+
+
+def check(loss: Any, targets: Any, candidate: Any = None, inputs: Any = X, **options: Any) -> Any:
+    candidate = Net() if candidate is None else candidate
+    return crosscheck.check(torch_net(), candidate, inputs, loss=loss, targets=targets, **options)

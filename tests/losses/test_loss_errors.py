@@ -25,6 +25,7 @@ def check(loss: Any, targets: Any = LABELS, inputs: Any = X, **options: Any) -> 
     [
         ("cross_entrop", "there is no loss `cross_entrop`. Did you mean `cross_entropy`? Known: "),
         ("l2", "Did you mean `mse`"),
+        ("bogus", "there is no loss `bogus`. Known: "),
         ("mean_squared_error", "Did you mean `mse`"),
         ("quux", "there is no loss `quux`. Known: bce_with_logits, cross_entropy"),
         ("mse(reducton=sum)", "`mse` has no option `reducton`. Did you mean `reduction`?"),

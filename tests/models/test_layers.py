@@ -11,6 +11,7 @@ from torch import nn
 
 from models import scratch
 from models.scratch.special import erf
+from tests.models.finite_differences import assert_derivative, moved
 
 RNG = np.random.default_rng(0)
 
@@ -205,33 +206,10 @@ def test_attention_against_torch() -> None:
 
 
 def test_a_block_by_finite_differences() -> None:
-    """(L(x + h v) - L(x - h v)) / 2h against <dL/dx, v>, for the input and for every parameter."""
     from models.gpt.scratch_net import DIM, Block
 
-    block, x = Block(RNG), RNG.normal(size=(2, 5, DIM))
-    for _, layer in block.named_layers():
-        for key, value in layer.params.items():
-            layer.params[key] = value + 0.1 * RNG.normal(size=value.shape)
-    block.zero_grad()
-    dy = RNG.normal(size=x.shape)
-    block.forward(x)
-    dx = block.backward(dy)
-
-    def loss(at: np.ndarray) -> float:
-        return float((block.forward(at) * dy).sum())
-
-    h, v = 1e-5, RNG.normal(size=x.shape)
-    assert (loss(x + h * v) - loss(x - h * v)) / (2 * h) == pytest.approx((dx * v).sum(), rel=1e-7)
-    for path, layer in block.named_layers():
-        for key, value in layer.params.items():
-            v = RNG.normal(size=value.shape)
-            layer.params[key] = value + h * v
-            above = loss(x)
-            layer.params[key] = value - h * v
-            below = loss(x)
-            layer.params[key] = value
-            expected = pytest.approx((layer.grads[key] * v).sum(), rel=1e-6, abs=1e-7)
-            assert (above - below) / (2 * h) == expected, f"{path}.{key}"
+    x = RNG.normal(size=(2, 5, DIM))
+    assert_derivative(moved(Block(RNG), 0.1, RNG), x, rng=RNG, rel=1e-7)
 
 
 def test_erf() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import nn
 
 from models import data, scratch
 from models.graphs import neighbours, normalised
+from tests.models.finite_differences import assert_derivative, parameters
 
 RNG = np.random.default_rng(0)
 
@@ -34,44 +34,6 @@ def assert_same(actual: np.ndarray, expected: torch.Tensor) -> None:
     assert actual.dtype == want.dtype
     assert actual.shape == want.shape
     np.testing.assert_allclose(actual, want, rtol=1e-9, atol=1e-10 * np.abs(want).max())
-
-
-def parameters(layer: scratch.Layer) -> Iterator[tuple[str, scratch.Layer, str]]:
-    for path, child in layer.named_layers():
-        for name in child.params:
-            yield f"{path}.{name}".lstrip("."), child, name
-
-
-def assert_derivative(layer: scratch.Layer, *inputs: np.ndarray) -> None:
-    """<backward(dy), v> against the slope along v, for every float input and every parameter."""
-    y = layer.forward(*inputs)
-    dy = RNG.normal(size=y.shape)
-    layer.zero_grad()
-    found = layer.backward(dy)
-    found = list(found) if isinstance(found, tuple) else [found]
-    h = 1e-5
-
-    def loss(*at: np.ndarray) -> float:
-        return float((layer.forward(*at) * dy).sum())
-
-    def check(gradient: np.ndarray, above: float, below: float, v: np.ndarray, what: str) -> None:
-        expected = pytest.approx(float((gradient * v).sum()), rel=1e-6, abs=1e-7)
-        assert (above - below) / (2 * h) == expected, what
-
-    floats = [k for k, x in enumerate(inputs) if x.dtype.kind == "f"]
-    assert len(found) == len(floats)
-    for gradient, k in zip(found, floats, strict=True):
-        v = RNG.normal(size=inputs[k].shape)
-        moved = [[*inputs[:k], inputs[k] + s * h * v, *inputs[k + 1 :]] for s in (1, -1)]
-        check(gradient, loss(*moved[0]), loss(*moved[1]), v, f"input {k}")
-    for path, child, name in parameters(layer):
-        value, v = child.params[name], RNG.normal(size=child.params[name].shape)
-        child.params[name] = value + h * v
-        above = loss(*inputs)
-        child.params[name] = value - h * v
-        below = loss(*inputs)
-        child.params[name] = value
-        check(child.grads[name], above, below, v, path)
 
 
 PRESENT = np.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]])
@@ -117,7 +79,7 @@ LAYERS: dict[str, tuple[Any, tuple[np.ndarray, ...]]] = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_backward_by_finite_differences(name: str) -> None:
     build, inputs = LAYERS[name]
-    assert_derivative(randomised(build()), *inputs)
+    assert_derivative(randomised(build()), *inputs, rng=RNG)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -12,6 +12,7 @@ from torch import nn
 from models import scratch
 from models.lenet.scratch_net import Squash, Subsample
 from models.mobilenet.scratch_net import SqueezeExcite
+from tests.models.finite_differences import assert_derivative, moved
 
 RNG = np.random.default_rng(0)
 
@@ -112,43 +113,20 @@ def test_float32_stays_float32(name: str) -> None:
     assert {a.dtype for a in everything} == {np.dtype(np.float32)}
 
 
-def check_by_finite_differences(layer: scratch.Layer, x: np.ndarray) -> None:
-    """(L(x + h v) - L(x - h v)) / 2h against <dL/dx, v>, for the input and for every parameter."""
-    for _, inner in layer.named_layers():
-        for key, value in inner.params.items():
-            inner.params[key] = value + 0.3 * RNG.normal(size=value.shape)
-    layer.zero_grad()
-    dy = RNG.normal(size=layer.forward(x).shape)
-    dx, h = layer.backward(dy), 1e-5
-
-    def loss(at: np.ndarray) -> float:
-        return float((layer.forward(at) * dy).sum())
-
-    v = RNG.normal(size=x.shape)
-    slope = (loss(x + h * v) - loss(x - h * v)) / (2 * h)
-    assert slope == pytest.approx((dx * v).sum(), rel=1e-6, abs=1e-8)
-    for path, inner in layer.named_layers():
-        for key, value in inner.params.items():
-            v = RNG.normal(size=value.shape)
-            inner.params[key] = value + h * v
-            above = loss(x)
-            inner.params[key] = value - h * v
-            below = loss(x)
-            inner.params[key] = value
-            expected = pytest.approx((inner.grads[key] * v).sum(), rel=1e-6, abs=1e-7)
-            assert (above - below) / (2 * h) == expected, f"{path}.{key}"
-
-
 def test_subsample_by_finite_differences() -> None:
-    check_by_finite_differences(Subsample(3), RNG.normal(size=(2, 3, 7, 5)))
+    assert_derivative(moved(Subsample(3), 0.3, RNG), RNG.normal(size=(2, 3, 7, 5)), rng=RNG)
 
 
 def test_squeeze_and_excitation_by_finite_differences() -> None:
-    check_by_finite_differences(SqueezeExcite(6, 4, RNG), RNG.normal(size=(3, 6, 4, 5)))
+    assert_derivative(
+        moved(SqueezeExcite(6, 4, RNG), 0.3, RNG), RNG.normal(size=(3, 6, 4, 5)), rng=RNG
+    )
 
 
 def test_attention_without_a_mask_by_finite_differences() -> None:
-    check_by_finite_differences(scratch.SelfAttention(12, 3, RNG), RNG.normal(size=(2, 5, 12)))
+    assert_derivative(
+        moved(scratch.SelfAttention(12, 3, RNG), 0.3, RNG), RNG.normal(size=(2, 5, 12)), rng=RNG
+    )
 
 
 def test_attention_sees_every_position() -> None:

@@ -16,36 +16,14 @@ import crosscheck.sketches.file
 import crosscheck.testing.checking
 import crosscheck.testing.golden
 import crosscheck.testing.shown
+from tests import kit
 
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parents[2]
 LOAD = ("-p", "crosscheck.pytest_plugin")
 
-NET = '''
-import numpy as np
-
-
-class Net:
-    """A linear layer and a scaled one, by hand."""
-
-    def __init__(self, factor=1.0):
-        self.W = np.linspace(-1, 1, 18).reshape(6, 3).astype("float32")
-        self.b = np.ones(3, "float32")
-        self.factor = np.float32(factor)
-
-    def forward(self, x):
-        self.x = x
-        return (x @ self.W + self.b) * self.factor
-
-    def backward(self, d):
-        d = d * self.factor
-        self.dW, self.db = self.x.T @ d, d.sum(0)
-        return d @ self.W.T
-
-
-X = {"x": "float32[5,6]"}
-'''
+NET = kit.NET + 'X = {"x": "float32[5,6]"}\n'
 
 PAIR = """
 import crosscheck

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from crosscheck.report import figures, words
+from crosscheck.report.oneline import summary
 from crosscheck.report.terminal import print_report, to_text
 from crosscheck.report.words import Page, Unit
 from crosscheck.results import Coverage, Divergence
@@ -102,6 +103,24 @@ def test_difference_in_what_a_layer_is_given() -> None:
     shown = to_text(samples.report([*samples.forward(), glue], [first]), ascii=False)
     assert "diverge: first in the input of `head` (layer input 1 of 1; 0 agree), intro" in shown
     assert "> into head" in shown
+
+
+@pytest.mark.parametrize(
+    ("scope", "place"),
+    [("output", "by the code behind it"), ("block2", "by the code of `block2` behind it")],
+)
+def test_difference_in_what_arrives_at_a_layer(scope: str, place: str) -> None:
+    """No layer's own VJP: neither the model's output is at fault, nor the container as a whole."""
+    row = samples.site("block2.fc1", 99.0, phase="backward", kind="cotangent")
+    first = Divergence("backward", scope, scope, "block2.fc1", "head", 99.0, row.metrics)
+    report = samples.report([*samples.forward(), row], [first])
+    shown = " ".join(to_text(report, ascii=False).split())
+    assert "diverge: first in the cotangent of `block2.fc1` (cotangent 1 of 1; 0 agree)" in shown
+    assert f"introduced {place}" in shown and "VJP" not in shown and "seen at" not in shown
+    assert "in the cotangent of `block2.fc1`" in summary(report)
+    first = Divergence("forward", "embed", "embed", "embed", None, 99.0, row.metrics)
+    shown = to_text(replace(report, divergences=(first, *report.divergences)), ascii=False)
+    assert "  `block2.fc1`\n    !      99 x  the cotangent that arrives there" in shown
 
 
 def test_parameter_gradients_are_grouped_by_their_layer() -> None:

@@ -126,3 +126,16 @@ def pairs(alignment: Alignment) -> dict[str, str]:
         for p in alignment.pairs
         if not p.reference.startswith(("input:", "output"))
     }
+
+
+def trace(value: np.ndarray | None, **info: Any) -> Trace:
+    """A run of which this is all that was seen."""
+    values: Any = {} if value is None else {("activation", "fc"): value}
+    fields: dict[str, Any] = {
+        "inputs": (),
+        "outputs": (),
+        "layers": {},
+        "sources": {},
+        "parents": {},
+    }
+    return Trace(values, RunInfo(**(fields | info)), "")

@@ -11,6 +11,7 @@ import pytest
 from crosscheck.adapters.base import Parameter
 from crosscheck.aligning.assignment import best_monotone
 from crosscheck.aligning.names import canonical, similarity
+from crosscheck.errors import CannotCompare
 from crosscheck.weights import Match, Transform, match_parameters
 
 ROLES = {"weight": "weight", "kernel": "weight", "gamma": "weight", "bias": "bias", "beta": "bias"}
@@ -255,6 +256,20 @@ def test_a_flat_dictionary_of_parameters() -> None:
         assert square.reference.value.shape == (6, 6)
 
 
+@pytest.mark.parametrize(("shape", "how"), [((3, 4, 6), "stack 0"), ((12, 6), "concat 0")])
+def test_several_layers_that_the_candidate_holds_in_one_are_named(
+    shape: tuple[int, ...], how: str
+) -> None:
+    ours = flat([dense(f"experts.{i}.up", 6, 4, "torch") for i in range(3)])
+    match = match_parameters(ours, [parameter("w1", shape)])
+    with pytest.raises(CannotCompare) as caught:
+        match.require_complete()
+    text = str(caught.value)
+    assert "the 3 of this shape: `experts.0.up.weight`, `experts.1.up.weight`, " in text
+    start = 'Fix: weights={"w1": (["experts.0.up.weight", "experts.1.up.weight", ...], '
+    assert f'{start}"{how}")}}' in text
+
+
 def test_nothing_on_one_side() -> None:
     match = match_parameters([], dense("a", 2, 3))
     assert match.pairs == () and len(match.unmatched_candidate) == 2
@@ -316,6 +331,37 @@ def test_best_monotone_is_the_best_of_all() -> None:
                     if all(t > 0 for t in terms):
                         best = max(best, sum(terms))
         assert sum(score[p] for p in got) == best
+
+
+def bare(name: str, layer: str, role: str = "other", kind: str = "other") -> Parameter:
+    value = np.random.default_rng(len(name)).normal(size=5).astype(np.float32)
+    return Parameter(name, value, layer, role, kind, ("channel",))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_bare_parameter_of_each_block_belongs_to_a_layer_of_the_other_side(turned: bool) -> None:
+    ours = [bare(f"stage.{i}.gamma", f"stage.{i}") for i in range(3)]
+    theirs = [bare(f"b{i}_scale/gamma", f"b{i}_scale", "weight") for i in range(1, 4)]
+    match = match_parameters(ours, theirs[::-1] if turned else theirs)
+    assert names(match) == {p.name: q.name for p, q in zip(ours, theirs, strict=True)}
+    match.require_complete()
+
+
+def test_bare_parameters_of_unequal_number_stay_open() -> None:
+    ours = [bare(f"stage.{i}.gamma", f"stage.{i}") for i in range(3)]
+    theirs = [bare(f"b{i}_scale/gamma", f"b{i}_scale", "weight") for i in range(2)]
+    assert not match_parameters(ours, theirs).pairs
+
+
+def test_bare_parameters_that_are_held_belong_to_their_equals() -> None:
+    ours = [bare(n, "") for n in ("one", "fifth", "another")]
+    theirs = [bare(n, n, "weight") for n in ("c", "b", "a")]
+    theirs = [
+        Parameter(q.name, p.value, q.layer, q.role, q.kind, q.axes)
+        for p, q in zip(ours[::-1], theirs, strict=True)
+    ]
+    match = match_parameters(ours, theirs, held=True)
+    assert names(match) == {"one": "a", "fifth": "b", "another": "c"}
 
 
 def test_a_tree_of_plain_arrays_names_its_weights_as_layers_are_named() -> None:

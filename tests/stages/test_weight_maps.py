@@ -237,6 +237,14 @@ def test_a_reference_parameter_that_the_candidate_lacks() -> None:
     )
 
 
+def test_a_side_that_shows_no_parameter_at_all() -> None:
+    text = left_over([parameter("a.weight", (4, 6))], [])
+    assert text.startswith(
+        "reference parameter `a.weight` (4, 6) has no counterpart; 0 of 1 matched.\n"
+        "  The candidate shows no parameter at all.\n  Fix: is it the model itself? "
+    )
+
+
 def test_the_fix_names_the_candidate_first_whichever_side_is_short() -> None:
     ours = [parameter("a.weight", (4, 6)), parameter("b.weight", (5,))]
     match = given({}, ours, [parameter("a.weight", (4, 6)), parameter("c.weight", (7,))])

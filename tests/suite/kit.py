@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -133,6 +134,26 @@ def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=200,
         check=False,
     )
+
+
+def begin(
+    folder: Path, *arguments: str, seconds: float = 60
+) -> tuple[subprocess.Popen[str], list[int]]:
+    """A suite that has come to the job that hangs (`HANGS`), and the processes of that job."""
+    parent = subprocess.Popen(
+        command(*arguments),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell's background job ignores SIGINT, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
+    pids = folder / "pids"
+    assert eventually(lambda: pids.exists() and pids.read_text().count(" ") == 2, seconds)
+    return parent, [int(pid) for pid in pids.read_text().split()]
 
 
 def documents(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:

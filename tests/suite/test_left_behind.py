@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.suite import kit
 from tests.suite.kit import (
     HANGS,
     alive,
     by_pair,
-    command,
     documents,
-    environment,
     eventually,
     write_pair,
 )
@@ -38,21 +37,7 @@ def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 def begin(folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], list[int]]:
-    """A suite that has come to the job that hangs, and the processes of that job."""
-    parent = subprocess.Popen(
-        command("--jobs", "1", "--resume", "log.jsonl", *arguments),
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A shell's background job ignores SIGINT, and so would what it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-    )
-    pids = folder / "pids"
-    assert eventually(lambda: pids.exists() and pids.read_text().count(" ") == 2, 60)
-    return parent, [int(pid) for pid in pids.read_text().split()]
+    return kit.begin(folder, "--jobs", "1", "--resume", "log.jsonl", *arguments)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to see processes")

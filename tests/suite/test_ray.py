@@ -18,14 +18,13 @@ from crosscheck.suite.engine import Silent
 from crosscheck.suite.jobs import Job, Limits
 from crosscheck.suite.run import Wanted, run_suite
 from crosscheck.suite.summary import to_dict
+from tests.suite import kit
 from tests.suite.kit import (
     HANGS,
     MODEL,
     ROOT,
     alive,
-    command,
     documents,
-    environment,
     eventually,
     write_logged_pair,
     write_pair,
@@ -240,22 +239,11 @@ def test_a_pair_that_kills_its_ray_worker(cluster: Any, tmp_path: Path) -> None:
 
 
 def begin(cluster: Any, folder: Path) -> tuple[subprocess.Popen[str], list[int]]:
-    """A suite that has come to the job that hangs, and the processes of that job."""
     write_pair(folder / "models" / "b", HANGS, "{'right': right, 'bad': Bad}")
-    parent = subprocess.Popen(
-        command("--engine", "ray", "--address", cluster.address, "--no-ship", "-j", "1"),
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-    )
-    pids = folder / "pids"
-    assert eventually(lambda: pids.exists() and pids.read_text().count(" ") == 2, 90)
+    engine = ("--engine", "ray", "--address", cluster.address, "--no-ship", "-j", "1")
+    begun = kit.begin(folder, *engine, seconds=90)
     time.sleep(1)
-    return parent, [int(pid) for pid in pids.read_text().split()]
+    return begun
 
 
 def test_interrupted(cluster: Any, tmp_path: Path) -> None:

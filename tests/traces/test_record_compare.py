@@ -131,19 +131,20 @@ def test_train_mode_is_recorded(folder: Path) -> None:
 
 
 BAD: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "no input": (("record", "net.py:build", "-o", "r"), ("--input NAME=SPEC",)),
+    "no input": (("record", "net.py:build", "-o", "r.safetensors"), ("--input NAME=SPEC",)),
     "inputs twice": (
-        ("record", "net.py:build", *X, "--inputs", "in", "-o", "r"),
+        ("record", "net.py:build", *X, "--inputs", "in", "-o", "r.safetensors"),
         ("not both",),
     ),
-    "no such file": (("record", "no.py:build", *X, "-o", "r"), ("no file no.py",)),
-    "no pair": (("record", "nothing", *X, "-o", "r"), ("no such pair",)),
+    "no trace's name": (("record", "net.py:build", *X, "-o", "r.pt"), ("ends in .safetensors",)),
+    "no such file": (("record", "no.py:build", *X, "-o", "r.safetensors"), ("no file no.py",)),
+    "no pair": (("record", "nothing", *X, "-o", "r.safetensors"), ("no such pair",)),
     "a model that raises": (
-        ("record", "net.py:Raises", *X, "-o", "r"),
+        ("record", "net.py:Raises", *X, "-o", "r.safetensors"),
         ("SideFailed", "out of luck"),
     ),
     "cuda where there is none": (
-        ("record", "net.py:build", *X, "-o", "r", "--device", "cuda"),
+        ("record", "net.py:build", *X, "-o", "r.safetensors", "--device", "cuda"),
         ("DeviceUnavailable",),
     ),
     "a folder to write to": (("record", "net.py:build", *X, "-o", "."), ("cannot write",)),

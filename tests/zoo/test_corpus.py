@@ -14,9 +14,10 @@ from crosscheck.errors import CannotCompare  # noqa: E402
 from models.defects.around import Change, around  # noqa: E402
 from models.defects.systematic import KINDS, systematic  # noqa: E402
 from models.rewrites import REWRITES  # noqa: E402
-from scripts.bench_verdict import HEADING, explained, pair_of, run_one, summary, wrong  # noqa: E402
+from scripts.bench_verdict import pair_of, run_one  # noqa: E402
 from scripts.by_hand import PEERS, condemned_by, values_by_hand  # noqa: E402
 from scripts.planted_defects import check_defect, outcome  # noqa: E402
+from scripts.verdict_page import HEADING, explained, summary, wrong  # noqa: E402
 
 
 @pytest.mark.parametrize("candidate", ["numpy", "torch"])

@@ -1,7 +1,8 @@
 """CuPy: hand-written nets whose arrays lie on a GPU, `RawKernel` launches included.
 
 The NumPy adapter over another array module: layers, parameters and gradients are found the same
-way. Values are copied to the host for the observer, and back where it replaces one.
+way. Large values stay where they are (`crosscheck.kernels.on_device`); others are copied to the
+host for the observer, and back where it replaces one.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ from crosscheck.adapters.jax.state import (
     inlining_remat,
     own_caches,
 )
-from crosscheck.adapters.jax.taps import JaxSession, Shared, is_float, is_tensor, to_host
+from crosscheck.adapters.jax.taps import JaxSession, Shared, is_float, is_tensor
+from crosscheck.adapters.jax.values import placed, shown
 from crosscheck.errors import DeviceUnavailable, InvalidArgument
 from crosscheck.structure import leaves
 from crosscheck.taps import Observer
@@ -126,15 +127,15 @@ class JaxAdapter(Adapter):
         with computing(float64=float64, device=self.device), own_caches(session):
             run = _Run(self.program, self._values(overrides or {}, float64), session, train, seed)
             fed = {n: run.tap_input(n, _feed(a, float64=float64)) for n, a in inputs.items()}
-            shown = bare = run.forward(fed)
+            watched = bare = run.forward(fed)
             if passive and (session.backward or self._shared.staged):
                 bare = run.forward_bare(fed)
             outputs = run.tap_outputs(bare)
             _require_device(outputs, self.device)
             gradients: dict[str, np.ndarray] = {}
             if cotangents is not None:
-                wanted = cotangents({site: to_host(value) for site, value in outputs.items()})
-                gradients = run.backward(shown, bare, wanted, outputs, fed)
+                wanted = cotangents({site: shown(value) for site, value in outputs.items()})
+                gradients = run.backward(watched, bare, wanted, outputs, fed)
             buffers = {name: np.array(value) for name, value in bare.buffers.items()}
         return RunInfo.of(
             session,
@@ -186,11 +187,11 @@ class _Run:
         return {root + s: self._observed(root + s, value) for s, value in forward.outputs}
 
     def _observed(self, site: str, value: Any) -> Any:
-        host = to_host(value)
-        answer = self.session.observe(site, "activation", host)
+        array = shown(value)
+        answer = self.session.observe(site, "activation", array)
         if self.session.backward and is_float(value):
-            self.session.expect_cotangent(site, "activation", host)
-        return value if answer is None else jnp.array(answer)
+            self.session.expect_cotangent(site, "activation", array)
+        return value if answer is None else placed(answer)
 
     def forward(self, fed: Arrays) -> _Forward:
         """Evaluate with taps."""
@@ -247,7 +248,7 @@ class _Run:
 
     def backward(
         self,
-        shown: _Forward,
+        watched: _Forward,
         bare: _Forward,
         wanted: Mapping[str, np.ndarray],
         outputs: Arrays,
@@ -258,21 +259,21 @@ class _Run:
         arrived = {}
         for site, value in outputs.items():
             if site in wanted and is_float(value):
-                host = np.asarray(wanted[site], value.dtype)
-                answer = session.observe(site, "cotangent", host)
-                arrived[site] = jnp.array(host if answer is None else answer)
+                given = placed(np.asarray(wanted[site], value.dtype))
+                answer = session.observe(site, "cotangent", shown(given))
+                arrived[site] = given if answer is None else placed(answer)
         floats = [(s, value) for s, value in outputs.items() if is_float(value)]
         into = tuple(arrived.get(s, jnp.zeros_like(value)) for s, value in floats)
         weights: Arrays = {}
         if arrived:
             with guarded(session, "backward"):
-                weights, sent = _pull(shown, into)
+                weights, sent = _pull(watched, into)
                 session.settle()
-                if bare is not shown:
+                if bare is not watched:
                     with bare_caches(session):
                         weights, _ = _pull(bare, into)
             for name, value in sent.items():
-                session.observe(input_site(name), "cotangent", to_host(value))
+                session.observe(input_site(name), "cotangent", shown(value))
         session.flush()
         trainable = [slot.name for slot in self.program.slots() if slot.trainable]
         return {n: np.array(weights.get(n, np.zeros_like(self.values[n]))) for n in trainable}

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
+from crosscheck.adapters.jax.values import placed
+
 __all__ = ["NUMBER", "batchable", "like", "replaced", "transparent"]
 
 _Shape: Any = jax.ShapeDtypeStruct
@@ -61,6 +63,6 @@ def transparent(call: Callable[..., Any], pull: Callable[[Any], Any]) -> Any:
 
 def replaced(value: Any, replacement: np.ndarray) -> Any:
     """In forward mode: the replacement, with the tangent of ``value``."""
-    swap = jax.custom_jvp(lambda x: jnp.array(replacement))
+    swap = jax.custom_jvp(lambda x: placed(replacement))
     swap.defjvp(lambda primals, tangents: (swap(*primals), tangents[0]))
     return swap(value)

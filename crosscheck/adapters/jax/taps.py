@@ -29,10 +29,12 @@ from jax._src.interpreters.batching import BatchTracer
 from jax._src.interpreters.partial_eval import DynamicJaxprTracer
 
 from crosscheck.adapters.jax.callbacks import NUMBER, batchable, like, replaced, transparent
+from crosscheck.adapters.jax.values import at_hand, placed, shown
 from crosscheck.errors import InvalidArgument
+from crosscheck.kernels.on_device import as_host, equal
 from crosscheck.taps import COTANGENT_OF, Kind, Observer, Session
 
-__all__ = ["JaxSession", "Place", "Shared", "is_float", "is_tensor", "to_host"]
+__all__ = ["JaxSession", "Place", "Shared", "is_float", "is_tensor"]
 
 
 def is_tensor(value: Any) -> bool:
@@ -49,12 +51,6 @@ def is_float(value: Any) -> bool:
     return bool(jnp.issubdtype(value.dtype, jnp.floating))
 
 
-def _at_hand(value: Any) -> Any:
-    """The array behind ``value``, or None inside code that is being staged out."""
-    tracer: Any = value
-    return tracer.to_concrete_value() if isinstance(value, jax.core.Tracer) else value
-
-
 def _kept_compiled(value: Any) -> bool:
     """Whether code on ``value`` is traced for something that JAX keeps (jit, scan, remat).
 
@@ -65,11 +61,6 @@ def _kept_compiled(value: Any) -> bool:
             return True
         value = value.val if isinstance(value, BatchTracer) else getattr(value, "primal", None)
     return value is None
-
-
-def to_host(value: Any) -> np.ndarray:
-    """A read-only NumPy view of a value that is at hand."""
-    return np.asarray(_at_hand(value))
 
 
 @dataclass(eq=False)
@@ -163,7 +154,7 @@ class JaxSession(Session):
     def _place(self, path: str, layer: str, values: list[Any]) -> Place:
         parent = self._places[-1] if self._places else None
         staged = parent is not None and parent.staged
-        return Place(path, layer, parent, staged or any(_at_hand(v) is None for v in values))
+        return Place(path, layer, parent, staged or any(at_hand(v) is None for v in values))
 
     def _named(self, place: Place, site: str) -> None:
         """Eager code has one execution, and its name at once."""
@@ -208,7 +199,7 @@ class JaxSession(Session):
     def tap_at(self, place: Place, suffix: str, kind: Kind, value: Any) -> Any:
         """Tap a value of the call at ``place``; returns what the model goes on with."""
         origin = self.origin(value) if kind == "input" else None
-        if place.staged or _at_hand(value) is None:
+        if place.staged or at_hand(value) is None:
             tapped = self._tap_staged(place, suffix, kind, value, origin)
         else:
             self.settle()
@@ -221,18 +212,18 @@ class JaxSession(Session):
 
     def tap_value(self, site: str, kind: Kind, value: Any) -> Any:
         """Tap a value that is at hand."""
-        host = to_host(value)
-        replacement = self.observe(site, kind, host)
-        if replacement is not None and kind == "input" and np.array_equal(replacement, host):
+        array = shown(value)
+        replacement = self.observe(site, kind, array)
+        if replacement is not None and kind == "input" and equal(replacement, array):
             replacement = None
         if not isinstance(value, jax.core.Tracer) or not is_float(value):
-            return value if replacement is None else jnp.array(replacement)
+            return value if replacement is None else placed(replacement)
         if type(value).__name__ == "JVPTracer":  # forward mode, which a custom_vjp refuses
             if self._shows_cotangent(kind):
                 self.forget_cotangent(site, kind)
             return value if replacement is None else replaced(value, replacement)
         if self._shows_cotangent(kind):
-            self.expect_cotangent(site, kind, host)
+            self.expect_cotangent(site, kind, array)
         elif replacement is None:
             return value
         return self._node(site, kind, value, replacement)
@@ -258,16 +249,16 @@ class JaxSession(Session):
         """Forward: the replacement, or the identity. Backward: shows, and may replace."""
 
         def forward(x: Any) -> tuple[Any, None]:
-            return (x if replacement is None else jnp.array(replacement)), None
+            return (x if replacement is None else placed(replacement)), None
 
         def backward(_: None, cotangent: Any) -> tuple[Any]:
             if not self._shows_cotangent(kind):
                 return (cotangent,)
-            if _at_hand(cotangent) is None:
-                shown = self._cotangent_callback(lambda _: site, kind)
-                return (shown(jnp.int32(0), cotangent),)
-            answer = self.observe(site, COTANGENT_OF[kind], to_host(cotangent))
-            return (cotangent if answer is None else jnp.array(answer),)
+            if at_hand(cotangent) is None:
+                show = self._cotangent_callback(lambda _: site, kind)
+                return (show(jnp.int32(0), cotangent),)
+            answer = self.observe(site, COTANGENT_OF[kind], shown(cotangent))
+            return (cotangent if answer is None else placed(answer),)
 
         node = jax.custom_vjp(lambda x: forward(x)[0])
         node.defvjp(forward, backward)
@@ -320,7 +311,7 @@ class JaxSession(Session):
                 return answer
 
             answer = session._guarded(lambda: show(session)) if session is not None else None
-            return number if passive else (host if answer is None else answer, number)
+            return number if passive else (host if answer is None else as_host(answer), number)
 
         if passive:  # the value itself takes no part in the callback
             look = batchable(arrived, lambda x: NUMBER, False)
@@ -343,7 +334,7 @@ class JaxSession(Session):
             answer = session._guarded(lambda: show(session)) if session is not None else None
             if passive:
                 return number
-            return host if answer is None else answer
+            return host if answer is None else as_host(answer)
 
         if passive:
             look = batchable(arrived, lambda n, x: NUMBER, False)

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from crosscheck.kernels.on_device import LEAST, DeviceArray, stays
+from crosscheck.kernels.on_device import DeviceArray, lent
 
 __all__ = ["cupy_module", "is_array", "is_on_device", "like", "shown", "to_host"]
 
@@ -41,19 +41,21 @@ def to_host(value: Any) -> np.ndarray:
 
 def shown(value: Any) -> np.ndarray:
     """What observers are shown of an array: it, or what stands for it on a device."""
-    torch = sys.modules.get("torch")
-    if torch is None or not is_on_device(value) or value.dtype.kind != "f" or value.size < LEAST:
+    if not is_on_device(value):
         return to_host(value)
-    if not torch.cuda.is_available():
-        return to_host(value)
-    tensor = torch.from_dlpack(value)
-    if not stays(tensor):
-        return to_host(value)
-    return cast(np.ndarray, DeviceArray(tensor, lambda part: part.cpu().numpy()))
+    # PyTorch has no negative strides: handed an array that has some, it ends the process.
+    backwards = min(value.strides, default=0) < 0
+    stands = None if backwards else lent(value, value.size)
+    return to_host(value) if stands is None else cast(np.ndarray, stands)
 
 
 def like(array: np.ndarray, other: Any) -> Any:
     """``array`` where ``other`` lies: itself on the host, a copy on the device."""
-    if isinstance(array, DeviceArray) and is_on_device(other):
-        return cupy_module().from_dlpack(array.copy().tensor)
-    return cupy_module().asarray(array) if is_on_device(other) else array
+    if not is_on_device(other):
+        return array
+    cupy = cupy_module()
+    if isinstance(array, DeviceArray):
+        made = cupy.array(cupy.from_dlpack(array.tensor), copy=True, order="C")
+        cupy.cuda.get_current_stream().synchronize()  # it reads memory that is not its own
+        return made
+    return cupy.asarray(array)

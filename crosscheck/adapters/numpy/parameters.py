@@ -15,7 +15,7 @@ A layer may name the axes of its parameters in a class attribute
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,8 @@ _USUAL = re.compile(
 # Parameters in a layer that has none of the usual names; else what forward keeps for backward.
 _LOOSE = re.compile(r"(scale|shift|gain|table|g)\d?$", re.IGNORECASE)
 _BUFFER = re.compile(r"(running|moving)_?(mean|var|variance)$", re.IGNORECASE)
+Place = tuple[Callable[[], Any], str]
+"""How to reach a dict or object that holds a gradient, and the key in it."""
 _GRADIENT_NAMES = ("d{}", "d_{}", "{}_grad", "grad_{}", "g{}", "{}grad")
 
 
@@ -52,9 +54,9 @@ class Slot:
     buffer: bool
     get: Callable[[], np.ndarray]
     set: Callable[[np.ndarray], None]
-    # (how to reach the dict or object, key), best first. Looked up when it is needed: a backward
-    # pass may fill an empty dict, or put a new one in its place.
-    gradients: tuple[tuple[Callable[[], Any], str], ...]
+    # Best first. Looked up when it is needed: a backward pass may fill an empty dict, or put a new
+    # one in its place.
+    gradients: tuple[Place, ...]
 
     def parameter(self) -> Parameter:
         """The description that `crosscheck.weights` works with."""
@@ -188,29 +190,8 @@ def find_slots(layers: Mapping[str, Any]) -> list[Slot]:
     return found
 
 
-def _slots_of(path: str, layer: Any) -> list[Slot]:
-    axes = getattr(layer, "axes", None)
-    axes = axes if isinstance(axes, Mapping) else {}
-    prefix = f"{path}." if path else ""
-
-    def slot(
-        leaf: str, owner: Any, key: str, gradients: list[tuple[Callable[[], Any], str]]
-    ) -> Slot:
-        names = axes.get(leaf)
-        is_dict = isinstance(owner, Mapping)
-        return Slot(
-            name=prefix + leaf,
-            layer=path,
-            leaf=leaf,
-            axes=tuple(names) if names else None,
-            layer_type=type(layer).__name__,
-            buffer=bool(_BUFFER.search(leaf)) or owner is getattr(layer, "buffers", None),
-            get=(lambda: owner[key]) if is_dict else (lambda: getattr(owner, key)),
-            set=lambda value: _put(owner, key, value),
-            gradients=tuple(gradients),
-        )
-
-    found = []
+def _slots_of(path: str, layer: Any) -> Iterator[Slot]:
+    """What a layer keeps in dicts, and beside them as attributes."""
     for bag in ("params", "parameters", "buffers"):
         store = getattr(layer, bag, None)
         if isinstance(store, MutableMapping):
@@ -218,27 +199,53 @@ def _slots_of(path: str, layer: Any) -> list[Slot]:
             for key, value in store.items():
                 if _is_float_array(value):
                     places = [(g, k) for g in holders for k in (key, *_gradient_names(key))]
-                    found.append(slot(key, store, key, places + _beside(layer, key)))
+                    yield _slot(path, layer, key, store, key, places + _beside(layer, key))
     for name, value in attributes_of(layer).items():
         if name.startswith("_"):
             continue
-        if _is_float_array(value) and _is_parameter(layer, name, axes):
-            found.append(slot(name, layer, name, _beside(layer, name)))
+        if _is_float_array(value) and _is_parameter(layer, name):
+            yield _slot(path, layer, name, layer, name, _beside(layer, name))
         elif hasattr(value, "grad") and not callable(getattr(value, "forward", None)):
             inner = next(
                 (k for k in ("data", "value") if _is_float_array(getattr(value, k, None))), None
             )
             if inner is not None:
-                found.append(slot(name, value, inner, [(_the(value), "grad")]))
-    return found
+                yield _slot(path, layer, name, value, inner, [(_the(value), "grad")])
+
+
+def _slot(path: str, layer: Any, leaf: str, owner: Any, key: str, gradients: list[Place]) -> Slot:
+    """The slot ``leaf`` of a layer, which is kept as ``owner[key]`` or ``owner.key``."""
+    names = _axes_of(layer).get(leaf)
+    is_dict = isinstance(owner, Mapping)
+    return Slot(
+        name=f"{path}.{leaf}" if path else leaf,
+        layer=path,
+        leaf=leaf,
+        axes=tuple(names) if names else None,
+        layer_type=type(layer).__name__,
+        buffer=bool(_BUFFER.search(leaf)) or owner is getattr(layer, "buffers", None),
+        get=(lambda: owner[key]) if is_dict else (lambda: getattr(owner, key)),
+        set=lambda value: _put(owner, key, value),
+        gradients=tuple(gradients),
+    )
+
+
+def _axes_of(layer: Any) -> Mapping[str, Any]:
+    """The axes that a layer's class declares, by parameter."""
+    axes = getattr(layer, "axes", None)
+    return axes if isinstance(axes, Mapping) else {}
 
 
 def _is_float_array(value: Any) -> bool:
     return is_array(value) and is_float(value)
 
 
-def _is_parameter(layer: Any, name: str, axes: Mapping[str, Any]) -> bool:
-    if name in axes or _USUAL.match(name) or (_LOOSE.match(name) and not _has_usual(layer)):
+def _is_parameter(layer: Any, name: str) -> bool:
+    if (
+        name in _axes_of(layer)
+        or _USUAL.match(name)
+        or (_LOOSE.match(name) and not _has_usual(layer))
+    ):
         # `dW` beside `W` is its gradient, however usual its name.
         return not any(
             name in _gradient_names(other) for other in attributes_of(layer) if other != name
@@ -254,7 +261,7 @@ def _gradient_names(name: str) -> list[str]:
     return [pattern.format(name) for pattern in _GRADIENT_NAMES]
 
 
-def _beside(layer: Any, name: str) -> list[tuple[Callable[[], Any], str]]:
+def _beside(layer: Any, name: str) -> list[Place]:
     return [(_the(layer), gradient) for gradient in _gradient_names(name)]
 
 

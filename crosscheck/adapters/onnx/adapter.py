@@ -152,7 +152,7 @@ class OnnxAdapter(Placed, Adapter):
         other = {n: array for n, array in made.items() if not same_bits(array, self._array(n))}
         if not other:
             return
-        self._weights.put(other)
+        self._weights.put({name: array.copy() for name, array in other.items()})
         for tensor in self._given.graph.initializer if self._given is not None else ():
             if tensor.name in other:
                 tensor.CopyFrom(onnx.numpy_helper.from_array(other[tensor.name], tensor.name))
@@ -174,14 +174,14 @@ class OnnxAdapter(Placed, Adapter):
     def _as_arrays(
         self, values: Mapping[str, np.ndarray], *, wide: bool = False
     ) -> dict[str, np.ndarray]:
-        """Copies, of the types in the file, or of those of a run in float64."""
+        """Of the types in the file, or of a run in float64; what is of its type is not copied."""
         made = {}
         for name, value in values.items():
             shape, array = tuple(self._tensors[name].dims), np.asarray(value)
             if array.shape != shape:
                 raise ValueError(f"{name}: shape {array.shape}, expected {shape}")
             dtype = onnx.helper.tensor_dtype_to_np_dtype(self._tensors[name].data_type)
-            made[name] = np.array(array, wide_type(dtype) if wide else dtype, order="C")
+            made[name] = np.asarray(array, wide_type(dtype) if wide else dtype, order="C")
         return made
 
     # -- run -----------------------------------------------------------------------------------

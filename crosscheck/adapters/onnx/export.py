@@ -29,6 +29,7 @@ from crosscheck.adapters.onnx.options import Options, Placed, runtime
 from crosscheck.adapters.onnx.scopes import CALLS, scopes
 from crosscheck.adapters.onnx.weights import Weights
 from crosscheck.errors import InvalidArgument, MissingFramework
+from crosscheck.kernels.on_device import held
 from crosscheck.observers import Key, Recorder
 from crosscheck.taps import Kind, Observer
 from crosscheck.trace import RunInfo
@@ -225,7 +226,8 @@ class _Keeper:
 
     def __call__(self, site: str, kind: Kind, value: np.ndarray) -> np.ndarray | None:
         replacement = self._observer(site, kind, value)
-        self.values[kind, site] = np.asarray(value if replacement is None else replacement)
+        value = value if replacement is None else replacement
+        self.values[kind, site] = held(value, borrowed=True)
         return replacement
 
 

@@ -9,9 +9,11 @@ import numpy as np
 
 from crosscheck.adapters.base import input_site
 from crosscheck.adapters.onnx.feeds import numpy_type
+from crosscheck.adapters.onnx.fetching import sent
 from crosscheck.adapters.onnx.sessions import Sessions
 from crosscheck.adapters.onnx.structure import Structure
 from crosscheck.adapters.onnx.wide import as_wide, wide_type
+from crosscheck.kernels.on_device import DeviceArray
 from crosscheck.observers import Key
 
 __all__ = ["GraphRun"]
@@ -46,6 +48,8 @@ class GraphRun:
         if wide:
             self.feeds = {name: as_wide(value) for name, value in feeds.items()}
             self.overridden = {name: as_wide(value) for name, value in overridden.items()}
+        device = sessions.options.device
+        self.feeds = {name: sent(value, device) for name, value in self.feeds.items()}
         self._changes_only, self._only, self._wide = changes_only, only, wide
         self.events = [e for e in structure.events if self._type(e.value) is not None]
 
@@ -111,6 +115,8 @@ class GraphRun:
 
     def _prepared(self, key: Key, replacement: np.ndarray) -> np.ndarray:
         dtype = self._type(self.keys[key])
+        if isinstance(replacement, DeviceArray):
+            return replacement.astype(dtype, copy=False)  # type: ignore[no-any-return]
         return np.asarray(replacement, dtype, order="C")
 
     def bare(self) -> dict[Key, np.ndarray]:

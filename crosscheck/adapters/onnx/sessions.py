@@ -23,12 +23,15 @@ import numpy as np
 import onnx
 
 from crosscheck.adapters.base import ModelRaised
+from crosscheck.adapters.onnx.feeds import numpy_type
+from crosscheck.adapters.onnx.fetching import computed
 from crosscheck.adapters.onnx.options import Options, runtime
 from crosscheck.adapters.onnx.structure import Structure, reads, subgraphs
 from crosscheck.adapters.onnx.versions import refusal
 from crosscheck.adapters.onnx.weights import Weights, embedded
 from crosscheck.adapters.onnx.wide import widen
 from crosscheck.errors import DeviceUnavailable, InvalidArgument
+from crosscheck.kernels.on_device import DeviceArray, held
 from crosscheck.observers import Key
 
 __all__ = ["LIMIT", "Sessions"]
@@ -151,12 +154,20 @@ class Sessions:
         if not names:
             return {}
         try:
-            found = variant.session.run(list(names), dict(feeds))
+            found = computed(
+                variant.session, names, feeds, device=self.options.device, floating=self._floating
+            )
         except Exception as error:  # ONNX Runtime has a class of its own for every status
             raise ModelRaised(self.site_in(str(error)), "forward") from error
         if not self.options.lends:  # the caller's options: what it made may lie in one arena
-            found = [np.array(value) for value in found]
+            found = [held(value, borrowed=isinstance(value, DeviceArray)) for value in found]
         return dict(zip(names, found, strict=True))
+
+    @property
+    def _floating(self) -> set[str]:
+        """The values that are floating point numbers of NumPy's."""
+        kinds = {name: numpy_type(kind) for name, kind in self.types.items()}
+        return {name for name, dtype in kinds.items() if dtype is not None and dtype.kind == "f"}
 
     def site_in(self, message: str) -> str | None:
         """The site of the node that an error message of ONNX Runtime names."""

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from crosscheck.adapters.base import (
     Capabilities,
     CotangentSource,
     ModelRaised,
+    Operation,
     Parameter,
     call_arguments,
     guarded,
@@ -41,7 +42,7 @@ from crosscheck.adapters.torch.state import (
     stood_in,
     unwatched,
 )
-from crosscheck.adapters.torch.taps import TorchSession, from_host, shared, to_host
+from crosscheck.adapters.torch.taps import TorchSession, from_host, shared, shown, to_host
 from crosscheck.adapters.torch.widened import Widened, widened
 from crosscheck.adapters.torch.wrapping import Wrapping
 from crosscheck.errors import DeviceUnavailable, InvalidArgument
@@ -49,9 +50,6 @@ from crosscheck.memory import is_limited
 from crosscheck.observers import Key
 from crosscheck.taps import Observer
 from crosscheck.trace import RunInfo
-
-if TYPE_CHECKING:
-    from crosscheck.locating.zoom import Operation
 
 __all__ = ["TorchAdapter", "find", "from_host", "to_host"]
 
@@ -232,7 +230,7 @@ class TorchAdapter(Adapter):
         """The backward pass; gives the gradients of the parameters."""
         session, outputs = run.session, run.seen.outputs
         session.forget_overwritten()
-        wanted = cotangents({site: to_host(t) for site, t in outputs})
+        wanted = cotangents({site: shown(t) for site, t in outputs})
         session.replaying = True
         takes = getattr(session.observer, "takes_gradient", None)
         offered = takes and (lambda name, g: takes(name, to_host(g)))

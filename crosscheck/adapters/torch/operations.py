@@ -13,9 +13,9 @@ import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
 import crosscheck
+from crosscheck.adapters.base import Operation
 from crosscheck.adapters.torch import taps
 from crosscheck.adapters.torch.taps import is_tensor, to_host
-from crosscheck.locating.zoom import Operation
 from crosscheck.structure import leaves
 from crosscheck.taps import active_session
 

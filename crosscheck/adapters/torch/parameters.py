@@ -13,7 +13,7 @@ from torch import nn
 
 from crosscheck.adapters.base import Parameter
 
-__all__ = ["Described", "named_modules", "named_tensors"]
+__all__ = ["Described", "layer_axes", "layer_kind", "named_modules", "named_tensors"]
 
 _SPATIAL = {1: ("w",), 2: ("h", "w"), 3: ("d", "h", "w")}
 _ROLES = {
@@ -37,7 +37,7 @@ _NORMS: tuple[type[nn.Module], ...] = (
 )
 
 
-def _kind(module: nn.Module) -> str:
+def layer_kind(module: nn.Module) -> str:
     if isinstance(module, nn.Linear):
         return "dense"
     if isinstance(module, nn.modules.conv._ConvNd):
@@ -62,8 +62,8 @@ def _role(leaf: str) -> str:
     return _ROLES.get(leaf) or _ROLES.get(leaf.partition("_ih")[0].partition("_hh")[0], "other")
 
 
-def _axes(module: nn.Module, leaf: str, ndim: int) -> tuple[str, ...] | None:
-    kind, gates = _kind(module), _recurrent(module)[1]
+def layer_axes(module: nn.Module, leaf: str, ndim: int) -> tuple[str, ...] | None:
+    kind, gates = layer_kind(module), _recurrent(module)[1]
     if gates and leaf.startswith(("weight_ih", "weight_hh", "bias_")):
         return (f"gates:{gates}", "in")[:ndim]
     if isinstance(module, nn.MultiheadAttention):
@@ -208,7 +208,11 @@ def _described(held: list[_Held], arrays: list[np.ndarray]) -> tuple[Parameter, 
 def _describe(one: _Held, natures: Natures, value: np.ndarray) -> Parameter:
     alike = type(one.module), one.leaf, value.ndim
     if alike not in natures:
-        natures[alike] = _role(one.leaf), _kind(one.module), _axes(one.module, one.leaf, value.ndim)
+        natures[alike] = (
+            _role(one.leaf),
+            layer_kind(one.module),
+            layer_axes(one.module, one.leaf, value.ndim),
+        )
     role, kind, axes = natures[alike]
     return Parameter(
         name=f"{one.layer}.{one.leaf}" if one.layer else one.leaf,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from crosscheck.adapters.base import Capabilities, Parameter, call_arguments
+from crosscheck.adapters.base import Capabilities, Operation, Parameter, call_arguments
 from crosscheck.adapters.torch.adapter import Tensors, TorchAdapter
 from crosscheck.adapters.torch.compiled import (
     kind_of,
@@ -20,13 +20,10 @@ from crosscheck.adapters.torch.compiled import (
 )
 from crosscheck.adapters.torch.graphs import GraphRun, constant_in, is_exported, layer_types
 from crosscheck.adapters.torch.hooks import Boundaries
-from crosscheck.adapters.torch.parameters import _axes, _kind
+from crosscheck.adapters.torch.parameters import layer_axes, layer_kind
 from crosscheck.adapters.torch.state import default_float64
 from crosscheck.adapters.torch.taps import TorchSession, is_tensor
 from crosscheck.errors import CannotCompare
-
-if TYPE_CHECKING:
-    from crosscheck.locating.zoom import Operation
 
 __all__ = ["CompiledAdapter", "ProgramAdapter", "program"]
 
@@ -66,8 +63,8 @@ class ProgramAdapter(TorchAdapter):
         leaf = parameter.name.rpartition(".")[2]
         if shell is None:
             return parameter
-        axes = _axes(shell, leaf, parameter.value.ndim)
-        return replace(parameter, kind=_kind(shell), axes=axes)
+        axes = layer_axes(shell, leaf, parameter.value.ndim)
+        return replace(parameter, kind=layer_kind(shell), axes=axes)
 
     def _prepare(self, stack: ExitStack, *, train: bool, seed: int, float64: bool) -> None:
         if train:

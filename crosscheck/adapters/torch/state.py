@@ -159,12 +159,18 @@ def exact_arithmetic() -> Iterator[None]:
         for name in ("fp16", "bf16"):
             flag = f"allow_{name}_reduced_precision_reduction"
             _set(stack, torch.backends.cuda.matmul, flag, False)
+        _set(stack, torch.backends.cuda.matmul, "allow_fp16_accumulation", False)
         yield
 
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Kernels that give the same bits each time, where there are any; put back at the end."""
+    """Kernels that give the same bits each time, where there are any; put back at the end.
+
+    The backward pass runs on the thread that asks for it, and not on one for each device: what is
+    in force here is in force there, and public taps in layers that are computed once more
+    (checkpoints) find the run.
+    """
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
@@ -176,6 +182,7 @@ def deterministic() -> Iterator[None]:
             torch.use_deterministic_algorithms(True, warn_only=True)
         _set(stack, torch.backends.cudnn, "benchmark", False)
         _set(stack, torch.backends.cudnn, "deterministic", True)
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         yield
 
 

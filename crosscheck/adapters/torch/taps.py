@@ -30,6 +30,7 @@ __all__ = [
     "from_host",
     "is_tensor",
     "shared",
+    "shown",
     "to_host",
 ]
 
@@ -85,16 +86,13 @@ def shown(tensor: torch.Tensor) -> np.ndarray:
     """What observers are shown of a tensor: its array, or what stands for it on a device."""
     if tensor.is_cpu or not stays(tensor):
         return to_host(tensor)
-    return cast(np.ndarray, DeviceArray(tensor.detach(), to_host))
+    return cast(np.ndarray, DeviceArray(tensor.detach()))
 
 
 def from_host(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
     """A tensor of its own memory with the dtype and device of ``like``."""
     if isinstance(array, DeviceArray):
-        there: torch.Tensor = array.tensor.to(
-            like.device, like.dtype, copy=True, memory_format=torch.contiguous_format
-        )
-        return there
+        return cast(torch.Tensor, array.given_to(like))
     if array.dtype.kind != "f" and "float" in dtype_name(array.dtype):
         array = array.astype(np.float32)  # exact, and a dtype that torch.tensor accepts
     if array.dtype.kind in "fi" and array.dtype.isnative and array.flags.carray:

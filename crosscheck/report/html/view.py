@@ -301,10 +301,11 @@ def _element(e: Element, oracle: bool) -> list[str]:
 def _found(d: Divergence, report: Report, page: Page) -> Found:
     row = words.row_of(report, d)
     number = next((i for i, s in enumerate(report.sites) if s is row), None)
+    known = d.site in (d.reference, d.candidate) or words.is_between(d, row)
     return Found(
         phase=words.PASS[d.phase],
-        blamed=words.blamed(d, page, NAME),
-        site="" if d.site in (d.reference, d.candidate) else page.name(d.site, NAME),
+        blamed=words.blamed(d, page, NAME, row),
+        site="" if known else page.name(d.site, NAME),
         link="" if number is None else f"s{number}",
         ratio=words.ratio_text(d.ratio),
         verdict=d.verdict,

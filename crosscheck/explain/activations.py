@@ -175,12 +175,19 @@ def softmax_added(e: Evidence) -> Iterator[Proposal]:
         return
     for function, text in ((_softmax, "softmax"), (_log_softmax, "log-softmax")):
         for axis in range(e.reference.ndim):
-            if e.fits_candidate(function(e.reference, axis)):
+            known = _is_log_of_shares(e.reference, axis)  # then it merely takes the logarithm back
+            if not known and e.fits_candidate(function(e.reference, axis)):
                 yield Proposal(
                     "activation_extra",
                     f"{text} over axis {axis} is applied to the output",
                     lambda e, function=function, axis=axis: function(e.reference, axis),
                 )
+
+
+def _is_log_of_shares(x: np.ndarray, axis: int) -> bool:
+    """Whether ``x`` holds the logarithms of numbers that add up to 1 along an axis."""
+    with np.errstate(over="ignore"):
+        return bool(np.allclose(np.exp(x).sum(axis=axis), 1.0, rtol=1e-3))
 
 
 def _log_softmax(x: np.ndarray, axis: int) -> np.ndarray:

@@ -129,7 +129,7 @@ def pair_sums(a: Any, b: Any, limit: float = math.inf) -> PairSums:
 
     Raises:
         ValueError: the shapes differ.
-        InvalidArgument: the tensors are on different devices, or not floating point.
+        InvalidArgument: the tensors are on different devices, or no floating point tensors.
     """
     a, b = _tensor(a), _tensor(b)
     if a.shape != b.shape:
@@ -149,6 +149,8 @@ def pair_sums(a: Any, b: Any, limit: float = math.inf) -> PairSums:
 def _tensor(value: Any) -> Any:
     tensor = value
     if not hasattr(value, "data_ptr"):
+        if not hasattr(value, "__dlpack__"):
+            raise InvalidArgument(f"{type(value).__name__}: neither a tensor nor an array")
         if min(getattr(value, "strides", ()), default=0) < 0:  # PyTorch would end the process
             raise InvalidArgument("an array with negative strides: make it contiguous first")
         tensor = import_module("torch").from_dlpack(value)  # nobody may have needed it so far

@@ -119,5 +119,6 @@ def test_without_triton_the_message_says_what_is_missing(monkeypatch: pytest.Mon
         """Anything that is not an array of the host."""
 
     monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "crosscheck.kernels.triton_pair", raising=False)
     with pytest.raises(DeviceUnavailable, match="Tensor against ndarray: .* Fix: pip install trit"):
         compare(Tensor(), np.ones(3))

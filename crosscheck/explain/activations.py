@@ -186,8 +186,7 @@ def softmax_added(e: Evidence) -> Iterator[Proposal]:
 
 def _is_log_of_shares(x: np.ndarray, axis: int) -> bool:
     """Whether ``x`` holds the logarithms of numbers that add up to 1 along an axis."""
-    with np.errstate(over="ignore"):
-        return bool(np.allclose(np.exp(x).sum(axis=axis), 1.0, rtol=1e-3))
+    return bool(np.allclose(np.exp(x).sum(axis=axis), 1.0, rtol=1e-3))
 
 
 def _log_softmax(x: np.ndarray, axis: int) -> np.ndarray:

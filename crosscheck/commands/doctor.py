@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -69,7 +70,14 @@ def _capabilities() -> Table:
     from crosscheck.doctor import ADAPTERS, capabilities_of
 
     rows = {name: capabilities_of(c) for name, c in ADAPTERS.items()}
-    table = Table("adapter", *next(iter(rows.values())), title="what each adapter can do")
+    table = Table(
+        "adapter",
+        *next(iter(rows.values())),
+        title="what each adapter can do",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+    )
     for name, row in rows.items():
         table.add_row(name, *("yes" if able else "-" for able in row.values()))
     return table

@@ -37,12 +37,16 @@ def scaled(e: Evidence) -> Iterator[Proposal]:
     elif k == -1.0:
         yield Proposal("sign", "the sign is the opposite", lambda e: -e.reference)
     else:
-        what = "output" if e.phase == "forward" else "gradient"
-        what = "value" if e.kind == "input" else what
-        statement = f"the {what} is scaled by {text}"
+        statement = f"the {_what(e)} is scaled by {text}"
         yield Proposal(
             "scaled", statement, lambda e: _times(k, e.reference), constants=1, descriptive=True
         )
+
+
+def _what(e: Evidence) -> str:
+    if e.kind == "input":
+        return "value"
+    return "output" if e.phase == "forward" else "gradient"
 
 
 def _times(k: float, value: np.ndarray) -> np.ndarray:
@@ -181,7 +185,7 @@ def shifted(e: Evidence) -> Iterator[Proposal]:
     shift, text = tidy(shift, lambda s: e.fits_candidate(e.reference + s))
     yield Proposal(
         "shifted",
-        f"{text} is added to the output",
+        f"{text} is added to the {_what(e)}",
         lambda e: e.reference + shift,
         constants=1,
         descriptive=True,

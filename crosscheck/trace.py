@@ -106,17 +106,11 @@ class Trace:
     @cached_property
     def consumers(self) -> dict[str, list[str]]:
         """site -> the input sites that are given its very value."""
-        found: defaultdict[str, list[str]] = defaultdict(list)
-        for slot, source in self.info.sources.items():
-            found[source].append(slot)
-        return dict(found)
+        return _inverted(self.info.sources)
 
     @cached_property
     def _calls(self) -> dict[str, list[str]]:
-        found: defaultdict[str, list[str]] = defaultdict(list)
-        for call, parent in self.info.parents.items():
-            found[parent].append(call)
-        return dict(found)
+        return _inverted(self.info.parents)
 
     def inside(self, call: str) -> Iterator[str]:
         """The calls that are made during ``call``, at any depth."""
@@ -160,6 +154,14 @@ class _OfKind(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._sites)
+
+
+def _inverted(mapping: Mapping[str, str]) -> dict[str, list[str]]:
+    """value -> its keys."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for key, value in mapping.items():
+        found[value].append(key)
+    return dict(found)
 
 
 def owner(site: str) -> str:

@@ -7,8 +7,8 @@ Cases: see `scripts.bench_models`; all of them by default. Every measurement is 
 own, which builds and imports everything first and runs each side once on a cut of the inputs; bare
 runs and checks take turns, and the best of N counts. Before each, `TOUCHED` bytes of memory are
 written once and given back: where a virtual machine's memory is lent to others while it is free,
-the first use of a page costs 3 to 11 us, and a check uses more pages than a bare run (``--cold``
-leaves that out). Time is wall time and, since other programs
+the first use of a page is slow, and a check uses more pages than a bare run (``--cold`` leaves
+that out). Time is wall time and, since other programs
 may be running, CPU time of all threads. Memory is the high-water mark of the process (imports,
 both models, everything). "trace" is the size of what one run of the reference shows.
 

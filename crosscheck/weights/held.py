@@ -19,7 +19,7 @@ from crosscheck.weights.layers import Layer
 from crosscheck.weights.layouts import transforms
 from crosscheck.weights.transform import Transform
 
-__all__ = ["among_equals", "equal_layers", "holds"]
+__all__ = ["among_equals", "equal_layers", "holds", "is_placeholder"]
 
 Prints = dict[str, np.ndarray]
 
@@ -62,10 +62,15 @@ def _prints(layer: Layer) -> Prints:
     return {role: fingerprint(p.value) for role, p in layer.parameters.items() if _tells(p.value)}
 
 
+def is_placeholder(value: np.ndarray) -> bool:
+    """Whether one number stands in all places, which take no memory: of any size that a file may
+    claim, and not to be looked through."""
+    return not any(value.strides)
+
+
 def _tells(value: np.ndarray) -> bool:
-    """Whether an array holds more than one number. A placeholder, of any size that a file may
-    claim, is one number in all places, and is not looked through."""
-    if not is_float(value) or not value.size or not any(value.strides):
+    """Whether an array holds more than one number."""
+    if not is_float(value) or not value.size or is_placeholder(value):
         return False
     return bool((value != value.flat[0]).any())
 

@@ -17,6 +17,7 @@ import numpy as np
 from crosscheck.adapters.base import Parameter
 from crosscheck.aligning.names import canonical, similarity
 from crosscheck.weights.expressions import Applied, Reshape, Source
+from crosscheck.weights.held import is_placeholder
 from crosscheck.weights.match import Matched
 from crosscheck.weights.transform import Transform
 
@@ -49,7 +50,7 @@ def _in_pairs(
 
     def rank(pair: tuple[tuple[int, Parameter], tuple[int, Parameter]]) -> tuple[float, ...]:
         (i, r), (j, c) = pair
-        known = held and any(r.value.strides) and any(c.value.strides)  # not one number for all
+        known = held and not is_placeholder(r.value) and not is_placeholder(c.value)
         equal = known and np.array_equal(_reshaped(r, c).to_candidate(r.value), c.value)
         return (not equal, -similarity(words_r[r.name], words_c[c.name]), abs(i - j), i)
 

@@ -6,17 +6,12 @@ outputs), and Triton's interpreter compares. That wants a process of its own.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import crosscheck
+from tests.kernels.kit import interpreted
 
 CHECKED = """
 import json
@@ -148,28 +143,13 @@ print(json.dumps([here, checks(), DeviceArray.made]))
 """
 
 
-def checked(kind: str) -> list[Any]:
-    root = str(Path(crosscheck.__file__).parent.parent)
-    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-c", CHECKED, kind],
-        env=os.environ | {"PYTHONPATH": paths, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    found: list[Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def needs(*packages: str) -> pytest.MarkDecorator:
     missing = [name for name in packages if find_spec(name) is None]
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
 def reports_the_same(kind: str) -> dict[str, Any]:
-    here, there, made = checked(kind)
+    here, there, made = interpreted(CHECKED, kind)
     assert made
     for name, want in here.items():
         got = there[name]

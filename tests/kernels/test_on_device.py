@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-import crosscheck
+from tests.kernels.kit import interpreted
 
 torch = pytest.importorskip("torch")
 
@@ -288,24 +283,9 @@ print(json.dumps(found))
 """
 
 
-def checked(where: str) -> dict[str, Any]:
-    root = str(Path(crosscheck.__file__).parent.parent)
-    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-c", CHECKED, where],
-        env=os.environ | {"PYTHONPATH": paths, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_a_check_finds_the_same_without_fetching_the_values() -> None:
-    there, here = checked("there"), checked("here")
+    there, here = interpreted(CHECKED, "there"), interpreted(CHECKED, "here")
     for name, want in here.items():
         got = there[name]
         for exact in ("verdict", "first", "causes", "sites"):

@@ -339,6 +339,35 @@ def test_a_wrong_fused_layer_is_paired_where_it_ends(factor: float) -> None:
     assert pairs(found) == {"s0": "b", "s1": "d"}
 
 
+@pytest.mark.parametrize(
+    ("anchors", "by", "compared"),
+    [
+        ([], "order", True),
+        ([("k", "key"), ("q", "query")], "order", True),
+        ([("q", "query")], "value", False),
+        ([("k", "key")], "value", False),
+    ],
+    ids=["neither", "both", "reference", "candidate"],
+)
+def test_only_a_layer_with_parameters_and_one_without_may_be_ends_of_a_fused_layer(
+    anchors: list[tuple[str, str]], by: str, compared: bool
+) -> None:
+    """The port hands a wrong layer on: two layers are compared with what each is given, which
+    differs; of one end of a fused layer that says nothing."""
+    ours, port = Graph(["end"]), Graph(["last"])
+    ours.add("stem", "Stem", linear(0), "input:x")
+    ours.add("k", "L", linear(1), "input:x")
+    ours.add("q", "L", linear(2), "stem")
+    ours.add("end", "End", np.sin, "q")
+    port.add("root", "Stem", linear(0), "input:x")
+    port.add("query", "L", linear(2, 1.5), "root")
+    port.add("key", "L", linear(1, 1.5), "input:x")
+    port.add("last", "End", np.sin, "key")
+    found = forced_alignment(ours.run(x=X), port, [*anchors, ("end", "last")], x=X)
+    assert [(p.candidate, p.by) for p in found.pairs if p.reference == "q"] == [("key", by)]
+    assert (("q", "key") in [(e.reference, e.candidate) for e in found.edges]) == compared
+
+
 def test_further_outputs_of_a_layer_have_no_inputs_of_their_own() -> None:
     graph = Graph(["rnn", "rnn:1"])
     graph.add("rnn", "RNN", lambda x: (x + 1, x.sum(0)), "input:x")

@@ -20,11 +20,19 @@ from crosscheck.aligning.layout import Layout
 from crosscheck.observers import Key
 from crosscheck.results import Phase
 from crosscheck.taps import COTANGENT_OF, Kind
-from crosscheck.trace import Trace
+from crosscheck.trace import RunInfo, Trace
 from crosscheck.weights import Match, Transform
 from crosscheck.weights.gradients import Pullback, gradient_map, gradient_pairs
 
-__all__ = ["Item", "SiteItems", "buffer_items", "gradient_items", "site_items", "weight_items"]
+__all__ = [
+    "Item",
+    "SiteItems",
+    "buffer_items",
+    "every_gradient",
+    "gradient_items",
+    "site_items",
+    "weight_items",
+]
 
 
 @dataclass
@@ -229,6 +237,13 @@ def gradient_items(
                 )
             )
     return items, missing
+
+
+def every_gradient(match: Match, reference: Trace) -> list[Item]:
+    """The comparisons of parameter gradients, if the candidate shows all: before it has run."""
+    shown = {m.candidate.name: m.candidate.value for m in match.pairs}
+    info = RunInfo((), (), {}, {}, {}, parameter_gradients=shown)
+    return gradient_items(match, reference, Trace({}, info, ""))[0]
 
 
 def weight_items(match: Match) -> list[Item]:

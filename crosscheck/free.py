@@ -18,7 +18,7 @@ from crosscheck.aligning.align import Aligner
 from crosscheck.aligning.alignment import Alignment
 from crosscheck.aligning.layout import fitting, relative_error
 from crosscheck.aligning.pairing import pair_outputs
-from crosscheck.comparisons import gradient_items, site_items
+from crosscheck.comparisons import every_gradient, site_items
 from crosscheck.cotangents import (
     CandidateCotangents,
     ReferenceCotangents,
@@ -270,13 +270,11 @@ class _Candidate:
         def aligned(forward: Trace) -> Alignment:
             return _aligner(truth, forward, request, match).alignment()
 
-        shown = {m.candidate.name: m.candidate.value for m in match.pairs}
-        every = Trace({}, RunInfo((), (), {}, {}, {}, parameter_gradients=shown), "")
         return Streamed(
             truth,
             aligned,
             cotangents,
-            gradient_items(match, truth, every)[0],
+            every_gradient(match, truth),
             self._runner.inputs,
             tolerance=request.tolerance,
             borrows=self._sides[1].capabilities.lends,

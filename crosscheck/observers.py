@@ -10,6 +10,7 @@ whatever the value is. Adapters that cannot stop between two layers (ONNX) ask i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,13 +20,14 @@ from crosscheck.taps import Kind, Observer
 
 __all__ = ["Comparer", "Forcer", "Key", "Recorder", "chain", "keep"]
 
+K = TypeVar("K")
 Key = tuple[Kind, str]
 _ONLY_INSIDE = ("input", "cotangent")
 """Kinds of the values that a layer is given, forward and backward."""
 
 
 def keep(
-    values: MutableMapping[Key, np.ndarray], key: Key, value: np.ndarray, *, borrowed: bool = False
+    values: MutableMapping[K, np.ndarray], key: K, value: np.ndarray, *, borrowed: bool = False
 ) -> None:
     """Put a value where it can stay: a copy, unless it is ``borrowed``; contiguous."""
     if not isinstance(values, dict):
@@ -147,6 +149,8 @@ class _Chain:
         self.borrows = any(getattr(observer, "borrows", False) for observer in observers)
         self.changes_only = all(getattr(observer, "changes_only", False) for observer in observers)
         self.only = next(filter(None, (getattr(o, "only", None) for o in observers)), None)
+        takes = (getattr(observer, "takes_gradient", None) for observer in observers)
+        self.takes_gradient = next(filter(None, takes), None)
         self.needless = frozenset[str]().union(
             *(getattr(observer, "needless", ()) for observer in observers)
         )

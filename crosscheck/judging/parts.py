@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 
 from crosscheck.adapters.base import Adapter
-from crosscheck.comparisons import Item, gradient_items
+from crosscheck.comparisons import Item, every_gradient
 from crosscheck.details.stage import OTHERS
 from crosscheck.errors import CannotCompare, CannotSplit, InvalidArgument
 from crosscheck.judging.evidence import Evidence, Part
@@ -103,15 +103,9 @@ def left_out(e: Evidence, items: Iterable[Item]) -> frozenset[str]:
     if e.part is None:
         return frozenset()
     forced = e.alignment.forced_on_candidate(e.free_reference)
-    wanted = [*items, *of_part(_gradients(e), e.free_reference, e.part)]
+    gradients = every_gradient(e.match, e.free_reference)
+    wanted = [*items, *of_part(gradients, e.free_reference, e.part)]
     return spared_of_candidate(e.candidate, e.free_candidate, wanted, forced)
-
-
-def _gradients(e: Evidence) -> list[Item]:
-    """The comparisons of gradients, if every parameter has one."""
-    every = {p.name: p.value for p in e.candidate.parameters()}
-    info = replace(e.free_candidate.info, parameter_gradients=every)
-    return gradient_items(e.match, e.free_reference, replace(e.free_candidate, info=info))[0]
 
 
 def as_whole(e: Evidence, info: RunInfo, needless: frozenset[str]) -> RunInfo:

@@ -22,13 +22,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from crosscheck.aligning.fingerprints import SAME_VALUE
 from crosscheck.aligning.refine import NOTICED
-from crosscheck.comparisons import Item, buffer_items
+from crosscheck.comparisons import Item, buffer_items, every_gradient
 from crosscheck.details.stage import OTHERS
 from crosscheck.judging.evidence import Evidence
 from crosscheck.judging.judge import Judge
@@ -36,8 +36,9 @@ from crosscheck.judging.noise import DIVERGE
 from crosscheck.judging.parts import as_whole, left_out, of_part
 from crosscheck.judging.precision import coarser_unit
 from crosscheck.judging.sparing import COARSEST, is_certain
+from crosscheck.judging.streamed import SMALL
 from crosscheck.kernels.pairs import LARGE, MANY
-from crosscheck.memory import Recalled, new_values, shape_of, spilled, within_limit
+from crosscheck.memory import Recalled, new_values, shape_of, within_limit
 from crosscheck.observers import Forcer, Key, chain, keep
 from crosscheck.results import SiteResult
 from crosscheck.run import Runner
@@ -46,6 +47,7 @@ from crosscheck.trace import RunInfo, Trace
 
 __all__ = ["Sieve", "recallable", "sifted"]
 
+K = TypeVar("K")
 Results = dict[Item, SiteResult]
 Shape = tuple[int, ...]
 _NOTHING = RunInfo((), (), {}, {}, {})
@@ -82,9 +84,11 @@ def _run(e: Evidence, judge: Judge, items: list[Item]) -> tuple[Trace, Results]:
     """The candidate's forced run, and the results against the reference's own values."""
     forced = e.alignment.forced_on_candidate(e.free_reference)
     forcer = Forcer(forced, needless=left_out(e, items))
-    sieve = Sieve(judge, items)
+    ahead = [] if e.keeps_gradients else every_gradient(e.match, e.free_reference)
+    sieve = Sieve(judge, [*items, *of_part(ahead, e.free_reference, e.part)])
     info = as_whole(e, e.candidate.run(chain(sieve, forcer)), forcer.needless)
     sieve.judge()
+    sieve.keep_gradients(info.parameter_gradients)
 
     runner = e.candidate  # not ``e``, which would hold itself: only Python's collector ends that
 
@@ -92,21 +96,23 @@ def _run(e: Evidence, judge: Judge, items: list[Item]) -> tuple[Trace, Results]:
     def again() -> Trace:
         return runner.record(forcer)
 
+    def recalled(gradients: MutableMapping[str, np.ndarray]) -> RunInfo:
+        every = Recalled(gradients, sieve.gradient_shapes, lambda: again().info.parameter_gradients)
+        return replace(info, parameter_gradients=every)
+
     values = Recalled(sieve.held, sieve.shapes, lambda: again().values)
-    trace = Trace(values, spilled(info), e.candidate.adapter.framework)
-    rest = [item for item in items if item not in sieve.results]
+    trace = Trace(values, recalled(sieve.gradients), e.candidate.adapter.framework)
+    gradients = []
     if e.candidate.cotangents is not None:
-        gradients = e.gradient_items(trace)[0]
-        rest += of_part(gradients, e.free_reference, e.part)
+        gradients = of_part(e.gradient_items(trace)[0], e.free_reference, e.part)
+    rest = (item for item in (*items, *gradients) if item not in sieve.results)
     near = sieve.results | judge.judge_many(rest, trace)
     if e.keeps_gradients:
         return trace, near
-    shapes = {name: value.shape for name, value in info.parameter_gradients.items()}
-    held = new_values()
-    for name in _wanted_gradients(near):
-        held[name] = trace.info.parameter_gradients[name]
-    recalled = Recalled(held, shapes, lambda: again().info.parameter_gradients)
-    return replace(trace, info=replace(trace.info, parameter_gradients=recalled)), near
+    wanted = new_values()
+    for name in _wanted_gradients({item: near[item] for item in gradients}):
+        wanted[name] = sieve.gradients[name]
+    return replace(trace, info=recalled(wanted)), near
 
 
 def _wanted_gradients(near: Results) -> Iterator[str]:
@@ -114,8 +120,7 @@ def _wanted_gradients(near: Results) -> Iterator[str]:
     wanted: list[Item] = []
     certain: list[Item] = []
     for item, result in near.items():
-        if item.phase == "parameter_gradient":
-            (certain if is_certain(result) else wanted).append(item)
+        (certain if is_certain(result) else wanted).append(item)
     wanted += heapq.nlargest(OTHERS, certain, key=lambda item: near[item].ratio)
     for item in wanted:
         twins = item.pullback.terms if item.pullback else ((item.candidate, None),)
@@ -179,6 +184,8 @@ class Sieve:
     """An observer that judges values as they come and holds those that take a closer look.
 
     Small values wait for each other, in copies, until it is worth comparing them in one call.
+    Gradients of parameters that the adapter offers while it runs are judged at once, and then the
+    adapter need not keep them: at the end of a backward pass they would all be there.
 
     Args:
         judge: without an oracle: compares with the reference's own values.
@@ -186,20 +193,28 @@ class Sieve:
 
     Attributes:
         held: the values of what is not certain, and of what a report shows.
-        shapes: of every value that was shown, in order.
+        gradients: those of parameters, likewise; and those that were not judged.
+        shapes, gradient_shapes: of every value and gradient that was shown, in order.
         results: of the items whose value was shown; `judge` completes them.
     """
 
     def __init__(self, judge: Judge, items: Iterable[Item]) -> None:
         self.held: MutableMapping[Key, np.ndarray] = new_values()
-        self.shapes: dict[Key, tuple[int, ...]] = {}
+        self.gradients: MutableMapping[str, np.ndarray] = new_values()
+        self.shapes: dict[Key, Shape] = {}
+        self.gradient_shapes: dict[str, Shape] = {}
         self.results: Results = {}
         self._judge = judge
         self._items: defaultdict[Key, list[Item]] = defaultdict(list)
+        self._of_gradients: dict[str, Item] = {}
         self._place: dict[Item, int] = {}
         self._added_up: set[Key] = set()
         for item in items:
             self._place[item] = len(self._place)
+            if item.phase == "parameter_gradient":
+                if item.pullback is None:
+                    self._of_gradients[item.candidate] = item
+                continue
             keys: list[Any] = [(item.kind, site) for site in (item.candidate, *item.also_candidate)]
             for key in keys:
                 self._items[key].append(item)
@@ -207,7 +222,8 @@ class Sieve:
                 self._added_up.update(keys)
         self._waiting: dict[Key, np.ndarray] = {}
         self._elements = 0
-        self._shown: list[tuple[float, int, Key]] = []
+        self._shown: _Shown[Key] = _Shown(self.held)
+        self._shown_gradients: _Shown[str] = _Shown(self.gradients)
 
     def __call__(self, site: str, kind: Kind, value: np.ndarray) -> None:
         key = kind, site
@@ -237,20 +253,53 @@ class Sieve:
             items = self._items[key]
             if not all(is_certain(found[item]) for item in items):
                 keep(self.held, key, value)
-            else:
-                self._show(key, value, items, found)
-
-    def _show(self, key: Key, value: np.ndarray, items: Iterable[Item], found: Results) -> None:
-        """Hold what is among the largest ratios, of which a page shows details."""
-        for item in items:
-            ratio, full = found[item].ratio, len(self._shown) == OTHERS
-            equal = not found[item].noise_floor > 0.0  # integers and flags
-            if equal or (full and ratio < self._shown[0][0]):
                 continue
-            heapq.heappush(self._shown, (ratio, -self._place[item], key))
-            if key not in self.held:
-                keep(self.held, key, value)
-            if full:
-                gone = heapq.heappop(self._shown)[2]
-                if all(gone != shown for *_, shown in self._shown):
-                    del self.held[gone]
+            for item in items:
+                self._shown.offer(key, value, found[item], self._place[item])
+
+    def takes_gradient(self, name: str, value: np.ndarray) -> bool:
+        """Whether the gradient of a parameter has been judged, and nobody needs it any more."""
+        item = self._of_gradients.get(name)
+        if item is None or value.size <= SMALL:
+            return False
+        alone = Trace({}, replace(_NOTHING, parameter_gradients={name: value}), "")
+        result = self.results[item] = self._judge.judge(item, alone)
+        self.gradient_shapes[name] = value.shape
+        if is_certain(result):
+            self._shown_gradients.offer(name, value, result, self._place[item])
+        else:
+            keep(self.gradients, name, value)
+        return True
+
+    def keep_gradients(self, others: Mapping[str, np.ndarray]) -> None:
+        """Hold the gradients that were not judged."""
+        for name, value in others.items():
+            self.gradient_shapes[name] = value.shape
+            keep(self.gradients, name, value, borrowed=True)
+
+
+class _Shown(Generic[K]):
+    """Holds the values with the largest ratios, of which a page shows details.
+
+    Args:
+        held: where it puts them, beside others.
+    """
+
+    def __init__(self, held: MutableMapping[K, np.ndarray]) -> None:
+        self._held = held
+        self._largest: list[tuple[float, int, K]] = []
+
+    def offer(self, key: K, value: np.ndarray, result: SiteResult, place: int) -> None:
+        """Hold a value if its ratio is among the largest so far; of equal ones, the first places
+        count."""
+        full = len(self._largest) == OTHERS
+        equal = not result.noise_floor > 0.0  # integers and flags
+        if equal or (full and result.ratio < self._largest[0][0]):
+            return
+        heapq.heappush(self._largest, (result.ratio, -place, key))
+        if key not in self._held:
+            keep(self._held, key, value)
+        if full:
+            gone = heapq.heappop(self._largest)[2]
+            if all(gone != shown for *_, shown in self._largest):
+                del self._held[gone]

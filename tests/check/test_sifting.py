@@ -17,9 +17,9 @@ from crosscheck import pipeline
 from crosscheck.adapters import adapt
 from crosscheck.comparisons import Item
 from crosscheck.errors import SideFailed
-from crosscheck.judging import left_out, sparing
+from crosscheck.judging import left_out, sifting, sparing
 from crosscheck.judging.evidence import Evidence
-from crosscheck.judging.sifting import _wanted_gradients
+from crosscheck.judging.sifting import Sieve, _wanted_gradients
 from crosscheck.memory import Recalled
 from crosscheck.observers import Forcer
 from crosscheck.request import Request
@@ -92,6 +92,13 @@ def blamed(report: crosscheck.Report) -> list[tuple[str, str | None, str | None]
     return [(d.phase, d.reference, d.candidate) for d in report.divergences]
 
 
+@pytest.fixture
+def gradients_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of any size are judged when they arrive."""
+    monkeypatch.setattr(sifting, "SMALL", 0)
+
+
+@pytest.mark.usefixtures("gradients_at_once")
 @pytest.mark.parametrize(
     ("defect", "train"),
     [
@@ -187,6 +194,45 @@ def test_what_is_certain_is_not_held_and_comes_back_when_asked_for(runs: list[Ru
     for name, value in whole.info.parameter_gradients.items():
         np.testing.assert_array_equal(gradients[name], value, err_msg=name)
     assert len(runs) == before + 2  # `whole`, and one run for all that had been dropped
+
+
+@pytest.mark.usefixtures("gradients_at_once")
+def test_gradients_judged_when_they_arrive_are_not_held(
+    runs: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others: list[str] = []
+    keep = Sieve.keep_gradients
+    monkeypatch.setattr(Sieve, "keep_gradients", lambda s, g: (others.extend(g), keep(s, g))[1])
+    at_once = outcome(deep())
+    gradients = at_once.evidence.forced.info.parameter_gradients
+    assert not others and isinstance(gradients, Recalled)
+    assert 0 < len(gradients._held) <= 3 < len(gradients)
+    assert len(runs) == 3  # nothing was dropped that somebody wanted
+
+    monkeypatch.setattr(sifting, "SMALL", 1 << 15)
+    later = outcome(deep())
+    assert set(others) == set(gradients)
+    assert at_once.report.sites == later.report.sites
+    held = later.evidence.forced.info.parameter_gradients._held
+    assert gradients._held.keys() == held.keys()
+    for name, value in held.items():
+        np.testing.assert_array_equal(gradients._held[name], value, err_msg=name)
+
+
+@pytest.mark.usefixtures("gradients_at_once")
+def test_a_wrong_gradient_is_held_as_it_was_first_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes after a layer whose results agree, and does not repeat."""
+    candidate, seen = deep(), []
+
+    def grow(gradient: torch.Tensor) -> torch.Tensor:
+        seen.append(gradient)
+        return gradient * (1.5 if len(seen) == 1 else 1.0)
+
+    candidate.blocks[2].up.weight.register_hook(grow)
+    monkeypatch.setattr(Runner, "run", _without_candidates_float64(Runner.run))
+    report = crosscheck.check(deep(), candidate, X, explain=False, blind_spots=False)
+    wrong = [s for s in report.sites if s.verdict != "agree"]
+    assert [(s.phase, s.reference) for s in wrong] == [("parameter_gradient", "blocks.2.up.weight")]
 
 
 def test_gradients_that_a_page_shows_are_held() -> None:

@@ -1,7 +1,8 @@
 """What a check costs: time and peak memory, beside the bare forward and backward of both sides.
 
     python scripts/bench_check.py [CASE ...] [--effort quick thorough] [--repeat N]
-                                  [--against polygraphy] [--stages] [--markdown F.md]
+                                  [--device cuda] [--against polygraphy] [--stages]
+                                  [--markdown F.md]
 
 Cases: see `scripts.bench_models`; all of them by default. Every measurement is a process of its
 own, which builds and imports everything first and runs each side once on a cut of the inputs; bare
@@ -12,6 +13,9 @@ that out). Time is wall time and, since other programs
 may be running, CPU time of all threads. Memory is the high-water mark of the process (imports,
 both models, everything). "trace" is the size of what one run of the reference shows.
 
+With ``--device cuda`` both sides of the PyTorch pairs run there, the bare runs on models that are
+there already, and memory is what PyTorch's allocator held on the device at most.
+
 With ``--against polygraphy`` (pip install polygraphy), both tools compare one ONNX file under ONNX
 Runtime, whole process against whole process: crosscheck the values between all layers, unoptimised
 against optimised, at either effort and else by default; Polygraphy two equal sessions, once every
@@ -21,6 +25,7 @@ value and once only those that crosscheck sees. Cases are those of `ENCODERS`.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import mmap
 import os
@@ -49,7 +54,7 @@ TOUCHED = 6 << 30
 def main() -> None:
     options = _options()
     if options.child:
-        print(json.dumps(_measured(options.cases[0], options.child)))
+        print(json.dumps(_measured(options.cases[0], options.child, options.device)))
         return
     if options.against:
         table = "\n\n".join(_against_polygraphy(name, options) for name in options.cases)
@@ -58,7 +63,7 @@ def main() -> None:
         table = _table([_case(name, jobs, options) for name in options.cases], options.effort)
     print(table)
     if options.markdown:
-        options.markdown.write_text(f"{_machine()}\n\n{table}\n")
+        options.markdown.write_text(f"{_machine(options.device)}\n\n{table}\n")
 
 
 def _options() -> argparse.Namespace:
@@ -66,6 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--effort", nargs="+", default=["quick", "thorough"])
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--against", choices=["polygraphy"])
     parser.add_argument("--cold", action="store_true", help="no memory is touched beforehand")
     parser.add_argument("--stages", action="store_true", help="seconds of each stage on stderr")
@@ -73,6 +79,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     known = list(ENCODERS if options.against else CASES)
+    if options.device == "cuda":
+        if options.against:
+            parser.error("--against runs on the CPU only")
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("PyTorch sees no CUDA device")
+        known = [name for name in known if _is_of_torch(CASES[name])]
     options.cases = options.cases or known[: 2 if options.against else None]
     unknown = set(options.cases) - set(known)
     if unknown:
@@ -80,7 +94,16 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _machine() -> str:
+def _is_of_torch(case: Case) -> bool:
+    return case.sizes is not None and case.candidate == "torch"
+
+
+def _machine(device: str) -> str:
+    if device == "cuda":
+        import torch
+
+        name, version = torch.cuda.get_device_name(), torch.version.cuda
+        return f"{name}, CUDA {version}, PyTorch {torch.__version__}"
     return (
         f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, "
         f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}, "
@@ -98,7 +121,7 @@ def _case(name: str, jobs: Sequence[str], options: argparse.Namespace) -> Row:
             if job != "trace" or turn == 0:
                 if not options.cold:
                     _touch()
-                runs[job].append(_child(name, job, options.stages))
+                runs[job].append(_child(name, job, options))
     row: Row = {"what": CASES[name].what}
     for job, found in runs.items():
         row[job] = {key: min(one[key] for one in found) for key in ("wall", "cpu", "peak")}
@@ -114,33 +137,51 @@ def _touch() -> None:
             room[page] = 1
 
 
-def _child(name: str, job: str, stages: bool) -> Row:
-    command = [sys.executable, __file__, name, "--child", job]
+def _child(name: str, job: str, options: argparse.Namespace) -> Row:
+    command = [sys.executable, __file__, name, "--child", job, "--device", options.device]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: Row = json.loads(done.stdout.splitlines()[-1])
-    if stages:
+    if options.stages:
         for seconds, line in found.get("stages", ()):
             print(f"{name} {job}: {seconds:8.2f} s  {line}", file=sys.stderr)
     return found
 
 
-def _measured(name: str, job: str) -> Row:
+def _measured(name: str, job: str, device: str) -> Row:
     """One job in this process: time, memory and what else it has to say."""
     case = CASES[name]
     sides = made(case)
     import crosscheck.api  # noqa: F401
 
     work = {"bare": _bare, "trace": _trace}.get(job) or _checks(job)
-    _bare(case, (*sides[:2], _cut(case, sides[2])))  # imports, thread pools, compilations
+    warm = sides if device == "cpu" else copy.deepcopy(sides)
+    for model in warm[:2] if device == "cuda" else ():
+        model.to(device)
+    _bare(case, (*warm[:2], _cut(case, warm[2])), device)  # imports, thread pools, compilations
+    if job == "bare":
+        sides = warm
+    del warm
+    peak = _from_here_on(device)
     clock, cpu = time.perf_counter(), time.process_time()
-    more = work(case, sides)
+    more = work(case, sides, device)
     wall, cpu = time.perf_counter() - clock, time.process_time() - cpu
-    return {"wall": wall, "cpu": cpu, "peak": _peak(), **more}
+    return {"wall": wall, "cpu": cpu, "peak": peak(), **more}
 
 
 def _cut(case: Case, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """One example of each input, where the model takes a batch of any size."""
     return inputs if case.candidate in ("keras", "onnx") else {n: a[:1] for n, a in inputs.items()}
+
+
+def _from_here_on(device: str) -> Callable[[], int]:
+    """What tells the peak of memory; on a device, the one from now on."""
+    if device == "cpu":
+        return _peak
+    import torch
+
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.max_memory_allocated
 
 
 def _peak() -> int:
@@ -157,8 +198,8 @@ def _peak() -> int:
 # -- what is measured ------------------------------------------------------------------------------
 
 
-def _checks(effort: str) -> Callable[[Case, Any], Row]:
-    def check(case: Case, sides: Any) -> Row:
+def _checks(effort: str) -> Callable[[Case, Any, str], Row]:
+    def check(case: Case, sides: Any, device: str) -> Row:
         import crosscheck
 
         stages: list[tuple[float, str]] = []
@@ -170,7 +211,12 @@ def _checks(effort: str) -> Callable[[Case, Any], Row]:
             last[:] = [now, line]
 
         report = crosscheck.check(
-            *sides, effort=effort, gradients=case.gradients, blind_spots=False, progress=say
+            *sides,
+            effort=effort,
+            gradients=case.gradients,
+            blind_spots=False,
+            device=device,
+            progress=say,
         )
         say("end")
         if report.verdict != "agree" or report.environment["effort"] != effort:
@@ -180,14 +226,14 @@ def _checks(effort: str) -> Callable[[Case, Any], Row]:
     return check
 
 
-def _bare(case: Case, sides: Any) -> Row:
+def _bare(case: Case, sides: Any, device: str) -> Row:
     first, second, inputs = sides
     for model in (first, second):
-        _forward_and_backward(model, list(inputs.values()), backward=case.gradients)
+        _forward_and_backward(model, list(inputs.values()), device, backward=case.gradients)
     return {}
 
 
-def _trace(case: Case, sides: Any) -> Row:
+def _trace(case: Case, sides: Any, device: str) -> Row:
     """The size of everything that one run of the reference shows."""
     from crosscheck.adapters import adapt
     from crosscheck.cotangents import ReferenceCotangents
@@ -199,11 +245,13 @@ def _trace(case: Case, sides: Any) -> Row:
     return {"bytes": sum(value.nbytes for value in values)}
 
 
-def _forward_and_backward(model: Any, inputs: list[np.ndarray], *, backward: bool) -> None:
+def _forward_and_backward(
+    model: Any, inputs: list[np.ndarray], device: str, *, backward: bool
+) -> None:
     """As a training step would, without a loss: a cotangent of ones for the output."""
     kind = type(model).__mro__[-2].__module__.partition(".")[0]
     if "torch" in sys.modules and isinstance(model, sys.modules["torch"].nn.Module):
-        _torch_step(model, inputs, backward)
+        _torch_step(model, inputs, device, backward)
     elif "keras" in sys.modules and isinstance(model, sys.modules["keras"].Model):
         _keras_step(model, inputs, backward)
     elif hasattr(model, "structure"):  # the adapter of an ONNX graph; forward only
@@ -220,14 +268,16 @@ def _forward_and_backward(model: Any, inputs: list[np.ndarray], *, backward: boo
         raise TypeError(f"no bare run for {kind}")
 
 
-def _torch_step(model: Any, inputs: list[np.ndarray], backward: bool) -> None:
+def _torch_step(model: Any, inputs: list[np.ndarray], device: str, backward: bool) -> None:
     import torch
 
-    tensors = [torch.from_numpy(a) for a in inputs]
+    tensors = [torch.from_numpy(a).to(device) for a in inputs]
     with torch.set_grad_enabled(backward):
         y = model(*tensors)
     if backward:
         torch.autograd.grad(y, [*model.parameters()], torch.ones_like(y))
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def _keras_step(model: Any, inputs: list[np.ndarray], backward: bool) -> None:

@@ -25,7 +25,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from crosscheck.aligning.alignment import Alignment, Edge, SitePair
 from crosscheck.aligning.edges import compare_inputs_ahead, edges_of, joined, note_unlike_inputs
 from crosscheck.aligning.fingerprints import (
-    SAME_VALUE,
     PreparedTrace,
     differences,
     repeating,
@@ -65,7 +64,9 @@ class Aligner:
     ) -> None:
         self._pairing = Pairing(reference, candidate, explicit, skip)
         self._refiner = Refiner(self._pairing, anchors)
-        self._look_alikes = LookAlikes(self._pairing.reference, self._pairing.candidate)
+        self._look_alikes = LookAlikes(
+            self._pairing.reference, self._pairing.candidate, self._pairing.same
+        )
         self._latest: tuple[int, Trace, Alignment] | None = None
         self._free_errors: dict[tuple[str, str, Layout], float] = {}
         self._learn_layouts()
@@ -75,7 +76,7 @@ class Aligner:
             layout = self._pairing.layout(r, c)
             values = self._pairing.candidate.value(c), self._pairing.reference.value(r)
             # Inputs that the caller made different on purpose are no divergence.
-            if layout and not far(*values, layout):
+            if layout and not far(*values, layout, self._pairing.same):
                 self._pairing.add(r, c, "input")
         for r, c in pair_outputs(reference, candidate, explicit=explicit, skip=skip):
             self._pairing.add(r, c, "output")
@@ -108,7 +109,7 @@ class Aligner:
         ]
         errors = self._errors(asked, candidate)
         return sum(
-            error <= SAME_VALUE and p.add(r, c, "anchor")
+            error <= p.same and p.add(r, c, "anchor")
             for (r, c, _), error in zip(asked, errors, strict=True)
         )
 
@@ -139,7 +140,7 @@ class Aligner:
                 if (r, c) not in errors:
                     errors |= self._next_errors(todo[i:], errors, candidate)
                 error, layout = errors[r, c], p.layout(r, c)
-                if layout and error <= SAME_VALUE:
+                if layout and error <= p.same:
                     likeness = p.likeness(r, c, layout, error)
                     heapq.heappush(equal, ((-likeness, *key[1:]), (r, c, error)))
         while equal:
@@ -238,7 +239,7 @@ class Aligner:
                 continue
             edges = edges_of(SitePair(r, c, SAME, "anchor"), p, candidate)
             errors = [distances.of("input", e.reference, e.candidate, e.layout) for e in edges]
-            if p.entered.get((r, c)) or all(error <= SAME_VALUE for error in errors):
+            if p.entered.get((r, c)) or all(error <= p.same for error in errors):
                 found += edges
         return joined(found)
 
@@ -264,7 +265,7 @@ class Aligner:
         ]
         found: defaultdict[str, list[Layout]] = defaultdict(list)
         for (r, _, layout), error in zip(laid_out, self._errors(laid_out, theirs), strict=True):
-            if error <= SAME_VALUE:
+            if error <= self._pairing.same:
                 found[r].append(layout)
         return found
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from crosscheck.aligning.alignment import Edge, SitePair
 from crosscheck.aligning.distances import Asked
-from crosscheck.aligning.fingerprints import SAME_VALUE
 from crosscheck.aligning.layout import Layout
 from crosscheck.aligning.pairing import Pairing
 from crosscheck.arrays import is_float
@@ -92,7 +91,7 @@ def note_unlike_inputs(pair: SitePair, error: float, pairing: Pairing, candidate
     distances = pairing.distances(candidate)
     for edge in edges_of(pair, pairing, candidate):
         off = distances.of("input", edge.reference, edge.candidate, edge.layout)
-        if off > max(SAME_VALUE, error / EXPLAINED):
+        if off > max(pairing.same, error / EXPLAINED):
             pairing.unlike.add((edge.reference, edge.candidate))
 
 
@@ -207,7 +206,7 @@ def _twin(
         layout = pairing.book.choose(value.shape, theirs.shape, merged=True)
         if layout is None or is_float(theirs) != is_float(value):
             continue  # a mask of flags and one of numbers to add: neither can stand for the other
-        if distances.of("input", group[0], other[0], layout) <= SAME_VALUE:
+        if distances.of("input", group[0], other[0], layout) <= pairing.same:
             return other, layout, False
         if first is None and (alone or layout.shapes is None):
             first = other, layout, True

@@ -37,8 +37,9 @@ __all__ = [
 ]
 
 SAME_VALUE = 1e-3
-"""Relative 2-norm below which two values are taken for the same quantity. Far above rounding, so
-that a small defect does not break alignment; far below what unrelated values show."""
+"""Relative 2-norm below which two values are taken for the same quantity (of coarse types, see
+`distances.same_value`). Far above rounding, so that a small defect does not break alignment; far
+below what unrelated values show."""
 HUGE = 1e100
 """Numbers above are squared in units of the largest."""
 SAMPLE = 4096
@@ -111,11 +112,11 @@ def _of_rows(rows: np.ndarray) -> np.ndarray:
     return np.stack([*means, np.zeros(len(rows))], 1)
 
 
-def looks_like(prints: np.ndarray, one: np.ndarray) -> np.ndarray:
+def looks_like(prints: np.ndarray, one: np.ndarray, same: float = SAME_VALUE) -> np.ndarray:
     """Which rows of ``prints`` (m, 7) could be the same content as ``one``, (7,) or (m, 7), up to
-    `SAME_VALUE`."""
+    a relative error of ``same``."""
     off = np.abs(prints - one)
-    allowed = 3.0 * SAME_VALUE * one[..., 1:2]
+    allowed = 3.0 * same * one[..., 1:2]
     close: np.ndarray = (off[:, :6] <= allowed).all(axis=1) & (off[:, 6] <= 0.0)
     return close
 
@@ -134,8 +135,9 @@ class Fingerprints:
     """The fingerprints of many values, searched by one of their numbers first: no value looks at
     all others."""
 
-    def __init__(self, prints: np.ndarray) -> None:
-        """``prints``: (m, 7)."""
+    def __init__(self, prints: np.ndarray, same: float = SAME_VALUE) -> None:
+        """``prints``: (m, 7); ``same``: the relative error up to which values are the same."""
+        self._same = same
         self._columns = np.ascontiguousarray(prints.T)
         self._sorted = np.sort(self._columns[:6], axis=1)
 
@@ -143,7 +145,7 @@ class Fingerprints:
         """Which rows could be the same content as each of ``others`` (k, 7): so many at a time as
         are looked at together, (indices of others, ascending; indices of rows, ascending for each
         of them)."""
-        allowed, wanted = 3.0 * SAME_VALUE * others[:, 1], np.ascontiguousarray(others.T)
+        allowed, wanted = 3.0 * self._same * others[:, 1], np.ascontiguousarray(others.T)
         windows = []  # of the rows in the order of each number; norms make one rms of everything
         for column, own in zip(self._sorted, wanted, strict=False):
             low = np.searchsorted(column, own - allowed)

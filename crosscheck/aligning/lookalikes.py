@@ -77,8 +77,9 @@ class Alike:
 class LookAlikes:
     """What of a pair of sites depends on no value, for all sites of the two free runs."""
 
-    def __init__(self, reference: PreparedTrace, candidate: PreparedTrace) -> None:
-        self._sides = reference, candidate
+    def __init__(self, reference: PreparedTrace, candidate: PreparedTrace, same: float) -> None:
+        """``same``: the relative error up to which two values are taken for the same."""
+        self._sides, self._same = (reference, candidate), same
         self._sites = list(reference.order), list(candidate.order)
         self._here = [np.arange(len(sites)) / max(len(sites), 1) for sites in self._sites]
         words = [[side.names[s] for s in side.order] for side in self._sides]
@@ -106,7 +107,7 @@ class LookAlikes:
                 continue
             places = self._places(0, sites), self._places(1, others)
             prints = np.array(run.prints_of(others)), np.array(self._sides[0].prints_of(sites))
-            for rows, columns in Fingerprints(prints[0]).like(prints[1]):
+            for rows, columns in Fingerprints(prints[0], self._same).like(prints[1]):
                 error = least_errors(prints[0][columns], prints[1][rows])
                 found.append(self._nearest(places[0][rows], places[1][columns], error))
         r, c, rank, bound = map(np.concatenate, zip(*found, strict=True))

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from crosscheck.aligning.alignment import SitePair
-from crosscheck.aligning.distances import Distances
-from crosscheck.aligning.fingerprints import SAME_VALUE, PreparedTrace
+from crosscheck.aligning.distances import Distances, same_value
+from crosscheck.aligning.fingerprints import PreparedTrace
 from crosscheck.aligning.layout import Layout, LayoutBook, relative_error
 from crosscheck.aligning.names import canonical, similarity
 from crosscheck.errors import CannotCompare, InvalidArgument, capped
@@ -27,6 +27,7 @@ class Pairing:
 
     Attributes:
         reference, candidate: the free traces, prepared.
+        same: the relative error up to which two values are taken for the same quantity.
         book: the layouts that are in force.
         pairs: reference site -> its pair.
         taken: candidate site -> its partner.
@@ -43,6 +44,7 @@ class Pairing:
     ) -> None:
         self.reference = PreparedTrace.of(reference)
         self.candidate = PreparedTrace.of(candidate)
+        self.same = same_value(reference, candidate)
         self.book = LayoutBook()
         self.pairs: dict[str, SitePair] = {}
         self.taken: dict[str, str] = {}
@@ -153,7 +155,7 @@ class Pairing:
                 raise InvalidArgument(_no_such_site("skip=", name, self.reference))
 
 
-def far(value: np.ndarray, truth: np.ndarray, layout: Layout, limit: float = SAME_VALUE) -> bool:
+def far(value: np.ndarray, truth: np.ndarray, layout: Layout, limit: float) -> bool:
     """Whether a candidate's value is not the reference's, beyond what a small defect does."""
     return not relative_error(layout.to_reference(value), truth) <= limit  # NaN is far
 

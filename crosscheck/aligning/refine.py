@@ -23,7 +23,7 @@ from crosscheck.aligning.alignment import Alignment, Edge, SitePair
 from crosscheck.aligning.assignment import best_monotone
 from crosscheck.aligning.distances import noticed
 from crosscheck.aligning.edges import edges_of
-from crosscheck.aligning.fingerprints import SAME_VALUE, repeating
+from crosscheck.aligning.fingerprints import repeating
 from crosscheck.aligning.layout import SAME, Layout
 from crosscheck.aligning.names import abbreviated, similarity
 from crosscheck.aligning.pairing import Pairing
@@ -155,7 +155,7 @@ class Refiner:
     def take_back(self, trace: Trace) -> int:
         """Remove the guesses that ``trace``, forced at them, proves wrong; returns how many."""
         wrong = [g for g in self._guesses if self._stands(g.pair) and self._is_wrong(g, trace)]
-        self._retracted += sum(guess.limit < SAME_VALUE for guess in wrong)
+        self._retracted += sum(guess.limit < self.pairing.same for guess in wrong)
         self._guesses = []
         for pair in (guess.pair for guess in wrong):
             if pair.by == "entry":
@@ -193,7 +193,7 @@ class Refiner:
         applies the activation). Says whether that is new."""
         pair = SitePair(r, c, SAME, "entry")
         if (r, c) in self.pairing.entered or not any(
-            self._error("input", e.reference, e.candidate, e.layout, trace) > SAME_VALUE
+            self._error("input", e.reference, e.candidate, e.layout, trace) > self.pairing.same
             for e in edges_of(replace(pair, by="anchor"), self.pairing, trace)
         ):
             return False
@@ -213,7 +213,8 @@ class Refiner:
             kind, reference, candidate, layout = behind
             error = self._error(kind, reference, candidate, layout, trace)
             truth = self.pairing.reference.trace.values[kind, reference]
-            limit = noticed(NOTICED, truth) if faded else SAME_VALUE
+            same = self.pairing.same
+            limit = noticed(NOTICED, same, truth) if faded else same
             self._guesses.append(_Guess(pair, kind, reference, candidate, layout, error, limit))
 
     def _reopen_behind(self, r: str) -> None:
@@ -270,7 +271,8 @@ class Refiner:
             if layout is None or (kind, c) not in trace.values:
                 return True
             values = reference.trace.values[kind, r], trace.values[kind, c]
-            limit = noticed(NOTICED, *values) if faded else SAME_VALUE
+            same = self.pairing.same
+            limit = noticed(NOTICED, same, *values) if faded else same
             return not distances.of(kind, r, c, layout) <= limit  # NaN differs
 
         found = [one for one in matched if differs(*one[:4])]
@@ -353,9 +355,10 @@ class Refiner:
         an activation that is part of the layer here and a function call there."""
         ours = self.pairing.reference.value(r)
         theirs = trace.values.get(("activation", c))
-        if theirs is None or self._distance(r, c, trace) <= SAME_VALUE:
+        if theirs is None or self._distance(r, c, trace) <= self.pairing.same:
             return False
-        found = is_glue_of(self.pairing.reference.trace, r, theirs) or is_glue_of(trace, c, ours)
+        reference, same = self.pairing.reference.trace, self.pairing.same
+        found = is_glue_of(reference, r, theirs, same) or is_glue_of(trace, c, ours, same)
         if found:
             self.pairing.refused.add((r, c))
         return found

@@ -27,7 +27,7 @@ Anchors = Sequence[tuple[str, str]]
 """(Reference layer path, candidate layer path) whose parameters were transferred."""
 
 
-def is_glue_of(trace: Trace, site: str, value: np.ndarray) -> bool:
+def is_glue_of(trace: Trace, site: str, value: np.ndarray, same: float) -> bool:
     """Whether ``value`` goes, in whatever layout, into the next layer after ``site`` whose input no
     site has produced, and is not only the site's own value in another layout (heads apart)."""
     own = fingerprint(trace.values["activation", site])
@@ -41,9 +41,9 @@ def is_glue_of(trace: Trace, site: str, value: np.ndarray) -> bool:
             if size_and_kind(made) != size_and_kind(value):
                 return False
             print_of_made = fingerprint(made)[None]
-            if looks_like(print_of_made, own).all():
+            if looks_like(print_of_made, own, same).all():
                 return False
-            return bool(looks_like(print_of_made, fingerprint(value)).all())
+            return bool(looks_like(print_of_made, fingerprint(value), same).all())
     return False
 
 

@@ -251,3 +251,68 @@ def test_float8_values_themselves_are_judged_by_their_rounding() -> None:
     wrong = check(4.0)
     assert wrong.verdict == "diverge"
     assert [d.reference for d in wrong.divergences] == ["cast"]
+
+
+class Packed(nn.Module):
+    """A block whose attention is PyTorch's; ``slip``: what it is added to is the norm."""
+
+    def __init__(self, *, slip: bool = False) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.attention = nn.MultiheadAttention(WIDTH, 4, batch_first=True)
+        self.feed = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.ReLU())
+        self.slip = slip
+
+    def attend(self, y: T) -> T:
+        return self.attention(y, y, y, need_weights=False)[0]
+
+    def forward(self, x: T) -> T:
+        y = self.norm(x)
+        x = (y if self.slip else x) + self.attend(y)
+        return x + self.feed(x)
+
+
+class Apart(Packed):
+    """The same block, of layers of its own."""
+
+    def __init__(self, *, slip: bool = False) -> None:
+        super().__init__(slip=slip)
+        del self.attention
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.o = nn.Linear(WIDTH, WIDTH)
+
+    def attend(self, y: T) -> T:
+        q, k, v = (f(y).unflatten(-1, (4, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def stacked(*blocks: nn.Module) -> nn.Module:
+    net = nn.Sequential(nn.Linear(12, WIDTH), *blocks, nn.Linear(WIDTH, 5))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return net
+
+
+def in_half(net: nn.Module) -> nn.Module:
+    return Autocast(net, torch.bfloat16)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_values_in_bfloat16_are_recognised_by_what_rounding_leaves(autocast: bool) -> None:
+    """Nothing else says that a packed attention and the last of four layers return the same."""
+    sides = stacked(*(Packed() for _ in range(3))), stacked(*(Apart() for _ in range(3)))
+    sides = tuple(in_half(s) if autocast else s.to(torch.bfloat16) for s in sides)
+    report = crosscheck.check(*sides, f"{'float32' if autocast else 'bfloat16'}[3,7,12]")
+    assert report.verdict == "agree", str(report)
+    assert not report.coverage.unmatched_reference
+
+
+def test_behind_a_mistake_in_bfloat16_all_layers_are_compared_again() -> None:
+    reference = stacked(*(Apart() for _ in range(4)))
+    candidate = stacked(Apart(), Apart(slip=True), Apart(), Apart())
+    report = crosscheck.check(reference, in_half(candidate), "float32[3,7,12]")
+    assert report.verdict == "diverge"
+    assert {d.reference for d in report.divergences} == {"2"}, str(report)
+    assert not report.coverage.unmatched_reference

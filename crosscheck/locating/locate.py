@@ -132,26 +132,45 @@ class Locator:
         """What layer ``L`` is given differs, though every aligned site before it is right."""
         slots = self._passages.given(result.reference, result.candidate)
         result = replace(result, reference=slots[0], candidate=slots[1])
-        reference = self._around.loose_producer(self.reference, result.reference, "reference")
-        candidate = self._around.loose_producer(self.candidate, result.candidate, "candidate")
+        permuted = self._is_permuted(result)
         between = self._around.loose(result.candidate, "candidate", "input")
-        text = "the layer that makes it has no partner on the other side"
         entered = self._around.entered(result)
-        if entered is not None:
-            reference, candidate = owner(entered.reference), owner(entered.candidate)
-            text = f"what went into `{candidate}` before it was right"
-        if self._is_permuted(result):
-            reference = candidate = None  # no layer does that: a reshape, a transpose, a concat
-        if reference or candidate:
-            text = f"what goes into `{result.candidate}` is wrong; {text}"
-            return _Blame(reference, candidate, text, between)
+        if entered is not None and not permuted:
+            layers = owner(entered.reference), owner(entered.candidate)
+            text = f"what went into `{layers[1]}` before it was right"
+            return _Blame(*layers, f"what goes into `{result.candidate}` is wrong; {text}", between)
+        if not permuted:  # no layer does that: a reshape, a transpose, a concat
+            blame = self._loose_before(result, between)
+            if blame is not None:
+                return blame
         wrong = "is wrong, though every layer before it is right"
-        if self._is_permuted(result):
+        if permuted:
             wrong = "holds the right numbers in another order"
         return _Blame(
             self.reference.info.parents.get(owner(result.reference)),
             self.candidate.info.parents.get(owner(result.candidate)),
             f"what goes into `{result.candidate}` {wrong}: the code between the layers differs",
+            between,
+        )
+
+    def _loose_before(self, result: SiteResult, between: tuple[str, ...]) -> _Blame | None:
+        """The layers without partner that made a wrong input. Of several any may be wrong: then
+        what they lie in is named, and they are listed."""
+        ours = self._around.leading_to(self.reference, result.reference, "reference")
+        theirs = self._around.leading_to(self.candidate, result.candidate, "candidate")
+        if not ours and not theirs:
+            return None
+        text = "the layer that makes it has no partner on the other side"
+        if len(theirs) > 1:
+            between = tuple(theirs[-MOST_NAMED:])
+            text = f"before it lie {len(theirs)} layers without partner: the error may be in any"
+            text += ", or between them"
+        elif len(ours) > 1 and not theirs:
+            text = f"the code before it does what {len(ours)} layers do in the reference"
+        return _Blame(
+            self._around.all_of(self.reference, ours),
+            self._around.all_of(self.candidate, theirs),
+            f"what goes into `{result.candidate}` is wrong; {text}",
             between,
         )
 
@@ -180,7 +199,8 @@ class Locator:
         if candidate and len(several) > 1:
             return _Blame(
                 reference or self.reference.info.parents.get(owner(result.reference)),
-                self._around.scope_of(candidate, several, result.candidate),
+                self._around.scope_of(self.candidate, several)
+                or self._around.consumer_scope(self.candidate, result.candidate),
                 f"the cotangent that arrives at `{result.candidate}` is wrong; behind it lie "
                 f"{len(several)} sites without partner: the error may be in any, or between them",
                 tuple(several[:MOST_NAMED]),

@@ -169,18 +169,47 @@ class Surroundings:
             return False
         return not any(_are_alike(r, c) for r, c in pairs)
 
-    def loose_producer(self, trace: Trace, site: str, side: str) -> str | None:
+    def _loose_producer(self, trace: Trace, site: str, side: str) -> str | None:
         """The layer without partner whose output is given to ``site``, if there is one."""
         source = trace.info.sources.get(site)
         if source is not None and source not in self._aligned(side):
             return self._before_rearranging(trace, owner(source), side)
         if source is not None:
             return None
-        loose = self.loose(site, side, "input")
+        siblings = self._loose_siblings(trace, site, side)
+        return siblings[-1] if siblings else None
+
+    def _loose_siblings(self, trace: Trace, slot: str, side: str) -> list[str]:
+        """The layers without partner that were called before a layer, by the same code: of an
+        input that no layer returned, it may have been made of what any of them did."""
         unmatched = self._unmatched[side]  # not what only hands on the value of an aligned site
-        home = _parent(trace.info, site)
-        siblings = [s for s in loose if s in unmatched and _parent(trace.info, s) == home]
-        return owner(siblings[-1]) if siblings else None
+        home = _parent(trace.info, slot)
+        loose = self.loose(slot, side, "input", most=None)
+        return [owner(s) for s in loose if s in unmatched and _parent(trace.info, s) == home]
+
+    def leading_to(self, trace: Trace, slot: str, side: str) -> list[str]:
+        """The layers without partner that an input was made by, in the order of the run; the last
+        one returned it, or it was made of what that returned."""
+        last = self._loose_producer(trace, slot, side)
+        found, todo = ({last}, trace.inputs_of(last)[:]) if last else (set(), [])
+        while todo:
+            before = todo.pop()
+            source = trace.info.sources.get(before)
+            if source is None:
+                makers = self._loose_siblings(trace, before, side)
+            elif source in self._aligned(side) or source in trace.info.inputs:
+                continue
+            else:
+                makers = [owner(source)]
+            new = dict.fromkeys(maker for maker in makers if maker not in found)
+            found |= new.keys()
+            todo += (slot for maker in new for slot in trace.inputs_of(maker))
+        place = self.orders[side].place
+        return sorted(found, key=lambda one: place.get(("activation", one), -1))
+
+    def all_of(self, trace: Trace, layers: Sequence[str]) -> str | None:
+        """The layer, if there is one; of several the container."""
+        return self.scope_of(trace, layers) if len(layers) > 1 else next(iter(layers), None)
 
     def _before_rearranging(self, trace: Trace, layer: str, side: str) -> str | None:
         """The layer whose numbers ``layer`` passes on (a flatten, a permutation); it is not to
@@ -234,14 +263,14 @@ class Surroundings:
             "candidate": frozenset(c for _, c in slots),
         }
 
-    def scope_of(self, consumer: str, several: Sequence[str], site: str) -> str | None:
-        """The container of all of several sites behind ``site``."""
-        parents = self.candidate.info.parents
-        scope = parents.get(consumer)
-        inside = f"{scope}".partition("#")[0]
-        if scope is not None and all(s.startswith(inside) for s in several):
-            return scope
-        return self.consumer_scope(self.candidate, site)
+    def scope_of(self, trace: Trace, several: Sequence[str]) -> str | None:
+        """The innermost container of all of several sites."""
+        calls = [owner(site) for site in several]
+        around = [ancestors(trace.info, call) | {call} for call in calls]
+        scope = trace.info.parents.get(calls[-1])
+        while scope is not None and not all(scope in these for these in around):
+            scope = trace.info.parents.get(scope)
+        return scope
 
     def consumer_scope(self, trace: Trace, site: str) -> str | None:
         """The container whose code passes ``site`` on: the one that called the layer."""

@@ -1,0 +1,87 @@
+"""Several layers of one side that the other side writes as code: which of them is wrong cannot be
+told, so none is named alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from .kit import agrees, run
+from .numpy_models import Affine
+from .torch_models import randomised
+
+INPUTS = "float32[5,6]"
+NAMES = ("double", "squash", "shift", "wave")
+
+
+class Code(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 8), nn.Linear(8, 3)
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(torch.sin(torch.tanh(2 * self.one(x)) + 1))
+
+
+class Pointwise:
+    def __init__(self, function: Callable[[Any], Any], slope: Callable[[Any], Any]) -> None:
+        self._function, self._slope = function, slope
+
+    def forward(self, x: Any) -> Any:
+        self._x = x
+        return self._function(x)
+
+    def backward(self, d: Any) -> Any:
+        return d * self._slope(self._x)
+
+
+class Layers:
+    """The same, sin(tanh(2x) + 1) in four layers, of which one may be off by 2 %; one more is
+    called among them and goes another way."""
+
+    def __init__(self, wrong: str = "") -> None:
+        k = {name: np.float32(1.02 if name == wrong else 1) for name in NAMES}
+        self.one, self.two = Affine(6, 8), Affine(8, 3)
+        self.double = Pointwise(lambda x: 2 * k["double"] * x, lambda x: 2 * k["double"])
+        self.squash = Pointwise(
+            lambda x: k["squash"] * np.tanh(x), lambda x: k["squash"] * (1 - np.tanh(x) ** 2)
+        )
+        self.shift = Pointwise(lambda x: x + k["shift"], np.ones_like)
+        self.wave = Pointwise(lambda x: k["wave"] * np.sin(x), lambda x: k["wave"] * np.cos(x))
+        self.aside = Pointwise(np.exp, np.exp)
+
+    def forward(self, x: Any) -> Any:
+        x = self.squash.forward(self.double.forward(self.one.forward(x)))
+        self.mean = self.aside.forward(x).mean()
+        return self.two.forward(self.wave.forward(self.shift.forward(x)))
+
+    def backward(self, d: Any) -> Any:
+        d = self.shift.backward(self.wave.backward(self.two.backward(d)))
+        return self.one.backward(self.double.backward(self.squash.backward(d)))
+
+
+def test_one_side_in_layers_the_other_in_code() -> None:
+    assert agrees(run(Code(), Layers(), INPUTS))
+    assert agrees(run(Layers(), Code(), INPUTS))
+
+
+@pytest.mark.parametrize("wrong", NAMES)
+def test_of_several_layers_before_a_wrong_input_none_is_named_alone(wrong: str) -> None:
+    first = run(Code(), Layers(wrong), INPUTS).first_divergence
+    assert first is not None and (first.phase, first.site) == ("forward", "two")
+    assert (first.reference, first.candidate) == (None, "output")
+    assert first.between == NAMES
+    assert "before it lie 4 layers without partner: the error may be in any" in first.statement
+
+
+def test_code_in_the_place_of_several_layers() -> None:
+    first = run(Layers("shift"), Code(), INPUTS).first_divergence
+    assert first is not None and (first.phase, first.site) == ("forward", "two")
+    assert (first.reference, first.candidate, first.between) == ("output", None, ())
+    assert "does what 4 layers do in the reference" in first.statement

@@ -44,6 +44,7 @@ def of_process() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": np.random.get_state()[1].tobytes(),  # type: ignore[index, union-attr]
         "torch": torch.get_rng_state().numpy().tobytes(),
+        "seeds of devices to come": torch.cuda._lazy_seed_tracker.get_calls(),
         "precision": torch.get_float32_matmul_precision(),
         "dtype": torch.get_default_dtype(),
         "grad": torch.is_grad_enabled(),

@@ -97,7 +97,10 @@ def left_as_found(model: torch.nn.Module, *, train: bool, seed: int) -> Iterator
     ]
     devices = [*range(torch.cuda.device_count())] if _cuda_is_in_use() else []
     with torch.random.fork_rng(devices=devices), exact_arithmetic():
-        torch.manual_seed(seed)
+        # Not `torch.manual_seed`: devices that are not in use yet would get the seed when they are.
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed_all(seed)
         if any(mode != train for mode in modes):
             model.train(train)  # exported programs know one mode only, and refuse to be asked
         try:

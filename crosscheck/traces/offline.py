@@ -57,6 +57,10 @@ NOT_FORCED = (
     "introduced against inherited behind the first departure: a recorded candidate cannot be "
     "forced onto the reference's values; give the candidate itself to tell them apart"
 )
+NO_WEIGHTS = (
+    "weights not compared: not both traces hold them (record with --parameters); other weights "
+    "alone make values differ"
+)
 
 
 def compare_traces(reference: RecordedTrace, candidate: RecordedTrace, request: Request) -> Report:
@@ -92,7 +96,10 @@ def compare_traces(reference: RecordedTrace, candidate: RecordedTrace, request: 
     last = _judge(reference, candidate, judged.alignment, request.tolerance)
     held = {p.name: p.value for p in candidate.parameters if p.name in candidate.held}
     found = details(report.sites, judged.items, last, candidate, match, lambda: held)
-    return replace(report, notes=tuple(_notes(reference, candidate)), details=found)
+    notes = _notes(reference, candidate)
+    if match.pairs and not weights:
+        notes = [NO_WEIGHTS, *notes]
+    return replace(report, notes=tuple(notes), details=found)
 
 
 def require_same_run(reference: RecordedTrace, candidate: RecordedTrace) -> None:

@@ -85,6 +85,11 @@ def test_statuses_of_compare(folder: Path) -> None:
     assert same.exit_code == 0 and same.stdout.startswith("agree")
     wrong = call("compare", "ref.safetensors", "wrong.safetensors", "--html", "r.html")
     assert wrong.exit_code == 1 and wrong.stdout.startswith("diverge: first at `act1`")
+    assert "weights not compared: not both traces hold them" in wrong.stdout
+    recorded("wrong", "wrong.safetensors", "--parameters")
+    both = call("compare", "ref.safetensors", "wrong.safetensors")
+    assert both.stdout.startswith("diverge: first at `act1`")
+    assert "weights not compared" not in both.stdout
     assert "act1" in (folder / "r.html").read_text()
     other = call("compare", "ref.safetensors", "other.safetensors", "-q")
     assert other.exit_code == 2 and other.stdout == "" and other.stderr.count("\n") == 1

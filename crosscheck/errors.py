@@ -125,7 +125,8 @@ class SideFailed(CrosscheckError, RuntimeError):
         what = f"in its {stage} pass {where}" if not is_optimizer else "in its optimizer's step"
         message = f"the {side} ({framework}) raised {what}: {type(cause).__name__}: {text}"
         if side == "candidate" and not is_optimizer:
-            message += "\n  " + _progress_line(self.compared)
+            end = "" if message.endswith((".", "!", "?")) else "."  # a reader may join the lines
+            message += f"{end}\n  {_progress_line(self.compared)}"
         super().__init__(message)
 
     def with_comparisons(self, compared: Sequence[SiteResult]) -> SideFailed:

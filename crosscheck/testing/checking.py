@@ -60,19 +60,14 @@ class Fixture:
             )
         return given
 
-    @contextlib.contextmanager
-    def skipped_without_device(self) -> Iterator[None]:
+    def skip_refused(self, error: DeviceUnavailable) -> None:
         """Skip, with the reason, where one of several ``devices=`` is not to be had.
 
         Only what is refused before it runs: a side that was to run on a GPU and did not has failed.
+        No context manager: pytest would show the line in `contextlib`, not the test's.
         """
         __tracebackhide__ = True
-        try:
-            yield
-        except DeviceUnavailable as error:
-            refused = isinstance(error.__cause__, DeviceUnavailable)
-            if not refused or "devices" not in self.marker:
-                raise
+        if isinstance(error.__cause__, DeviceUnavailable) and "devices" in self.marker:
             pytest.skip(" ".join(str(error).split()))
 
     @contextlib.contextmanager
@@ -148,13 +143,17 @@ class Checking(Fixture):
         pair = self._pair(reference, inputs, given.pop("pair", None))
         chosen = given.pop("candidate", None)
         again = f"--crosscheck-seed={given['seed']}"
-        with self.paged(again=again), self.skipped_without_device():
-            if pair is None:
-                if chosen is not None:
-                    raise InvalidArgument(f"candidate {chosen!r}: only a pair has named candidates")
-                report = check(reference, candidate, inputs, **given)
-            else:
-                report = pair.check(candidate or chosen, **given)
+        with self.paged(again=again):
+            if pair is None and chosen is not None:
+                raise InvalidArgument(f"candidate {chosen!r}: only a pair has named candidates")
+            try:
+                if pair is None:
+                    report = check(reference, candidate, inputs, **given)
+                else:
+                    report = pair.check(candidate or chosen, **given)
+            except DeviceUnavailable as error:
+                self.skip_refused(error)
+                raise
         return self.judged(report, again=again)
 
     def _pair(self, reference: Any, inputs: Any, marked_pair: Any) -> Pair | None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from crosscheck.api import check
-from crosscheck.errors import CannotCompare, InvalidArgument, TraceFormatError
+from crosscheck.errors import CannotCompare, DeviceUnavailable, InvalidArgument, TraceFormatError
 from crosscheck.results import Report
 from crosscheck.testing.checking import Fixture
 from crosscheck.traces.record import record
@@ -57,8 +57,12 @@ class Golden(Fixture):
             pytest.fail(f"no golden trace: `{path}`\n{self._fix('Fix')}", pytrace=False)
         compared = {k: v for k, v in given.items() if k not in NOT_COMPARED}
         try:
-            with self.paged(again=""), self.skipped_without_device():
-                report = check(path, model, inputs, seed=given["seed"], **compared)
+            with self.paged(again=""):
+                try:
+                    report = check(path, model, inputs, seed=given["seed"], **compared)
+                except DeviceUnavailable as error:
+                    self.skip_refused(error)
+                    raise
         except (CannotCompare, TraceFormatError) as error:
             lines = [
                 f"{type(error).__name__}: {error}",

@@ -162,6 +162,7 @@ def test_devices(folder: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(
         ["*::test_port?cpu? PASSED*", '*SKIPPED*device="cuda": the reference (numpy) cannot run*']
     )
+    result.stdout.re_match_lines([r"SKIPPED \[1\] test_\w+\.py:\d+: "])
 
 
 def test_the_only_device_is_not_skipped(folder: pytest.Pytester) -> None:

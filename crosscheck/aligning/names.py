@@ -3,7 +3,8 @@
 Paths are cut into lower-case words; words that mean the same are made the same; a number becomes
 its rank among the numbers at that place, so that ``layers.0, layers.2, layers.4`` (a Sequential
 with activations between) reads like ``dense_1, dense_2, dense_3``, and also like ``dense, dense_1,
-dense_2``: the first of a numbered family may go without a number.
+dense_2``: the first of a numbered family may go without a number. So may the first call of a layer
+(``block, block#2``): a scan over layers reads like a list of them.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def canonical(paths: Iterable[str]) -> Mapping[str, Tokens]:
 
 @lru_cache(maxsize=16)  # two sides of one framework often have the same paths
 def _canonical(paths: tuple[str, ...]) -> Mapping[str, Tokens]:
-    components = {path: _components(path) for path in paths}
+    called_again = {path.removesuffix("#2") for path in paths if path.endswith("#2")}
+    components = {p: _components(f"{p}#1" if p in called_again else p) for p in paths}
     # (parent, words) of the numbered parts: ``a/dense_1`` -> ``("a/", ("dense",))``.
     families = {
         (parent, words[:-1])
@@ -119,10 +121,12 @@ def similarity(a: Tokens, b: Tokens) -> float:
 
 
 def abbreviated(a: Tokens, b: Tokens) -> bool:
-    """Whether one path has two words or more, all of them the other's: ``o1`` for
-    ``layers.1.attn.o``."""
+    """Whether one path has two words or more, all of them the other's (``o1`` for
+    ``layers.1.attn.o``), or one that the other one ends in (``mlp`` for ``layers.1.mlp``)."""
     short, long = sorted((a, b), key=len)
-    return len(short) > 1 and not Counter(short) - Counter(long)
+    if len(short) == 1:
+        return short == long[-1:] and not _is_number(short[0])
+    return bool(short) and not Counter(short) - Counter(long)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -22,7 +22,13 @@ from crosscheck.adapters.base import Adapter
 from crosscheck.adapters.trace import TraceAdapter
 from crosscheck.cotangents import CandidateCotangents, ReferenceCotangents
 from crosscheck.details.stage import DIFFERENT, of_updates
-from crosscheck.errors import CannotCompare, CrosscheckError, InvalidArgument, SideFailed
+from crosscheck.errors import (
+    CannotCompare,
+    CrosscheckError,
+    InvalidArgument,
+    SideFailed,
+    capped,
+)
 from crosscheck.explain.fresh import fresh_inputs
 from crosscheck.explain.updates import UpdateEvidence
 from crosscheck.explain.verify import causes
@@ -102,6 +108,14 @@ class _Training:
         self._out.not_compared += self._layout.missing
         left = [p.name for p in e.match.unmatched_reference if p.trainable]
         self._out.not_compared += [f"update of `{n}`: it has no counterpart" for n in left]
+        # The candidate has no place for a later value of these, so both sides keep the first one.
+        self._unmatched = {p.name for p in e.match.unmatched_reference}
+        self._kept = self._unmatched | e.match.partial
+        if request.steps > 1 and (kept := sorted({*left, *e.match.partial})):
+            self._out.notes.append(
+                "later steps start from the first values of what the candidate has no counterpart "
+                f"for: {capped(kept)}"
+            )
 
     def _chosen(self) -> tuple[SideOptimizer, SideOptimizer]:
         given = both(self._request.optimizer)
@@ -150,7 +164,9 @@ class _Training:
             self._out.details += of_updates(results, made.changes, room)
             if self._request.explain:
                 self._explain(results, made, past)
-            values = {**values, **made.after, **now.free_reference.info.buffers}
+            moved = {**made.after, **now.free_reference.info.buffers}
+            moved = {name: value for name, value in moved.items() if name not in self._kept}
+            values = {**values, **moved}
         self._out.notes += pair.notes()
         self._out.results = in_order(self._out.results)
         self._out.divergences = in_order(self._out.divergences)
@@ -242,7 +258,7 @@ class _Training:
         return {
             p.name: gradients.get(p.name, np.zeros(p.value.shape, np.float32))
             for p in self._sides[0].parameters()
-            if p.trainable and not p.buffer
+            if p.trainable and not p.buffer and p.name not in self._unmatched
         }
 
     # -- the update --------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from crosscheck.weights.layers import Layer
 from crosscheck.weights.layouts import transforms
 from crosscheck.weights.transform import Transform
 
-__all__ = ["among_equals", "equal_layers", "holds", "is_placeholder"]
+__all__ = ["among_equals", "equal_layers", "equal_layout", "holds", "is_placeholder", "tells"]
 
 Prints = dict[str, np.ndarray]
 
@@ -59,7 +59,7 @@ def _equal(ours: Layer, theirs: Layer, our_prints: Prints, their_prints: Prints)
 
 def _prints(layer: Layer) -> Prints:
     """role -> fingerprint of each parameter that tells something: not of ones, nor of zeros."""
-    return {role: fingerprint(p.value) for role, p in layer.parameters.items() if _tells(p.value)}
+    return {role: fingerprint(p.value) for role, p in layer.parameters.items() if tells(p.value)}
 
 
 def is_placeholder(value: np.ndarray) -> bool:
@@ -68,7 +68,7 @@ def is_placeholder(value: np.ndarray) -> bool:
     return not any(value.strides)
 
 
-def _tells(value: np.ndarray) -> bool:
+def tells(value: np.ndarray) -> bool:
     """Whether an array holds more than one number."""
     if not is_float(value) or not value.size or is_placeholder(value):
         return False
@@ -77,10 +77,17 @@ def _tells(value: np.ndarray) -> bool:
 
 def holds(reference: Parameter, candidate: Parameter) -> bool:
     """Whether the candidate holds the reference's numbers in some layout, up to their dtypes."""
+    return equal_layout(reference, candidate) is not None
+
+
+def equal_layout(reference: Parameter, candidate: Parameter) -> Transform | None:
+    """The first layout in which the candidate holds the reference's numbers, up to their dtypes."""
     unit = unit_roundoff(reference.value.dtype, candidate.value.dtype)
-    truth = candidate.value.astype(np.float64)
-    made = (t.to_candidate(reference.value) for t in _layouts(reference, candidate))
-    return any(np.allclose(m.astype(np.float64), truth, rtol=2 * unit, atol=0.0) for m in made)
+    for layout in _layouts(reference, candidate):
+        made = layout.to_candidate(reference.value).astype(np.float64)
+        if np.allclose(made, candidate.value.astype(np.float64), rtol=2 * unit, atol=0.0):
+            return layout
+    return None
 
 
 def _layouts(reference: Parameter, candidate: Parameter) -> list[Transform]:

@@ -28,6 +28,7 @@ __all__ = ["NormalForm", "normal_form", "transforms"]
 
 Axes = tuple[str, ...] | None
 _ORDER = ("out", "in", "d", "h", "w", "channel", "row", "dim")
+_SPACE = frozenset("dhw")
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,20 @@ _alike = lru_cache(maxsize=1 << 12)(_transforms)
 
 
 def _named(source: Source, ours: NormalForm, theirs: NormalForm) -> tuple[Transform, ...]:
-    if ours.shape != theirs.shape or (ours.axes != theirs.axes and len(ours.shape) > 1):
-        return ()
-    return (Transform.of(theirs.stored(ours.node(source))),)
+    normal = ours.node(source)
+    if ours.shape == theirs.shape:
+        alike = ours.axes == theirs.axes or len(ours.shape) == 1
+    else:  # a convolution with windows of one pixel is a dense layer
+        alike = _of_one_pixel(ours, theirs) or _of_one_pixel(theirs, ours)
+        normal = Applied(Reshape(theirs.shape), normal)
+    return (Transform.of(theirs.stored(normal)),) if alike else ()
+
+
+def _of_one_pixel(conv: NormalForm, dense: NormalForm) -> bool:
+    """Whether a kernel is the other one but for spatial axes of length 1."""
+    axes = [(name, n) for name, n in zip(conv.axes, conv.shape, strict=True) if name not in _SPACE]
+    sizes = {n for name, n in zip(conv.axes, conv.shape, strict=True) if name in _SPACE}
+    return sizes == {1} and axes == list(zip(dense.axes, dense.shape, strict=True))
 
 
 def _split(source: Source, c: Shape) -> tuple[Transform, ...]:

@@ -1,15 +1,16 @@
 """Last: what is left over on both sides and can only be each other (position tables, class tokens).
 
-A pair is made only where both sides have as many left of a size, axes of length 1 aside. Several
-(the layer scale of each block, bare on one side and a layer's on the other) go together as the
-values say that they hold already, else as the paths and then the order of definition say; whether
-that is right, running shows (`trials`).
+First those that hold the same numbers, where the two sides are said to be equal. Else a pair is
+made only where both sides have as many left of a size, axes of length 1 aside. Several (the layer
+scale of each block, bare on one side and a layer's on the other) go together as the values say that
+they hold already, else as the paths and then the order of definition say; whether that is right,
+running shows (`trials`).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from crosscheck.adapters.base import Parameter
 from crosscheck.aligning.names import canonical, similarity
 from crosscheck.weights.expressions import Applied, Reshape, Source
-from crosscheck.weights.held import is_placeholder
+from crosscheck.weights.held import equal_layout, is_placeholder, tells
 from crosscheck.weights.match import Matched
 from crosscheck.weights.transform import Transform
 
@@ -32,14 +33,28 @@ def leftover_pairs(
     Args:
         held: the candidate holds the reference's values already: equal ones belong together.
     """
-    ours, theirs = _by_content(reference), _by_content(candidate)
-    found = []
+    found = _equal_pairs(reference, candidate) if held else []
+    ours = _by_content(_without(reference, {m.reference.name for m in found}))
+    theirs = _by_content(_without(candidate, {m.candidate.name for m in found}))
     for key, members in theirs.items():
         twins = ours.get(key, [])
         if len(members) == len(twins):
             pairs = _in_pairs(twins, members, held) if len(twins) > 1 else [(twins[0], members[0])]
             found += [Matched(r, c, _reshaped(r, c)) for r, c in pairs if _compatible(r, c)]
     return found
+
+
+def _without(parameters: Sequence[Parameter], names: set[str]) -> list[Parameter]:
+    return [p for p in parameters if p.name not in names]
+
+
+def _equal_pairs(reference: Sequence[Parameter], candidate: Sequence[Parameter]) -> list[Matched]:
+    """Those that hold the same numbers in some layout, and that nothing else left over holds."""
+    ours, theirs = ([p for p in side if tells(p.value)] for side in (reference, candidate))
+    every = ((r, c, equal_layout(r, c)) for r, c in itertools.product(ours, theirs))
+    same = [Matched(r, c, layout) for r, c, layout in every if layout is not None]
+    counts = Counter(m.reference.name for m in same), Counter(m.candidate.name for m in same)
+    return [m for m in same if counts[0][m.reference.name] == counts[1][m.candidate.name] == 1]
 
 
 def _in_pairs(

@@ -10,7 +10,7 @@ import pytest
 
 from crosscheck.adapters.base import Parameter
 from crosscheck.aligning.assignment import best_monotone
-from crosscheck.aligning.names import canonical, similarity
+from crosscheck.aligning.names import abbreviated, canonical, similarity
 from crosscheck.errors import CannotCompare
 from crosscheck.weights import Match, Transform, match_parameters
 
@@ -286,6 +286,7 @@ def test_nothing_on_one_side() -> None:
         (["fc1", "fc2", "fc3"], ["dense", "dense_1", "dense_2"]),
         (["a.conv", "a.conv1"], ["a/conv_4", "a/conv_9"]),
         (["enc.layer.0.ln", "enc.layer.1.ln"], ["enc/blocks/0/norm", "enc/blocks/7/norm"]),
+        (["layers.0", "layers.1", "layers.2"], ["layer", "layer#2", "layer#3"]),
     ],
 )
 def test_numbers_are_ranks(ours: list[str], theirs: list[str]) -> None:
@@ -293,6 +294,22 @@ def test_numbers_are_ranks(ours: list[str], theirs: list[str]) -> None:
     for i, j in itertools.product(range(len(ours)), repeat=2):
         right = similarity(a[ours[i]], b[theirs[i]])
         assert i == j or similarity(a[ours[i]], b[theirs[j]]) < right
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "expected"),
+    [
+        ("o1", "layers.1.attn.o", True),
+        ("mlp", "layers.1.mlp", True),
+        ("mlp", "layers.1.mlp.up", False),
+        ("1", "layers.1", False),
+        ("", "layers.1", False),
+    ],
+)
+def test_abbreviations(short: str, long: str, expected: bool) -> None:
+    words = {path: canonical([path])[path] for path in (short, long)}
+    assert abbreviated(words[short], words[long]) is expected
+    assert abbreviated(words[long], words[short]) is expected
 
 
 def test_words() -> None:
@@ -336,6 +353,27 @@ def test_best_monotone_is_the_best_of_all() -> None:
 def bare(name: str, layer: str, role: str = "other", kind: str = "other") -> Parameter:
     value = np.random.default_rng(len(name)).normal(size=5).astype(np.float32)
     return Parameter(name, value, layer, role, kind, ("channel",))
+
+
+@pytest.mark.parametrize("space", ["w", "hw"])
+def test_a_convolution_with_windows_of_one_pixel_is_a_dense_layer(space: str) -> None:
+    """As in squeeze-and-excitation."""
+    rng, ones = np.random.default_rng(3), (1,) * len(space)
+    value = rng.normal(size=(4, 6)).astype(np.float32)
+
+    def weight(name: str, value: np.ndarray, kind: str, axes: tuple[str, ...]) -> Parameter:
+        return Parameter(f"{name}.weight", value, name, "weight", kind, axes)
+
+    conv = weight("se", value.reshape(4, 6, *ones), "conv", ("out", "in", *space))
+    dense = weight("se", value.T, "dense", ("in", "out"))
+    for ours, theirs in ((conv, dense), (dense, conv)):
+        match = match_parameters([ours], [theirs])
+        match.require_complete()
+        assert np.array_equal(match.values()["se.weight"], theirs.value)
+    wide = weight("se", np.zeros((4, 6, *ones[1:], 3)), "conv", ("out", "in", *space))
+    assert not match_parameters(
+        [wide], [weight("se", np.zeros((18, 4)), "dense", dense.axes)]
+    ).pairs
 
 
 @pytest.mark.parametrize("turned", [False, True])

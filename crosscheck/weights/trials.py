@@ -67,9 +67,15 @@ def settle(match: Match, trial: Callable[[Match], Fit]) -> Match:
     for swap in swaps:
         if fit.error < SAME:
             return best
-        if not fit.right.issuperset(swap):
+        if fit.right.isdisjoint(swap):  # else one that is right would become wrong
             best, fit = _better(best, fit, _swapped(best, *swap), trial)
     return best
+
+
+def _is_chosen(match: Match, option: Mapping[str, Transform]) -> bool:
+    """Whether a match has made this choice already."""
+    chosen = ((m.transform, option.get(m.candidate.name)) for m in match.pairs)
+    return all(other is None or other == transform for transform, other in chosen)
 
 
 def _owners(match: Match, option: Mapping[str, Transform]) -> set[str]:
@@ -89,8 +95,10 @@ def _all_at_once(
     for combination in itertools.islice(itertools.product(*choices), MOST_TRIALS):
         if fit.error < SAME:
             break
-        option = {k: t for part in combination for k, t in part.items()}
-        match, fit = _better(match, fit, match.choosing(option), trial)
+        changes = [part for part in combination if not _is_chosen(match, part)]
+        if changes and not any(_owners(match, part) <= fit.right for part in changes):
+            option = {k: t for part in changes for k, t in part.items()}
+            match, fit = _better(match, fit, match.choosing(option), trial)
     return match, fit
 
 

@@ -186,7 +186,42 @@ def test_a_layer_that_matches_is_not_tried_otherwise() -> None:
         return Fit(3, 0.5, frozenset([layer]))
 
     assert settle(match, trial).pairs[0].transform == match.pairs[0].transform
-    assert len(tried) <= 2  # it, and all choices at once
+    assert len(tried) == 1
+
+
+def test_choices_together_leave_what_matches_alone() -> None:
+    ours, theirs = parameters("a", v=(4, 4)), parameters("b", v=(4, 4))
+    match = match_parameters(
+        [*ours, *parameters("aa", w=(3, 3))], [*theirs, *parameters("bb", w=(3, 3))]
+    )
+    tried: list[tuple[Any, ...]] = []
+
+    def trial(option: Match) -> Fit:
+        tried.append(tuple(m.transform for m in option.pairs))
+        return Fit(3, 0.5, frozenset(right))
+
+    for right, most in (["b", "bb"], 1), (["bb"], 3), ([], 6):
+        tried.clear()
+        settle(match, trial)
+        assert len(tried) <= most, right
+
+
+def test_a_layer_that_matches_is_not_exchanged() -> None:
+    """Three layers alike in everything; a mistake in the first keeps the outputs apart."""
+    sides = ("ant", "bee", "cat"), ("wolf", "seal", "crow")
+    match = match_parameters(
+        *([p for name in names for p in parameters(name, w=(4, 3))] for names in sides)
+    )
+    tried: list[tuple[str, ...]] = []
+
+    def trial(option: Match) -> Fit:
+        tried.append(tuple(m.reference.name for m in option.pairs))
+        return Fit(3, 0.5, frozenset(right))
+
+    for right, count in (["seal", "crow"], 1), (["crow"], 2), ([], 4):
+        tried.clear()
+        settle(match, trial)
+        assert len(tried) == count, right
 
 
 def test_what_the_candidate_holds_decides_without_running() -> None:

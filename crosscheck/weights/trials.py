@@ -56,6 +56,7 @@ def settle(match: Match, trial: Callable[[Match], Fit]) -> Match:
     best = match.choosing({k: t for options in choices for k, t in options[0].items()})
     if not swaps and all(len(options) == 1 for options in choices):
         return best
+    trial = _each_once(trial)
     fit = trial(best)
     for options in choices:
         for option in options[1:]:
@@ -70,6 +71,21 @@ def settle(match: Match, trial: Callable[[Match], Fit]) -> Match:
         if fit.right.isdisjoint(swap):  # else one that is right would become wrong
             best, fit = _better(best, fit, _swapped(best, *swap), trial)
     return best
+
+
+def _each_once(trial: Callable[[Match], Fit]) -> Callable[[Match], Fit]:
+    """The same trial; what it was asked before it remembers."""
+    known: list[tuple[list[tuple[str, Transform]], Fit]] = []
+
+    def once(match: Match) -> Fit:
+        choices = [(m.reference.name, m.transform) for m in match.pairs]
+        fit = next((fit for made, fit in known if made == choices), None)
+        if fit is None:
+            fit = trial(match)
+            known.append((choices, fit))
+        return fit
+
+    return once
 
 
 def _is_chosen(match: Match, option: Mapping[str, Transform]) -> bool:

@@ -92,8 +92,8 @@ class Aligner:
         for r, c, error in self._likeliest_first(self._alike(candidate), candidate):
             if p.add(r, c, "value"):
                 added += 1
-                if not self._same_layer(r, c):
-                    note_unlike_inputs(p.pairs[r], error, p, candidate.trace)
+                one = self._same_layer(r, c)
+                note_unlike_inputs(p.pairs[r], error, p, candidate.trace, same_layer=one)
         return added
 
     def _match_entered(self, candidate: PreparedTrace) -> int:

@@ -14,7 +14,7 @@ from crosscheck.judging.noise import unit_roundoff
 from crosscheck.taps import Kind
 from crosscheck.trace import Trace
 
-__all__ = ["Asked", "Distances", "noticed", "same_value"]
+__all__ = ["Asked", "Distances", "noticed", "rounding_between"]
 
 ROUNDINGS = 4.0
 """Unit roundoffs of a coarse type that two honest values may be apart, relatively."""
@@ -56,17 +56,17 @@ class Distances:
             yield layout.to_reference(self.run.values[kind, c]), self._truths[kind, r]
 
 
-def same_value(*runs: Trace) -> float:
-    """The relative error up to which values of some runs are taken for the same quantity:
-    `SAME_VALUE`, or what the coarsest type leaves open that any of them shows. (Under autocast
-    a norm returns float32, made of what a product has rounded.)"""
+def rounding_between(*runs: Trace) -> float:
+    """The relative error that rounding may leave between values of some runs, by the coarsest type
+    that any of them shows. (Under autocast a norm returns float32, made of what a product has
+    rounded.)"""
     types = {v.dtype for run in runs for v in run.activations().values() if is_float(v)}
-    return max(SAME_VALUE, ROUNDINGS * min(unit_roundoff(*types), COARSEST))
+    return ROUNDINGS * min(unit_roundoff(*types), COARSEST)
 
 
 def noticed(roundoffs: float, same: float, *values: np.ndarray) -> float:
     """The relative error from which on values differ by more than so many unit roundoffs, at most
-    ``same`` (`same_value`); in coarse types that is all that can be noticed."""
+    ``same`` (see `Pairing`); in coarse types that is all that can be noticed."""
     floats = [value.dtype for value in values if is_float(value)]
     coarse = same > SAME_VALUE
     return min(roundoffs * unit_roundoff(*floats), same) if floats and not coarse else same

@@ -21,8 +21,8 @@ from crosscheck.trace import Trace, owner
 __all__ = ["compare_inputs_ahead", "edges_of", "joined", "note_unlike_inputs"]
 
 EXPLAINED = 0.01
-"""How much smaller than its input's error, relatively, a layer's error must be for the input to be
-another quantity and not the cause of it."""
+"""How much smaller than its input's error, relatively, a layer's error beyond rounding must be for
+the input to be another quantity and not the cause of it."""
 
 Group = tuple[str, ...]
 """Input slots of one layer call that hold one value."""
@@ -82,17 +82,34 @@ def _fitting(
     return found
 
 
-def note_unlike_inputs(pair: SitePair, error: float, pairing: Pairing, candidate: Trace) -> None:
+def note_unlike_inputs(
+    pair: SitePair, error: float, pairing: Pairing, candidate: Trace, *, same_layer: bool
+) -> None:
     """Note which inputs of two layers are not the same quantity, since the outputs are equal.
 
     Args:
         error: of the output, relatively, in ``candidate``, which is not forced at these inputs.
+        same_layer: that they are one layer is known otherwise: only where one of them hands its
+            input on is that input as right as the output.
     """
+    reference = pairing.reference.trace
     distances = pairing.distances(candidate)
+    caused = max(error - pairing.rounding, 0.0)
     for edge in edges_of(pair, pairing, candidate):
         off = distances.of("input", edge.reference, edge.candidate, edge.layout)
-        if off > max(pairing.same, error / EXPLAINED):
+        if off <= max(pairing.same, caused / EXPLAINED):
+            continue
+        if not same_layer or (
+            _hands_on(reference, edge.reference, pair.reference)
+            or _hands_on(candidate, edge.candidate, pair.candidate)
+        ):
             pairing.unlike.add((edge.reference, edge.candidate))
+
+
+def _hands_on(trace: Trace, slot: str, site: str) -> bool:
+    """Whether a layer returns the very numbers that it is given (a dropout in eval mode)."""
+    given, made = trace.values["input", slot], trace.values["activation", site]
+    return is_float(given) and np.array_equal(given.ravel(), made.ravel(), equal_nan=True)
 
 
 def compare_inputs_ahead(pairs: Iterable[SitePair], pairing: Pairing, candidate: Trace) -> None:

@@ -38,7 +38,7 @@ __all__ = [
 
 SAME_VALUE = 1e-3
 """Relative 2-norm below which two values are taken for the same quantity (of coarse types, see
-`distances.same_value`). Far above rounding, so that a small defect does not break alignment; far
+`Pairing.same`). Far above rounding, so that a small defect does not break alignment; far
 below what unrelated values show."""
 HUGE = 1e100
 """Numbers above are squared in units of the largest."""

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from crosscheck.aligning.alignment import SitePair
-from crosscheck.aligning.distances import Distances, same_value
-from crosscheck.aligning.fingerprints import PreparedTrace
+from crosscheck.aligning.distances import Distances, rounding_between
+from crosscheck.aligning.fingerprints import SAME_VALUE, PreparedTrace
 from crosscheck.aligning.layout import Layout, LayoutBook, relative_error
 from crosscheck.aligning.names import canonical, similarity
 from crosscheck.errors import CannotCompare, InvalidArgument, capped
@@ -27,7 +27,8 @@ class Pairing:
 
     Attributes:
         reference, candidate: the free traces, prepared.
-        same: the relative error up to which two values are taken for the same quantity.
+        rounding: the relative error that rounding may leave between two values.
+        same: the one up to which they are taken for the same quantity.
         book: the layouts that are in force.
         pairs: reference site -> its pair.
         taken: candidate site -> its partner.
@@ -44,7 +45,8 @@ class Pairing:
     ) -> None:
         self.reference = PreparedTrace.of(reference)
         self.candidate = PreparedTrace.of(candidate)
-        self.same = same_value(reference, candidate)
+        self.rounding = rounding_between(reference, candidate)
+        self.same = max(SAME_VALUE, self.rounding)
         self.book = LayoutBook()
         self.pairs: dict[str, SitePair] = {}
         self.taken: dict[str, str] = {}

@@ -29,8 +29,10 @@ from crosscheck.aligning.names import abbreviated, similarity
 from crosscheck.aligning.pairing import Pairing
 from crosscheck.aligning.stretches import (
     Anchors,
+    HandedOn,
     calls_in,
     calls_of_both,
+    comes_later,
     is_glue_of,
     lies_in,
     runs_after,
@@ -125,12 +127,14 @@ class Refiner:
                 return 1
             inside_r = stretch(p.reference, kind, pair.reference, p.pairs, free_r)
             inside_c = stretch(p.candidate, kind, pair.candidate, p.taken, free_c)
+            known = HandedOn(p, self._guessed)
             here = [
                 (r, c)
                 for r, c in self.anchored
                 if r in inside_r
                 and c in inside_c
                 and (r, c) not in p.refused
+                and not known.as_another(r, c)
                 and not self._is_a_part(r, c)
                 and not self._ends_in_glue(r, c, trace)
             ]
@@ -144,7 +148,8 @@ class Refiner:
                 self._guess(*ends, by, alignment, trace, faded=faded)
             if chosen:
                 return len(chosen)
-            ordered = self._aliases(pair, inside_r, inside_c) or self._by_order(inside_r, inside_c)
+            inside = inside_r, inside_c
+            ordered = self._aliases(pair, *inside) or self._by_order(*inside, known)
             if faded:  # here names and types alone say too little
                 ordered = [o for o in ordered if self._distance(*o, trace) <= CLOSER]
             if ordered:
@@ -283,7 +288,9 @@ class Refiner:
         """Pair the two layers that made a differing input, if neither has a partner yet."""
         r = self.pairing.reference.trace.info.sources.get(edge.reference)
         c = trace.info.sources.get(edge.candidate)
-        if r is None or c is None or (r, c) in self.pairing.refused or self._come_later(r, c):
+        if r is None or c is None or (r, c) in self.pairing.refused:
+            return False
+        if comes_later(self.pairing, self.anchored, r, c):
             return False
         # One end of a layer that the other side has in several; two with parameters are two layers.
         ends = (r in self.owners) != (c in self.heirs)
@@ -292,16 +299,6 @@ class Refiner:
         if added:
             self._reopen_behind(r)
         return added
-
-    def _come_later(self, r: str, c: str) -> bool:
-        """Whether one of two layers has the parameters of a layer that runs behind the other one:
-        that is its partner, and the two sides call their layers in another order."""
-        p = self.pairing
-        return any(
-            (a == r and b != c and p.candidate.order[b] > p.candidate.order[c])
-            or (b == c and a != r and p.reference.order[a] > p.reference.order[r])
-            for a, b in self.anchored
-        )
 
     # -- anchors -------------------------------------------------------------------------------
 
@@ -378,11 +375,11 @@ class Refiner:
         found = [(ours[-1], theirs[-1])] if ours and theirs else []
         return [f for f in found if f not in self.pairing.refused]
 
-    def _by_order(self, inside_r: set[str], inside_c: set[str]) -> list[tuple[str, str]]:
-        """Layers of one type or alike in name, with shapes that fit, in execution order.
-
-        Not two layers of which each has its parameters from another one.
-        """
+    def _by_order(
+        self, inside_r: set[str], inside_c: set[str], known: HandedOn
+    ) -> list[tuple[str, str]]:
+        """Layers of one type or alike in name, with shapes that fit, in execution order. Not two
+        layers of which each has its parameters from another one."""
         p = self.pairing
         ours = sorted(inside_r, key=p.reference.order.__getitem__)[:WINDOW]
         theirs = sorted(inside_c, key=p.candidate.order.__getitem__)[:WINDOW]
@@ -396,6 +393,7 @@ class Refiner:
                 name = similarity(*names)
                 if abbreviated(*names):
                     name = max(name, 0.6 + 0.4 * name)
-                if p.reference.kind(r) == p.candidate.kind(c) or name >= 0.6:
+                alike = p.reference.kind(r) == p.candidate.kind(c) or name >= 0.6
+                if alike and not known.as_another(r, c):
                     score[i, j] = 0.2 + 2.0 * max(name, 0.5) ** 2
         return [(ours[i], theirs[j]) for i, j in best_monotone(score)]

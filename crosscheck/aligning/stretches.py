@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from crosscheck.aligning.fingerprints import PreparedTrace, fingerprint, looks_like, size_and_kind
+from crosscheck.aligning.alignment import SitePair
+from crosscheck.aligning.fingerprints import (
+    PreparedTrace,
+    fingerprint,
+    looks_like,
+    repeating,
+    size_and_kind,
+)
 from crosscheck.aligning.pairing import Pairing
 from crosscheck.taps import Kind
 from crosscheck.trace import Trace, owner
 
 __all__ = [
     "Anchors",
+    "HandedOn",
     "calls_in",
     "calls_of_both",
+    "comes_later",
     "is_glue_of",
     "lies_in",
     "runs_after",
@@ -47,6 +57,36 @@ def is_glue_of(trace: Trace, site: str, value: np.ndarray, same: float) -> bool:
     return False
 
 
+class HandedOn:
+    """What sites return that matched sites behind them hand on: a container before its dropout, a
+    layer whose activation is inside before one that changes nothing. It is known by that."""
+
+    def __init__(self, pairing: Pairing, guessed: Container[SitePair]) -> None:
+        """``guessed``: pairs that say nothing."""
+        self._pairs = pairing.pairs
+        sure = [p for p in pairing.pairs.values() if p.by == "value" and p not in guessed]
+        self._ours = pairing.reference, _by_print(pairing.reference, [p.reference for p in sure])
+        self._theirs = pairing.candidate, _by_print(pairing.candidate, [p.candidate for p in sure])
+
+    def as_another(self, r: str, c: str) -> bool:
+        """Whether one of two sites is known as something else than the other."""
+        ours = {self._pairs[s].candidate for s in _behind(*self._ours, r)}
+        theirs = set(_behind(*self._theirs, c))
+        return bool(ours or theirs) and not ours & theirs
+
+
+def _by_print(side: PreparedTrace, sites: Sequence[str]) -> dict[bytes, list[str]]:
+    found: defaultdict[bytes, list[str]] = defaultdict(list)
+    for site, one in zip(sites, side.prints_of(sites), strict=True):
+        found[one.tobytes()].append(site)
+    return found
+
+
+def _behind(side: PreparedTrace, known: dict[bytes, list[str]], site: str) -> list[str]:
+    alike = known.get(side.prints_of([site])[0].tobytes(), ())
+    return [s for s in repeating(side, site, alike) if side.order[s] > side.order[site]]
+
+
 def calls_of_both(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str]]:
     """The sites of all calls of anchored layers that both sides made."""
     for r_layer, c_layer in anchors:
@@ -54,6 +94,16 @@ def calls_of_both(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str
             twin = c_layer + call[len(r_layer) :]
             if twin in pairing.candidate.order:
                 yield call, twin
+
+
+def comes_later(pairing: Pairing, anchored: Iterable[tuple[str, str]], r: str, c: str) -> bool:
+    """Whether one of two layers has the parameters of a layer that runs behind the other one: that
+    is its partner, and the two sides call their layers in another order."""
+    ours, theirs = pairing.reference.order, pairing.candidate.order
+    return any(
+        (a == r and b != c and theirs[b] > theirs[c]) or (b == c and a != r and ours[a] > ours[r])
+        for a, b in anchored
+    )
 
 
 def lies_in(layer: str, container: str) -> bool:

@@ -316,3 +316,32 @@ def test_behind_a_mistake_in_bfloat16_all_layers_are_compared_again() -> None:
     assert report.verdict == "diverge"
     assert {d.reference for d in report.divergences} == {"2"}, str(report)
     assert not report.coverage.unmatched_reference
+
+
+class Fused(nn.Linear):
+    def forward(self, x: T) -> T:
+        return F.gelu(super().forward(x))
+
+
+def test_an_activation_inside_a_layer_in_bfloat16() -> None:
+    """What the layer behind hands on is the activation's value, though rounding shows in it: its
+    input is another quantity."""
+    wide = 2 * WIDTH
+    reference = stacked(
+        *(
+            nn.Sequential(
+                nn.LayerNorm(WIDTH), nn.Linear(WIDTH, wide), nn.GELU(), nn.Linear(wide, WIDTH)
+            )
+            for _ in range(6)
+        )
+    )
+    candidate = stacked(
+        *(
+            nn.Sequential(
+                nn.LayerNorm(WIDTH), Fused(WIDTH, wide), nn.Dropout(), nn.Linear(wide, WIDTH)
+            )
+            for _ in range(6)
+        )
+    )
+    report = crosscheck.check(reference, in_half(candidate.eval()), "float32[3,7,12]")
+    assert report.verdict == "agree", str(report)

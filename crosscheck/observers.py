@@ -3,8 +3,8 @@
 An observer is a function of ``(site, kind, value)`` (see `crosscheck.taps`). These know arrays and
 site names, and no framework.
 
-``planned(site, kind)`` says, without side effects, what an observer is going to return there
-whatever the value is. Adapters that cannot stop between two layers (ONNX) ask it before they run.
+What they tell adapters beside is in `crosscheck.taps.Wishes`: adapters that cannot stop between two
+layers (ONNX) ask what is ``planned`` before they run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from crosscheck.kernels.on_device import as_host, held
 from crosscheck.memory import new_values
-from crosscheck.taps import Kind, Observer
+from crosscheck.taps import Kind, Observer, Wishes
 
 __all__ = ["Comparer", "Forcer", "Key", "Recorder", "chain", "keep"]
 
@@ -137,23 +137,22 @@ def chain(*observers: Observer) -> Observer:
     """All observers see the value that was produced; the first replacement wins."""
     if len(observers) == 1:
         return observers[0]
-    plans = [getattr(observer, "planned", None) for observer in observers]
-    if None in plans:
-        return _Chain(observers)
-    return _PlannedChain(observers)
+    wishes = [Wishes.of(observer) for observer in observers]
+    plans = [one.planned for one in wishes if one.planned is not None]
+    if len(plans) < len(observers):
+        return _Chain(observers, wishes)
+    return _PlannedChain(observers, wishes, plans)
 
 
 class _Chain:
-    def __init__(self, observers: Sequence[Observer]) -> None:
+    def __init__(self, observers: Sequence[Observer], wishes: Sequence[Wishes]) -> None:
         self._observers = observers
-        self.borrows = any(getattr(observer, "borrows", False) for observer in observers)
-        self.changes_only = all(getattr(observer, "changes_only", False) for observer in observers)
-        self.only = next(filter(None, (getattr(o, "only", None) for o in observers)), None)
-        takes = (getattr(observer, "takes_gradient", None) for observer in observers)
-        self.takes_gradient = next(filter(None, takes), None)
-        self.needless = frozenset[str]().union(
-            *(getattr(observer, "needless", ()) for observer in observers)
-        )
+        self.borrows = any(one.borrows for one in wishes)
+        self.changes_only = all(one.changes_only for one in wishes)
+        self.only = next((one.only for one in wishes if one.only), None)
+        takes = (one.takes_gradient for one in wishes if one.takes_gradient is not None)
+        self.takes_gradient = next(takes, None)
+        self.needless = frozenset[str]().union(*(one.needless for one in wishes))
 
     def __call__(self, site: str, kind: Kind, value: np.ndarray) -> np.ndarray | None:
         replacement = None
@@ -167,6 +166,15 @@ class _Chain:
 class _PlannedChain(_Chain):
     """All of its observers know beforehand what they replace."""
 
+    def __init__(
+        self,
+        observers: Sequence[Observer],
+        wishes: Sequence[Wishes],
+        plans: Sequence[Callable[[str, Kind], np.ndarray | None]],
+    ) -> None:
+        super().__init__(observers, wishes)
+        self._plans = plans
+
     def planned(self, site: str, kind: Kind) -> np.ndarray | None:
-        answers = (observer.planned(site, kind) for observer in self._observers)  # type: ignore[attr-defined]
+        answers = (planned(site, kind) for planned in self._plans)
         return next((answer for answer in answers if answer is not None), None)

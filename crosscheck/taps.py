@@ -27,13 +27,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
 from crosscheck.kernels.on_device import DeviceArray
 
-__all__ = ["Kind", "Observer", "Session", "active_session", "tap", "tap_cotangent"]
+__all__ = ["Kind", "Observer", "Session", "Wishes", "active_session", "tap", "tap_cotangent"]
 
 Kind = Literal["activation", "input", "cotangent", "input_cotangent"]
 Observer = Callable[[str, Kind, np.ndarray], "np.ndarray | None"]
@@ -65,6 +66,37 @@ def tap_cotangent(name: str, value: T) -> T:
 def active_session() -> Session | None:
     """The session of the run in progress in this context, or None."""
     return _ACTIVE.get()
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What an observer tells adapters beside its answers, as attributes that it may have or not.
+
+    Attributes:
+        planned: (site, kind) -> what it is going to return there, whatever the value is, found
+            without side effects; None: it cannot say.
+        keeps: (kind, value) -> whether it holds on to a value; None: to whatever it is shown.
+        takes_gradient: (parameter, gradient) -> whether it has dealt with the gradient, so that
+            the run need not hand it back; None: it never does.
+        borrows: it may be lent tensors of the model; see `Capabilities.lends`.
+        changes_only: values that the overrides of a run do not reach need not be shown.
+        only: the only values that have to be shown; None: all.
+        needless: layer calls that may be left out; see `Capabilities.leaves_out`.
+    """
+
+    planned: Callable[[str, Kind], np.ndarray | None] | None = None
+    keeps: Callable[[Kind, np.ndarray], bool] | None = None
+    takes_gradient: Callable[[str, np.ndarray], bool] | None = None
+    borrows: bool = False
+    changes_only: bool = False
+    only: frozenset[tuple[Kind, str]] | None = None
+    needless: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, observer: Observer) -> Wishes:
+        """Those of an observer, which may be a plain function."""
+        names = (field.name for field in fields(cls))
+        return cls(**{name: getattr(observer, name) for name in names if hasattr(observer, name)})
 
 
 class Session:

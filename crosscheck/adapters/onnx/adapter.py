@@ -24,7 +24,7 @@ from crosscheck.adapters.base import (
 from crosscheck.errors import InvalidArgument, MissingFramework, capped
 from crosscheck.judging.quantised import Steps
 from crosscheck.observers import Key
-from crosscheck.taps import Observer
+from crosscheck.taps import Observer, Wishes
 from crosscheck.trace import RunInfo
 
 try:
@@ -204,21 +204,20 @@ class OnnxAdapter(Placed, Adapter):
         feeds = {graph: np.array(inputs[name], order="C") for graph, name in given.items()}
         overridden = self._as_arrays(overrides or {}, wide=float64)
         self._sessions.learn_types([e.value for e in self.structure.events if e.value not in feeds])
-        only = getattr(observer, "only", None)
-        changes = bool(overridden) and getattr(observer, "changes_only", False)
+        wishes = Wishes.of(observer)
         run = GraphRun(
             self._sessions,
             self.structure,
             feeds,
             overridden,
-            changes_only=changes,
-            only=only,
+            changes_only=bool(overridden) and wishes.changes_only,
+            only=wishes.only,
             wide=float64,
         )
         session = OnnxSession(self.structure, given, observer, passive=passive)
         if passive:
             values = run.values({})
-            bare = {} if float64 or only is not None else self._unwatched(run, values)
+            bare = {} if float64 or wishes.only is not None else self._unwatched(run, values)
             session.show({**values, **bare})
         else:
             run_forced(session, run)

@@ -17,7 +17,7 @@ import numpy as np
 from crosscheck.adapters.base import ModelRaised, input_site
 from crosscheck.adapters.onnx.structure import Structure
 from crosscheck.observers import Key
-from crosscheck.taps import Observer, Session
+from crosscheck.taps import Observer, Session, Wishes
 
 __all__ = ["OnnxSession", "Run", "run_forced"]
 
@@ -54,7 +54,7 @@ class OnnxSession(Session):
 
     def plan(self, keys: Sequence[Key]) -> dict[Key, np.ndarray] | None:
         """What the observer is going to replace; None where it cannot say."""
-        planned = getattr(self.observer, "planned", None)
+        planned = Wishes.of(self.observer).planned
         if planned is None:
             return None
         answers = {key: planned(self.name(key[1]), key[0]) for key in keys}

@@ -48,7 +48,7 @@ from crosscheck.adapters.torch.wrapping import Wrapping
 from crosscheck.errors import DeviceUnavailable, InvalidArgument
 from crosscheck.memory import is_limited
 from crosscheck.observers import Key
-from crosscheck.taps import Observer
+from crosscheck.taps import Observer, Wishes
 from crosscheck.trace import RunInfo
 
 __all__ = ["TorchAdapter", "find", "from_host", "to_host"]
@@ -166,7 +166,7 @@ class TorchAdapter(Adapter):
         widen: bool = False,
     ) -> RunInfo:
         """Args as for `run`; ``widen``: cast parameters where they are used (`widened`)."""
-        loans = Loans(self._copied) if getattr(observer, "borrows", False) else None
+        loans = Loans(self._copied) if Wishes.of(observer).borrows else None
         session = self._session(observer, loans, passive=passive)
         kept = [p.name for p in self.parameters() if p.buffer] if train else []
         with ExitStack() as stack:
@@ -232,8 +232,8 @@ class TorchAdapter(Adapter):
         session.forget_overwritten()
         wanted = cotangents({site: shown(t) for site, t in outputs})
         session.replaying = True
-        takes = getattr(session.observer, "takes_gradient", None)
-        offered = takes and (lambda name, g: takes(name, to_host(g)))
+        takes = Wishes.of(session.observer).takes_gradient
+        offered = None if takes is None else (lambda name, g: takes(name, to_host(g)))
         with guarded(session, "backward"):
             leaves = self._leaves(run.replaced)
             ends = [*(t for t in fed.values() if t.requires_grad), *run.left.ends]

@@ -14,6 +14,7 @@ from crosscheck.adapters.torch.state import unwatched
 from crosscheck.adapters.torch.taps import TorchSession, from_host, is_tensor
 from crosscheck.arrays import is_float
 from crosscheck.structure import leaves
+from crosscheck.taps import Wishes
 
 __all__ = ["LeftOut", "leave_out"]
 
@@ -50,7 +51,7 @@ class LeftOut(NamedTuple):
 def leave_out(session: TorchSession, model: torch.nn.Module) -> Iterator[LeftOut]:
     """For the time of a run, replace the layers that the session's observer has no need of; not
     those that return their tensor in something that is not known how to make."""
-    needless: frozenset[str] = getattr(session.observer, "needless", frozenset())
+    needless = Wishes.of(session.observer).needless
     if not needless:
         yield LeftOut(frozenset(), [])
         return

@@ -22,7 +22,7 @@ from crosscheck.arrays import dtype_name
 from crosscheck.errors import CannotCompare, DeviceUnavailable
 from crosscheck.kernels.on_device import DeviceArray, equal, held, stays
 from crosscheck.observers import Key
-from crosscheck.taps import COTANGENT_OF, Kind, Observer, Session
+from crosscheck.taps import COTANGENT_OF, Kind, Observer, Session, Wishes
 
 __all__ = [
     "Replace",
@@ -158,8 +158,8 @@ class TorchSession(Session):
         self.replaying = False
         self._scopes: list[str] = []  # the layers being replayed, outermost first
         # Kept for a replay only; an observer that knows its plan is asked once more instead.
-        self._planned = getattr(observer, "planned", None)
-        self._keeps = getattr(observer, "keeps", None)  # None: whatever it is shown
+        wishes = Wishes.of(observer)
+        self._planned, self._keeps = wishes.planned, wishes.keeps
         self._forced: dict[tuple[Kind, str], np.ndarray | None] = {}
         self._watched: dict[int, weakref.ref[torch.Tensor]] = {}
         self._views: list[tuple[str, torch.Tensor, int]] = []
@@ -214,9 +214,9 @@ class TorchSession(Session):
         if (kind, path + suffix) not in self._forced:
             return value
         replacement = self._forced[kind, path + suffix]
-        if replacement is None:
-            assert self._planned is not None
+        if replacement is None and self._planned is not None:
             replacement = self._planned(path + suffix, kind)
+        assert replacement is not None  # what is not kept was planned
         again: torch.Tensor = Replace.apply(value, [from_host(replacement, value)])  # type: ignore[no-untyped-call]
         return again
 

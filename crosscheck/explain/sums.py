@@ -26,7 +26,9 @@ def glue(e: Evidence) -> Iterator[Proposal]:
         if set(terms) != set(right) and _near(same, terms, e.candidate):
             yield Proposal(
                 "other_terms",
-                f"{_terms(terms)} for {_terms(right)}",
+                f"{_terms(terms)} for {_terms(right)}"
+                if e.phase == "forward"
+                else f"what {_terms(terms)} sends back, for that of {_terms(right)}",
                 lambda e, terms=terms: _sum(e.nearby, terms) + np.zeros(e.reference.shape),
             )
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from crosscheck.aligning.alignment import Alignment
 from crosscheck.arrays import is_float
+from crosscheck.errors import capped
 from crosscheck.locating.severed import ancestors, is_cut_before, is_silent, released
 from crosscheck.locating.surroundings import MOST_NAMED, Passages, Surroundings
 from crosscheck.results import Divergence, SiteResult
@@ -191,8 +192,9 @@ class Locator:
             blame = self._released_by(result)
             if blame is not None:
                 return blame
-        reference = self._around.loose_consumer(self.reference, result.reference, "reference")
-        candidate = self._around.loose_consumer(self.candidate, result.candidate, "candidate")
+        ours = self._around.loose_consumers(self.reference, result.reference, "reference")
+        theirs = self._around.loose_consumers(self.candidate, result.candidate, "candidate")
+        reference, candidate = self._around.all_of(self.reference, ours), next(iter(theirs), None)
         several = self._around.behind(result.candidate)
         if candidate is not None and is_silent(self.candidate, "cotangent", result.candidate):
             several = self._around.silenced(candidate)
@@ -206,10 +208,13 @@ class Locator:
                 tuple(several[:MOST_NAMED]),
             )
         if reference or candidate:
-            text = (
-                f"the cotangent that arrives at `{result.candidate}` is wrong; the layer that "
-                "sends it shows none of its own to compare"
-            )
+            text = "the layer that sends it shows none of its own to compare"
+            if len(ours) > 1 and not theirs:
+                text = (
+                    f"it is the sum of what {capped(ours)} send back, which the candidate does "
+                    "not show: the error may be in any"
+                )
+            text = f"the cotangent that arrives at `{result.candidate}` is wrong; {text}"
             return _Blame(reference, candidate, text)
         text = (
             f"the cotangent that arrives at `{result.candidate}` is wrong, though each layer that "

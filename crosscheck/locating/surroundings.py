@@ -227,8 +227,8 @@ class Surroundings:
             return layer
         return self._before_rearranging(trace, owner(source), side)
 
-    def loose_consumer(self, trace: Trace, site: str, side: str) -> str | None:
-        """A layer that consumes ``site`` and whose own VJP was not compared; the innermost one."""
+    def loose_consumers(self, trace: Trace, site: str, side: str) -> list[str]:
+        """The layers that consume ``site`` and whose own VJP was not compared; the innermost."""
         aligned, compared = self._aligned(side), self._compared[side]
         found: list[str] = []
         seen: set[str] = set()
@@ -239,7 +239,7 @@ class Surroundings:
             else:  # and so is what a container sends back that only hands the value on to it
                 seen |= ancestors(trace.info, owner(consumer))
         parents = {trace.info.parents.get(layer) for layer in found}
-        return next((layer for layer in found if layer not in parents | seen), None)
+        return list(dict.fromkeys(one for one in found if one not in parents | seen))
 
     def silenced(self, layer: str | None) -> list[str]:
         """The candidate's layers without partner from ``layer`` on, to the first that a cotangent
@@ -250,8 +250,8 @@ class Surroundings:
             outputs = self.candidate.outputs_of.get(layer, ())
             if not all(is_silent(self.candidate, "cotangent", site) for site in outputs):
                 break
-            behind = (self.loose_consumer(self.candidate, site, "candidate") for site in outputs)
-            layer = next((one for one in behind if one is not None), None)
+            behind = (self.loose_consumers(self.candidate, site, "candidate") for site in outputs)
+            layer = next(itertools.chain.from_iterable(behind), None)
         return found
 
     @cached_property

@@ -154,7 +154,12 @@ def _split(source: Source, c: Shape) -> tuple[Transform, ...]:
     r = source.shape
     ones = tuple(n for n in r if n > 1) == tuple(n for n in c if n > 1)
     if ones or min(len(r), len(c)) == 1:
-        return (Transform.of(Applied(Reshape(c), source)),)
+        found = [Transform.of(Applied(Reshape(c), source))]
+        wide = tuple(n for n in r if n > 1)
+        if len(r) != len(c) and len(wide) == 2 and wide[0] == wide[1]:  # turned, it fits as well
+            matrix_t = Applied(Transpose((1, 0)), Applied(Reshape(wide), source))
+            found.append(Transform.of(Applied(Reshape(c), matrix_t)))
+        return tuple(found)
     if len(r) == len(c) or min(len(r), len(c)) != 2:
         return ()
     found = []

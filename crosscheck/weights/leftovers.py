@@ -19,6 +19,7 @@ from crosscheck.adapters.base import Parameter
 from crosscheck.aligning.names import canonical, similarity
 from crosscheck.weights.expressions import Applied, Reshape, Source
 from crosscheck.weights.held import equal_layout, is_placeholder, tells
+from crosscheck.weights.layouts import transforms
 from crosscheck.weights.match import Matched
 from crosscheck.weights.transform import Transform
 
@@ -40,8 +41,14 @@ def leftover_pairs(
         twins = ours.get(key, [])
         if len(members) == len(twins):
             pairs = _in_pairs(twins, members, held) if len(twins) > 1 else [(twins[0], members[0])]
-            found += [Matched(r, c, _reshaped(r, c)) for r, c in pairs if _compatible(r, c)]
+            found += [_matched(r, c) for r, c in pairs if _compatible(r, c)]
     return found
+
+
+def _matched(reference: Parameter, candidate: Parameter) -> Matched:
+    """The pair; a square matrix may be turned."""
+    first, *others = transforms(reference, candidate) or [_reshaped(reference, candidate)]
+    return Matched(reference, candidate, first, tuple(others))
 
 
 def _without(parameters: Sequence[Parameter], names: set[str]) -> list[Parameter]:

@@ -16,7 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from crosscheck.adapters.base import Parameter
+from crosscheck.aligning.fingerprints import Fingerprints, fingerprints
 from crosscheck.aligning.names import canonical, similarity
+from crosscheck.judging.noise import unit_roundoff
 from crosscheck.weights.expressions import Applied, Reshape, Source
 from crosscheck.weights.held import equal_layout, is_placeholder, tells
 from crosscheck.weights.layouts import transforms
@@ -58,7 +60,14 @@ def _without(parameters: Sequence[Parameter], names: set[str]) -> list[Parameter
 def _equal_pairs(reference: Sequence[Parameter], candidate: Sequence[Parameter]) -> list[Matched]:
     """Those that hold the same numbers in some layout, and that nothing else left over holds."""
     ours, theirs = ([p for p in side if tells(p.value)] for side in (reference, candidate))
-    every = ((r, c, equal_layout(r, c)) for r, c in itertools.product(ours, theirs))
+    if not (ours and theirs):
+        return []
+    prints = [np.stack(fingerprints([p.value for p in side])) for side in (ours, theirs)]
+    unit = unit_roundoff(*{p.value.dtype for p in (*ours, *theirs)})
+    like = Fingerprints(prints[1], 2.0 * unit).like(prints[0])
+    near = (zip(*found, strict=True) for found in like)
+    pairs = ((ours[i], theirs[j]) for i, j in itertools.chain.from_iterable(near))
+    every = ((r, c, equal_layout(r, c)) for r, c in pairs if r.value.size == c.value.size)
     same = [Matched(r, c, layout) for r, c, layout in every if layout is not None]
     counts = Counter(m.reference.name for m in same), Counter(m.candidate.name for m in same)
     return [m for m in same if counts[0][m.reference.name] == counts[1][m.candidate.name] == 1]

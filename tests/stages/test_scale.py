@@ -26,6 +26,7 @@ from crosscheck.observers import Key
 from crosscheck.results import Metrics, SiteResult
 from crosscheck.trace import RunInfo, Trace
 from crosscheck.weights import match_parameters
+from crosscheck.weights.leftovers import leftover_pairs
 
 WIDTH = 12
 
@@ -123,6 +124,24 @@ def test_weights_that_are_held_already() -> None:
         return lambda: match_parameters(ours, theirs, held=True).require_complete()
 
     assert grows(prepared) < 2.2
+
+
+def test_bare_weights_that_are_held_in_another_layout() -> None:
+    """Of one size and alike in distribution: only those that are equal are compared."""
+
+    def bare(name: str, value: np.ndarray) -> Parameter:
+        return Parameter(name, value, name, "other", "other", None)
+
+    def prepared(depth: int) -> Callable[[], object]:
+        rng = np.random.default_rng(0)
+        values = rng.standard_normal((depth, WIDTH, WIDTH)).astype(np.float32)
+        ours = [bare(f"ours_{i}", value) for i, value in enumerate(values)]
+        theirs = [bare(f"w{(7 * i) % depth}", values[i].T.copy()) for i in range(depth)]
+        return lambda: leftover_pairs(ours, theirs, held=True)
+
+    assert grows(prepared) < 2.2
+    found: Any = prepared(10)()
+    assert sorted(m.reference.name for m in found) == [f"ours_{i}" for i in range(10)]
 
 
 def test_weights_of_other_names_are_matched_in_a_deep_model() -> None:

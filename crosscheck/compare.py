@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -63,11 +62,6 @@ class Difference:
     truth_l2: float
     truth_max: float
     mismatch: int
-
-    @property
-    def rms_truth(self) -> float:
-        """Root mean square of ``truth``."""
-        return self.truth_l2 / math.sqrt(self.size) if self.size else 0.0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crosscheck.aligning.fingerprints import SAME_VALUE
-from crosscheck.aligning.layout import Layout, LayoutBook, fitting, relative_error
+from crosscheck.aligning.layout import Layout, LayoutBook, fitting, merging, relative_error
 from tests.stages.graphs import Graph, Node, aligned, pairs
 
 RNG = np.random.default_rng(0)
@@ -62,6 +62,30 @@ def test_the_known_layouts_of_two_shapes(
 
 
 # -- the book --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("few", "many", "merges"),
+    [
+        ((2, 13, 48), (2, 13, 4, 12), True),
+        ((26, 48), (2, 13, 4, 12), True),
+        ((2, 48), (2, 4, 13), False),
+        ((12, 5), (5, 3, 4), False),
+        # An axis of length 1 is broadcast otherwise, wherever it stands.
+        ((7,), (7, 1), False),
+        ((6,), (1, 6), False),
+        ((6,), (2, 1, 3), False),
+        ((1, 6), (1, 2, 3), True),
+    ],
+)
+def test_neighbouring_axes_held_as_one(
+    few: tuple[int, ...], many: tuple[int, ...], merges: bool
+) -> None:
+    for reference, candidate in ((few, many), (many, few)):
+        layout = merging(reference, candidate)
+        assert (layout is not None) == merges
+        if layout is not None:
+            assert layout.to_reference(np.zeros(candidate)).shape == reference
 
 
 def book(*pairs_: tuple[np.ndarray, np.ndarray]) -> LayoutBook:

@@ -217,7 +217,6 @@ def test_candidate_first_reference_second() -> None:
     assert m.cosine == pytest.approx(25 / (5 * math.sqrt(29)))
     d = compare(candidate, reference)
     assert (d.size, d.l2, d.truth_l2, d.truth_max) == (4, 2.0, 5.0, 4.0)
-    assert d.rms_truth == 2.5
 
 
 @pytest.mark.parametrize(
@@ -240,7 +239,7 @@ def test_zeros_and_directions(
 def test_empty_and_scalar() -> None:
     empty = describe(np.zeros((2, 0)), np.zeros((2, 0)))
     assert (empty.worst_index, empty.worst_reference, empty.rel_l2) == (None, None, 0.0)
-    assert compare(np.zeros(0), np.zeros(0)).rms_truth == 0.0
+    assert compare(np.zeros(0), np.zeros(0)).truth_l2 == 0.0
     scalar = describe(np.array(2.5), np.array(2.0))
     assert (scalar.worst_index, scalar.worst_candidate, scalar.max_abs) == ((), 2.5, 0.5)
 

@@ -73,6 +73,21 @@ def test_a_suspect_without_float64_is_asked_on_fresh_inputs(
     assert note in " ".join(layer.notes)
 
 
+@pytest.mark.parametrize(("roundoffs", "verdict"), [(2400, "diverge"), (0, "suspect")])
+def test_of_two_fresh_inputs_the_worse_one_decides(roundoffs: int, verdict: str) -> None:
+    fresh: list[bytes] = []
+
+    def factor(x: Any) -> float:
+        if np.array_equal(x, X):
+            return 1 + 24 * U
+        if x.tobytes() not in fresh:
+            fresh.append(x.tobytes())
+        return 1 + (roundoffs if x.tobytes() == fresh[0] else 24) * U
+
+    report = crosscheck.check(Triple(), ByHand(factor), X, gradients=False, explain=False)
+    assert report.verdict == verdict and len(fresh) == 2, f"{report}\n{notes(report)}"
+
+
 def test_what_only_the_free_run_shows_is_a_suspect() -> None:
     class Once(Triple):
         """Wrong in one call of many, as what keeps a state can be."""
@@ -97,6 +112,19 @@ def test_the_rounding_of_ones_own_formula_says_what_it_is() -> None:
     assert report.verdict == "agree"  # what it adds up to behind the layer included
     layer = next(s for s in report.sites if s.reference == "layer" and s.kind == "activation")
     assert layer.ratio > 32 and "redrawn by an ulp" in " ".join(layer.notes)
+
+
+def test_one_element_that_is_not_redrawn_is_seen_among_many_that_are() -> None:
+    """Its error vanishes in float64, as that of a lower precision would; an ulp doesn't move it."""
+
+    def one_pass(x: T) -> T:
+        made = (x * x).mean(-1) - x.mean(-1) ** 2
+        return made + 1.0 * (torch.arange(400) == 7) if x.dtype == torch.float32 else made
+
+    x = np.random.default_rng(1).normal(size=(400, 30)).astype(np.float32)
+    report = Case(x + 300, lambda x: x.var(-1, unbiased=False), {}, {}).check(one_pass)
+    layer = next(s for s in report.sites if s.reference == "layer" and s.kind == "activation")
+    assert layer.verdict == "diverge" and "redrawn by an ulp" not in " ".join(layer.notes)
 
 
 def test_a_value_moves_by_its_own_grain() -> None:

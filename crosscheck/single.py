@@ -23,6 +23,7 @@ from crosscheck.judging.evidence import Evidence
 from crosscheck.judging.parts import require_splittable
 from crosscheck.judging.quick import escalation, look_quickly
 from crosscheck.locating.locate import Locator
+from crosscheck.locating.reparametrised import without_reparametrised
 from crosscheck.locating.severed import Severed
 from crosscheck.locating.zoom import zoom as look_closer
 from crosscheck.losses.judging import judge_loss
@@ -171,6 +172,9 @@ def _found(check: _Check, runs: FreeRuns, e: Evidence, weights: Sequence[SiteRes
     severed = Severed(e.free_reference, e.forced, judged.results)
     results = [*weights, *losses, *severed.kept]
     results.sort(key=lambda r: PHASES.index(r.phase))
+    if request.weights == "keep":
+        results, others = without_reparametrised(results, e)
+        missing = [*missing, *others]
     divergences = Locator(e.alignment, e.free_reference, e.forced).locate(results)
     if request.explain:
         divergences = explained(divergences, results, e, judged.judge)

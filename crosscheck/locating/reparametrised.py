@@ -1,0 +1,94 @@
+"""Part of stage 8, locate: parameters that are not each other's, since something beside them takes
+part (``weights="keep"``).
+
+A convolution into which its norm has been folded, a weight with the update of an adapter added, a
+weight kept as direction and length: what the layers return is the same, the parameters are not, and
+others on one side have no counterpart. Nothing says what those that are left would have to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from crosscheck.adapters.base import Parameter
+from crosscheck.aligning.fingerprints import PreparedTrace, repeating
+from crosscheck.judging.evidence import Evidence
+from crosscheck.results import SiteResult
+from crosscheck.trace import Trace
+from crosscheck.weights.match import Matched
+
+__all__ = ["without_reparametrised"]
+
+PHASES = ("weights", "parameter_gradient")
+
+
+def without_reparametrised(
+    results: Sequence[SiteResult], e: Evidence
+) -> tuple[list[SiteResult], list[str]]:
+    """The results without those of such parameters that differ; and one sentence on each."""
+    left = e.match.unmatched_reference, e.match.unmatched_candidate
+    wrong = [r for r in results if r.phase in PHASES and r.verdict != "agree"]
+    if not wrong or not any(left):
+        return list(results), []
+    shown = _Shown(results, e)
+    doubted = {r.reference for r in wrong}
+    pairs = [m for m in e.match.pairs if not m.more and not m.tied and m.reference.name in doubted]
+    beside = {m.reference.name: p for m in pairs if (p := shown.beside(m, left)) is not None}
+    dropped = {id(r) for r in wrong if r.reference in beside}
+    names = dict.fromkeys(r.reference for r in wrong if r.reference in beside)
+    return [r for r in results if id(r) not in dropped], [
+        f"`{name}`, or its gradient: `{beside[name]}` takes part and has no counterpart; what the "
+        "layers return agrees"
+        for name in names
+    ]
+
+
+class _Shown:
+    """What layers of the two sides were seen to return."""
+
+    def __init__(self, results: Sequence[SiteResult], e: Evidence) -> None:
+        agreeing = [r for r in results if r.kind == "activation" and r.verdict == "agree"]
+        self._theirs = {r.candidate: r.reference for r in agreeing}
+        self._ours = {r.reference: r.candidate for r in agreeing}
+        self._runs = e.free_reference, e.free_candidate
+
+    def beside(
+        self, m: Matched, left: tuple[Sequence[Parameter], Sequence[Parameter]]
+    ) -> str | None:
+        """A parameter without counterpart that takes part in what the layer of one of a pair's
+        parameters returns, by where it lies; None where there is none."""
+        ours, theirs = m.reference.layer, m.candidate.layer
+        sides = (
+            (_returned(self._runs[1], theirs, self._theirs), theirs, left),
+            (_returned(self._runs[0], ours, self._ours), ours, left[::-1]),
+        )
+        return next(
+            (
+                p.name
+                for returned, own, (there, here) in sides
+                if returned
+                for parameters, layers in ((there, returned), (here, {own}))
+                for p in parameters
+                if any(_lies_at(p.layer, layer) for layer in layers)
+            ),
+            None,
+        )
+
+
+def _returned(trace: Trace, layer: str, known: dict[str, str]) -> set[str]:
+    """The layers of the other side that return what a layer does, or what a layer behind it that
+    changes nothing hands on."""
+    side = PreparedTrace.of(trace)
+    if layer not in side.order:
+        return set()
+    if layer in known:
+        return {known[layer]}
+    behind = [s for s in known if s in side.order and side.order[s] > side.order[layer]]
+    alike = [s for s in behind if side.shapes[s] == side.shapes[layer]]
+    return {known[s] for s in repeating(side, layer, alike)}
+
+
+def _lies_at(layer: str, place: str) -> bool:
+    """Whether a layer's path is a site's, or lies below it."""
+    place = place.partition("#")[0]
+    return layer == place or layer.startswith((f"{place}.", f"{place}/"))

@@ -77,6 +77,8 @@ def _fitting(
             continue  # no telling which input it should have been
         if differs and pair.by == "value" and _other_sources(group, other, pairing, candidate):
             continue  # equal outputs: one side does in one layer what the other does in several
+        if differs and _ends_a_layer(pair, other, pairing, candidate):
+            continue
         free.remove(other)
         found += _edges(group, other, layout, pair)
     return found
@@ -238,6 +240,18 @@ def _other_sources(ours: Group, theirs: Group, pairing: Pairing, candidate: Trac
     if partner is not None:
         return partner.candidate != c
     return c in pairing.taken
+
+
+def _ends_a_layer(pair: SitePair, theirs: Group, pairing: Pairing, candidate: Trace) -> bool:
+    """Whether the candidate's site and what it is given both lie within the reference's layer, by
+    their names: the nodes of an ONNX file that are a norm on the other side. The last returns what
+    the layer returns, and is given something else."""
+    source = candidate.info.sources.get(theirs[0], "")
+    names, layer = pairing.candidate.names, pairing.reference.names[pair.reference]
+    return source in names and all(
+        len(names[site]) > len(layer) and names[site][: len(layer)] == layer
+        for site in (source, pair.candidate)
+    )
 
 
 def _edges(ours: Group, theirs: Group, layout: Layout, pair: SitePair) -> list[Edge]:

@@ -21,7 +21,7 @@ from crosscheck.aligning.names import canonical, similarity
 from crosscheck.judging.noise import unit_roundoff
 from crosscheck.weights.expressions import Applied, Reshape, Source
 from crosscheck.weights.held import equal_layout, is_placeholder, tells
-from crosscheck.weights.layouts import transforms
+from crosscheck.weights.layouts import normal_form, transforms
 from crosscheck.weights.match import Matched
 from crosscheck.weights.transform import Transform
 
@@ -96,9 +96,13 @@ def _in_pairs(
 
 
 def _compatible(reference: Parameter, candidate: Parameter) -> bool:
-    """Not a bias for a weight, nor a norm for a convolution, where both sides say what they are."""
+    """Not a bias for a weight, nor a norm for a convolution, where both sides say what they are;
+    nor a layer's outputs for its inputs."""
     roles, kinds = (reference.role, candidate.role), (reference.kind, candidate.kind)
-    return all(a == b or "other" in (a, b) for a, b in (roles, kinds))
+    named = normal_form(reference) is not None and normal_form(candidate) is not None
+    return all(a == b or "other" in (a, b) for a, b in (roles, kinds)) and (
+        not named or bool(transforms(reference, candidate))
+    )
 
 
 def _by_content(parameters: Sequence[Parameter]) -> dict[tuple[object, ...], list[Parameter]]:
@@ -112,6 +116,8 @@ def _by_content(parameters: Sequence[Parameter]) -> dict[tuple[object, ...], lis
 
 
 def _reshaped(reference: Parameter, candidate: Parameter) -> Transform:
+    if normal_form(reference) is not None and normal_form(candidate) is not None:
+        return next(iter(transforms(reference, candidate)), Transform())
     if reference.value.shape == candidate.value.shape:
         return Transform()
     source = Source(reference.name, reference.value.shape)

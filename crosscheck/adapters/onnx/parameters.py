@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -81,6 +81,7 @@ def describe(structure: Structure, value_of: Callable[[str], np.ndarray]) -> tup
     graph = structure.graph
     uses = _uses(structure)
     specs = _specs(graph)
+    named = _named_layers(uses)
     found = []
     for tensor in graph.initializer:
         if tensor.data_type not in _FLOATS or not uses[tensor.name]:
@@ -92,8 +93,22 @@ def describe(structure: Structure, value_of: Callable[[str], np.ndarray]) -> tup
             continue
         first = min(u.node for u in uses[tensor.name])
         parameter = _parameter(structure, tensor, use, value_of(tensor.name), exported=bool(specs))
+        if not specs and not tensor.name.rpartition(".")[0] and use.layer in named:
+            parameter = replace(parameter, layer=named[use.layer])
         found.append((first, parameter))
     return tuple(parameter for _, parameter in sorted(found, key=lambda f: f[0]))
+
+
+def _named_layers(uses: Mapping[str, Sequence[_Use]]) -> dict[int, str]:
+    """Node of a product -> the path that the name of its weight or bias holds. An exporter that
+    transposes a weight gives it a name of its own, and leaves the bias the old one."""
+    paths: defaultdict[int, set[str]] = defaultdict(set)
+    for name, found in uses.items():
+        path = name.rpartition(".")[0]
+        for use in found:
+            if path and use.kind in ("dense", "conv") and use.role in ("weight", "bias"):
+                paths[use.layer].add(path)
+    return {layer: next(iter(known)) for layer, known in paths.items() if len(known) == 1}
 
 
 def anonymous(structure: Structure) -> list[str]:

@@ -11,7 +11,14 @@ import click
 
 from crosscheck import __version__
 from crosscheck.commands.audit import audit
-from crosscheck.commands.common import deliver, failures, parse_inputs, progress, renderings
+from crosscheck.commands.common import (
+    INTERRUPTED,
+    deliver,
+    failures,
+    parse_inputs,
+    progress,
+    renderings,
+)
 from crosscheck.commands.compare import compare
 from crosscheck.commands.doctor import doctor
 from crosscheck.commands.record import record
@@ -27,7 +34,21 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Interruptible(click.Group):
+    """A Ctrl-C has an exit status of its own: click's, 1, reads as a divergence."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("crosscheck: interrupted", err=True)
+            raise SystemExit(INTERRUPTED) from None
+
+
+@click.group(
+    cls=_Interruptible,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="crosscheck")
 def main() -> None:
     """Tell whether a port of a neural network computes the same function as its reference, and if
@@ -38,6 +59,7 @@ def main() -> None:
       0  the two agree, up to rounding
       1  suspect or diverging
       2  could not compare (one line on stderr says why and what to do)
+      130  interrupted (Ctrl-C)
     """
     # TensorFlow writes to stderr from C++ while it loads; the report is not helped by it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

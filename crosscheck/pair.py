@@ -136,6 +136,11 @@ class Pair:
         alter: Callable[[Any], Any] | None,
     ) -> tuple[tuple[Any, Any, Any], dict[str, Any]]:
         """Reference, candidate and inputs, and the other arguments of `crosscheck.check`."""
+        if not self.candidates():
+            raise InvalidArgument(
+                f"pair `{self.name}` has no candidates.\n"
+                "  Fix: candidate={name: model}, or a model"
+            )
         name = candidate or self.candidates()[0]
         if name not in self.candidates():
             raise InvalidArgument(

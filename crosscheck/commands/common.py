@@ -16,9 +16,9 @@ from crosscheck.errors import CrosscheckError, InvalidArgument
 if TYPE_CHECKING:
     from crosscheck.results import Report
 
-__all__ = ["deliver", "failures", "parse_inputs", "progress", "renderings", "show"]
+__all__ = ["INTERRUPTED", "deliver", "failures", "parse_inputs", "progress", "renderings", "show"]
 
-AGREE, DIFFER, NOT_COMPARED = 0, 1, 2
+AGREE, DIFFER, NOT_COMPARED, INTERRUPTED = 0, 1, 2, 130
 
 
 def parse_inputs(texts: tuple[str, ...]) -> dict[str, str]:
@@ -73,8 +73,6 @@ def write(
     """The files that were asked for; ``-`` is none."""
     from crosscheck.report.write import write_atomically
 
-    if json_path == "-" == markdown_path:
-        raise InvalidArgument("--json - and --markdown -: stdout holds one; give a file for one")
     if json_path not in (None, "-"):
         report.save_json(json_path)
     if html_path is not None:
@@ -107,6 +105,18 @@ def deliver(
     if not shown:
         report = report.with_command(command_line())
     with failures():
+        if json_path == "-" == markdown_path:
+            raise InvalidArgument(
+                "--json - and --markdown -: stdout holds one; give a file for one"
+            )
+    # Shown first: a file that cannot be written does not take the report with it.
+    if markdown_path == "-":
+        from crosscheck.report.markdown import render
+
+        click.echo(render(report), nl=False)
+    else:
+        show(report, json_path, verbose=verbose)
+    with failures():
         write(
             report,
             json_path=json_path,
@@ -114,12 +124,6 @@ def deliver(
             markdown_path=markdown_path,
             junit_path=junit_path,
         )
-    if markdown_path == "-":
-        from crosscheck.report.markdown import render
-
-        click.echo(render(report), nl=False)
-    else:
-        show(report, json_path, verbose=verbose)
     raise SystemExit(AGREE if shown or report.verdict == "agree" else DIFFER)
 
 

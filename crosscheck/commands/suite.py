@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["suite"]
 
-INTERRUPTED = 130
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -179,7 +178,7 @@ def suite(
     """
     from crosscheck.suite.run import run_suite
 
-    with _interruptible(), failures():
+    with failures():
         written = [path for path in (json_path, junit_path) if path is not None and path != "-"]
         _require_places(written, html_path, options["resume"])
         wanted = _wanted(paths, _seeds(given, seeds), html_path, options)
@@ -268,17 +267,6 @@ def _seeds(given: tuple[int, ...], count: int | None) -> tuple[int, ...]:
     if given and count is not None:
         raise InvalidArgument("give --seed or --seeds, not both")
     return tuple(dict.fromkeys(given)) or tuple(range(count or 1))
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """A Ctrl-C that comes before or after the jobs: click's own exit status, 1, means another
-    thing."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo("crosscheck: interrupted", err=True)
-        raise SystemExit(INTERRUPTED) from None
 
 
 @contextmanager

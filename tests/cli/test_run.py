@@ -83,6 +83,23 @@ def test_where_a_file_cannot_be_written(crosscheck: Any, folder: Path) -> None:
     assert (folder / "a" / "new" / "folder" / "r.json").is_file()
     result = crosscheck("run", "port", "--json", "net.py/r.json")
     assert result.exit_code == 2 and "net.py" in result.stderr.splitlines()[-1]
+    assert result.stdout.startswith("agree")  # the check may have taken an hour
+
+
+def test_ctrl_c_does_not_read_as_a_divergence(crosscheck: Any, folder: Path) -> None:
+    (folder / "stopped.py").write_text("def build():\n    raise KeyboardInterrupt\n")
+    result = crosscheck("run", *FILES, "stopped.py:build", *X, "-q")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr == "crosscheck: interrupted\n"
+
+
+def test_a_pair_without_candidates(crosscheck: Any, folder: Path) -> None:
+    text = (folder / "port" / "pair.py").read_text()
+    start, end = text.index("candidate={"), text.index("inputs=")
+    (folder / "none.py").write_text(f"{text[:start]}candidate={{}}, {text[end:]}")
+    result = crosscheck("run", "none.py", "-q")
+    assert result.exit_code == 2
+    assert "pair `none` has no candidates" in one_line(result.stderr)
 
 
 def test_two_files(crosscheck: Any) -> None:

@@ -16,7 +16,7 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 from types import MappingProxyType
 
-__all__ = ["abbreviated", "canonical", "similarity"]
+__all__ = ["abbreviated", "canonical", "ends_in", "similarity"]
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _PART = re.compile(r"[^./:#]+")
@@ -121,12 +121,19 @@ def similarity(a: Tokens, b: Tokens) -> float:
 
 
 def abbreviated(a: Tokens, b: Tokens) -> bool:
-    """Whether one path has two words or more, all of them the other's (``o1`` for
-    ``layers.1.attn.o``), or one that the other one ends in (``mlp`` for ``layers.1.mlp``)."""
+    """Whether one path has two words or more, all of them the other's: ``o1`` for
+    ``layers.1.attn.o``."""
     short, long = sorted((a, b), key=len)
-    if len(short) == 1:
-        return short == long[-1:] and not _is_number(short[0])
-    return bool(short) and not Counter(short) - Counter(long)
+    return len(short) > 1 and not Counter(short) - Counter(long)
+
+
+def ends_in(a: str, b: str) -> bool:
+    """Whether one path is a single word, and all of the last part of the other: ``mlp`` for
+    ``layers.1.mlp`` (``embeddings`` not for ``token_embeddings``)."""
+    short, long = sorted(([_meant(words) for _, words in _components(p)] for p in (a, b)), key=len)
+    return (
+        len(short) == 1 and len(short[0]) == 1 and short == long[-1:] and not short[0][0].isdigit()
+    )
 
 
 @lru_cache(maxsize=1 << 16)

@@ -25,7 +25,7 @@ from crosscheck.aligning.distances import noticed
 from crosscheck.aligning.edges import edges_of
 from crosscheck.aligning.fingerprints import repeating
 from crosscheck.aligning.layout import SAME, Layout
-from crosscheck.aligning.names import abbreviated, similarity
+from crosscheck.aligning.names import abbreviated, ends_in, similarity
 from crosscheck.aligning.pairing import Pairing
 from crosscheck.aligning.stretches import (
     Anchors,
@@ -391,7 +391,7 @@ class Refiner:
                     continue
                 names = p.reference.names[r], p.candidate.names[c]
                 name = similarity(*names)
-                if abbreviated(*names):
+                if abbreviated(*names) or ends_in(r, c):
                     name = max(name, 0.6 + 0.4 * name)
                 alike = p.reference.kind(r) == p.candidate.kind(c) or name >= 0.6
                 if alike and not known.as_another(r, c):

@@ -10,7 +10,7 @@ import pytest
 
 from crosscheck.adapters.base import Parameter
 from crosscheck.aligning.assignment import best_monotone
-from crosscheck.aligning.names import abbreviated, canonical, similarity
+from crosscheck.aligning.names import abbreviated, canonical, ends_in, similarity
 from crosscheck.errors import CannotCompare
 from crosscheck.weights import Match, Transform, match_parameters
 
@@ -300,9 +300,7 @@ def test_numbers_are_ranks(ours: list[str], theirs: list[str]) -> None:
     ("short", "long", "expected"),
     [
         ("o1", "layers.1.attn.o", True),
-        ("mlp", "layers.1.mlp", True),
-        ("mlp", "layers.1.mlp.up", False),
-        ("1", "layers.1", False),
+        ("o", "layers.1.attn.o", False),
         ("", "layers.1", False),
     ],
 )
@@ -310,6 +308,21 @@ def test_abbreviations(short: str, long: str, expected: bool) -> None:
     words = {path: canonical([path])[path] for path in (short, long)}
     assert abbreviated(words[short], words[long]) is expected
     assert abbreviated(words[long], words[short]) is expected
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "expected"),
+    [
+        ("mlp", "layers.1.mlp", True),
+        ("dense", "layers.1.fc", True),
+        ("mlp", "layers.1.mlp.up", False),
+        ("embeddings", "bert/token_type_embeddings", False),
+        ("1", "layers.1", False),
+        ("", "layers.1", False),
+    ],
+)
+def test_last_parts(short: str, long: str, expected: bool) -> None:
+    assert ends_in(short, long) is ends_in(long, short) is expected
 
 
 def test_words() -> None:

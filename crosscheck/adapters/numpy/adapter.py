@@ -69,7 +69,8 @@ class _NumpySession(Session):
         array = shown(value)
         replacement = self.observe(site, kind, array)
         if replacement is not None and not (kind == "input" and equal(replacement, array)):
-            return like(replacement, value)
+            # A copy: a layer may overwrite what it is given, and this is the other side's record.
+            return like(replacement, value) if is_on_device(value) else np.array(replacement)
         return value
 
     def tap(self, name: str, value: Any) -> Any:
@@ -305,7 +306,7 @@ class NumpyAdapter(Adapter):
         floats = [(site, value) for site, value in layers.outputs if is_float(value)]
         wanted = cotangents({site: to_host(value) for site, value in layers.outputs})
         arriving = [
-            like(np.asarray(wanted[s], v.dtype) if s in wanted else np.zeros(v.shape, v.dtype), v)
+            like(np.array(wanted[s], v.dtype) if s in wanted else np.zeros(v.shape, v.dtype), v)
             for s, v in floats
         ]
         float_inputs = [n for n, v in tapped.items() if is_float(v)]

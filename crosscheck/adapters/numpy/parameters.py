@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -179,15 +179,30 @@ def _put(owner: Any, key: str, value: np.ndarray) -> None:
 
 
 def find_slots(layers: Mapping[str, Any]) -> list[Slot]:
-    """The parameters of all layers, in order; an array shared by two layers is listed once."""
-    found: list[Slot] = []
-    seen: set[int] = set()
+    """The parameters of all layers, in order; an array held in several places is listed once."""
+    found: dict[int, list[Slot]] = {}
     for path, layer in layers.items():
         for slot in _slots_of(path, layer):
-            if id(slot.get()) not in seen:
-                seen.add(id(slot.get()))
-                found.append(slot)
-    return found
+            found.setdefault(id(slot.get()), []).append(slot)
+    return [_shared(slots) for slots in found.values()]
+
+
+def _shared(slots: list[Slot]) -> Slot:
+    """One parameter that is held in each of these places: the first names it, all are written.
+
+    A net may keep its arrays in a dict and give them to layers, which keep the gradients. Of more
+    than two places several may hold a share of the gradient: there only the first's own is taken.
+    """
+    first, *others = slots
+    if not others:
+        return first
+
+    def put(value: np.ndarray) -> None:
+        for slot in slots:
+            slot.set(value)
+
+    beside = others[0].gradients if len(others) == 1 else ()
+    return replace(first, set=put, gradients=first.gradients + beside)
 
 
 def _slots_of(path: str, layer: Any) -> Iterator[Slot]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from crosscheck.aligning.alignment import Alignment
 from crosscheck.compare import equal
 from crosscheck.comparisons import buffer_items, weight_items
 from crosscheck.cotangents import CandidateCotangents
-from crosscheck.errors import CannotCompare, SideFailed
+from crosscheck.errors import CannotCompare, SideFailed, capped
 from crosscheck.judging.evidence import Evidence, Judged
 from crosscheck.judging.parts import NotCleared, of_part, require_cleared
 from crosscheck.judging.settle import settle
@@ -76,10 +77,28 @@ def transfer(
     match = match_in_order(reference, candidate, calls, given=given, held=weights == "keep")
     if weights == "keep":
         return settle_by_values(match, {p.name: p.value for p in candidate.parameters()})
-    match.require_complete()
+    try:
+        match.require_complete()
+    except CannotCompare as error:
+        raise CannotCompare(f"{error}{_overlooked_text(match, candidate)}") from None
     match = settle_match(match, trial)
     load(match, candidate)
     return match
+
+
+def _overlooked_text(match: Match, candidate: Adapter) -> str:
+    """Which arrays of the candidate may be the parameters that it lacks; empty for none."""
+    lacking = {p.value.size for p in match.unmatched_reference}
+    if not lacking:
+        return ""
+    held = [n for n, shape in candidate.overlooked().items() if math.prod(shape) in lacking]
+    if not held:
+        return ""
+    return (
+        f"\n  The candidate also holds arrays that are not taken for parameters: {capped(held)}.\n"
+        "  Fix: are they its parameters? Give them in a dict `params` of an object with `forward` "
+        "(gradients in `grads`), or under usual names"
+    )
 
 
 def load(match: Match, candidate: Adapter) -> None:

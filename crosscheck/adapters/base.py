@@ -174,6 +174,10 @@ class Adapter(abc.ABC):
     def parameters(self) -> tuple[Parameter, ...]:
         """Parameters and buffers in definition order; a shared one once, under its first name."""
 
+    def overlooked(self) -> Mapping[str, tuple[int, ...]]:
+        """path -> shape of arrays that the model holds, but that are not taken for parameters."""
+        return {}
+
     @abc.abstractmethod
     def load(self, values: Mapping[str, np.ndarray]) -> None:
         """Write parameters by name, in place, cast to their own dtypes.

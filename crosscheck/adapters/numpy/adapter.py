@@ -28,6 +28,7 @@ from crosscheck.adapters.base import (
 )
 from crosscheck.adapters.numpy.arrays import is_on_device, like, shown, to_host
 from crosscheck.adapters.numpy.layers import FunctionNet, LayerList, discover, is_layer
+from crosscheck.adapters.numpy.overlooked import overlooked
 from crosscheck.adapters.numpy.parameters import find_slots, gradients_of
 from crosscheck.adapters.numpy.state import install, left_as_found
 from crosscheck.arrays import is_float
@@ -210,6 +211,9 @@ class NumpyAdapter(Adapter):
 
     def parameters(self) -> tuple[Parameter, ...]:
         return tuple(slot.parameter() for slot in self._slots)
+
+    def overlooked(self) -> dict[str, tuple[int, ...]]:
+        return overlooked(self.model, self._slots)
 
     def load(self, values: Mapping[str, np.ndarray]) -> None:
         slots = {slot.name: slot for slot in self._slots}

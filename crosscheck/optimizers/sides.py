@@ -186,6 +186,15 @@ def _originals(module: Any, adapter: Adapter) -> dict[str, Any]:
     return found
 
 
+def _made_for(factory: Callable[[Any], Any], model: Any) -> Any:
+    """What the function makes of the model's own parameters, to read its rule; None without."""
+    trained = [] if model is None else [p for p in model.parameters() if p.requires_grad]
+    try:
+        return factory(trained) if trained else None
+    except Exception:  # the caller's code: reported where it makes the optimizer that steps
+        return None
+
+
 def _native(key: str, given: Any, adapter: Adapter, factory: bool = False) -> SideOptimizer:
     module = import_module(_OWN[key])
     device = adapter.device
@@ -193,7 +202,7 @@ def _native(key: str, given: Any, adapter: Adapter, factory: bool = False) -> Si
     if key == "torch":
         model = getattr(adapter, "model", None) if adapter.framework == "torch" else None
         make = module.made(given) if factory else module.given(given, model)
-        rule = None if factory else module.rule_of(given, model)
+        rule = module.rule_of(_made_for(given, model) if factory else given, model)
 
         def start(wide: bool) -> Stepper:
             return module.TorchStepper(make, device=device, wide=wide)  # type: ignore[no-any-return]

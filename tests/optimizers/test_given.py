@@ -129,6 +129,23 @@ def test_forms(form: Any) -> None:
     assert agrees(run(model, Mlp(), {"reference": form, "candidate": "sgd(0.1)"}))
 
 
+@pytest.mark.parametrize(
+    "form",
+    [functools.partial(torch.optim.Adam, lr=0.1), lambda params: torch.optim.Adam(params, 0.1)],
+)
+def test_the_rule_of_what_a_function_makes_is_known(form: Any) -> None:
+    report = run(Mlp(), Mlp(), (form, "adam(lr=0.1, eps=1e-3)"))
+    assert [c.statement for c in report.divergences[0].causes] == ["eps 0.001 instead of 1e-08"]
+
+
+def test_a_function_that_raises_is_told_as_such() -> None:
+    def raising(params: Any) -> Any:
+        raise RuntimeError("no optimizer today")
+
+    with pytest.raises(SideFailed, match="no optimizer today"):
+        run(Mlp(), Mlp(), (raising, "adam(lr=0.1)"))
+
+
 def test_a_pytorch_optimizer_and_its_scheduler_are_left_alone() -> None:
     model, other = Mlp(), Mlp()
     own = torch.optim.Adam(model.parameters(), 1e-3)

@@ -106,7 +106,8 @@ class Session:
 
     Attributes:
         layers: site -> name of the layer's type (``"Linear"``), for the report and alignment.
-        sources: site of an input -> site of the activation that it is (the same object).
+        sources: site of an input -> site of the activation that it is (the same object, which
+            nobody has written to since).
         unobservable: (kind, site) whose cotangent the framework cannot show (values overwritten
             in place behind a view); they are left out of the comparison and listed.
     """
@@ -124,7 +125,7 @@ class Session:
         self.unobservable: set[tuple[Kind, str]] = set()
         self._calls: Counter[str] = Counter()
         self._stack: list[str] = []
-        self._producers: dict[int, tuple[weakref.ref[Any], str]] = {}
+        self._producers: dict[int, tuple[weakref.ref[Any], str, Any]] = {}
         self._awaiting: dict[tuple[Kind, str], tuple[tuple[int, ...], np.dtype]] = {}
 
     # -- one run -----------------------------------------------------------------------------
@@ -210,17 +211,24 @@ class Session:
         for (kind, site), (shape, dtype) in list(self._awaiting.items()):
             self.observe(site, kind, np.zeros(shape, dtype))
 
+    def content(self, value: Any) -> Any:
+        """What is another one when somebody has written to ``value``; where nobody can, nothing."""
+        return None
+
     def produced(self, value: Any, site: str) -> None:
         """Remember that the object ``value`` is the activation at ``site``."""
         try:
-            self._producers[id(value)] = (weakref.ref(value), site)
+            known = weakref.ref(value)
         except TypeError:  # a type without weak references is not followed
             return
+        self._producers[id(value)] = (known, site, self.content(value))
 
     def producer(self, value: Any) -> str | None:
-        """The site whose activation this very object is, or None."""
+        """The site whose activation this very object still is, or None."""
         known = self._producers.get(id(value))
-        return known[1] if known is not None and known[0]() is value else None
+        if known is None or known[0]() is not value or known[2] != self.content(value):
+            return None
+        return known[1]
 
     # -- the public taps ---------------------------------------------------------------------
 

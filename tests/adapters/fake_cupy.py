@@ -53,6 +53,9 @@ class FakeArray(NDArrayOperatorsMixin):
     def __len__(self) -> int:
         return len(self._held)
 
+    def __int__(self) -> int:
+        return int(self._held)
+
 
 def _forward(name: str) -> Any:
     def method(self: FakeArray, *args: Any, **kwargs: Any) -> Any:
@@ -61,7 +64,11 @@ def _forward(name: str) -> Any:
     return method
 
 
-for _name in ("astype", "copy", "max", "mean", "min", "reshape", "sum", "transpose", "var", "any"):
+_FORWARDED = (
+    *("any", "astype", "copy", "max", "mean", "min", "ravel", "reshape", "sum", "tobytes"),
+    *("transpose", "var", "view"),
+)
+for _name in _FORWARDED:
     setattr(FakeArray, _name, _forward(_name))
 
 

@@ -26,7 +26,7 @@ from crosscheck.adapters.base import (
     guarded,
     input_site,
 )
-from crosscheck.adapters.numpy.arrays import is_on_device, like, shown, to_host
+from crosscheck.adapters.numpy.arrays import content, is_on_device, like, shown, to_host
 from crosscheck.adapters.numpy.layers import FunctionNet, LayerList, discover, is_layer
 from crosscheck.adapters.numpy.overlooked import overlooked
 from crosscheck.adapters.numpy.parameters import find_slots, gradients_of
@@ -70,9 +70,11 @@ class _NumpySession(Session):
         array = shown(value)
         replacement = self.observe(site, kind, array)
         if replacement is not None and not (kind == "input" and equal(replacement, array)):
-            # A copy: a layer may overwrite what it is given, and this is the other side's record.
-            return like(replacement, value) if is_on_device(value) else np.array(replacement)
+            return like(replacement, value)
         return value
+
+    def content(self, value: Any) -> Any:
+        return content(value)
 
     def tap(self, name: str, value: Any) -> Any:
         path = self._scoped(name)
@@ -273,7 +275,7 @@ class NumpyAdapter(Adapter):
         for slot in self._slots:
             own = slot.get()
             value = to_host(overrides.get(slot.name, own))
-            slot.set(like(np.array(value, dtype=np.float64 if float64 else own.dtype), own))
+            slot.set(like(np.asarray(value, np.float64 if float64 else own.dtype), own))
         if callable(getattr(self.model, "zero_grad", None)):
             self.model.zero_grad()
         for slot in self._slots:
@@ -310,7 +312,7 @@ class NumpyAdapter(Adapter):
         floats = [(site, value) for site, value in layers.outputs if is_float(value)]
         wanted = cotangents({site: to_host(value) for site, value in layers.outputs})
         arriving = [
-            like(np.array(wanted[s], v.dtype) if s in wanted else np.zeros(v.shape, v.dtype), v)
+            like(np.asarray(wanted[s], v.dtype) if s in wanted else np.zeros(v.shape, v.dtype), v)
             for s, v in floats
         ]
         float_inputs = [n for n, v in tapped.items() if is_float(v)]

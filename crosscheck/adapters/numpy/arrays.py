@@ -12,7 +12,11 @@ import numpy as np
 
 from crosscheck.kernels.on_device import DeviceArray, lent
 
-__all__ = ["cupy_module", "is_array", "is_on_device", "like", "shown", "to_host"]
+__all__ = ["content", "cupy_module", "is_array", "is_on_device", "like", "shown", "to_host"]
+
+EXACT = 4096
+"""Bytes of an array up to which its content is told by all of them."""
+SAMPLE = 64
 
 
 def cupy_module() -> Any:
@@ -39,6 +43,20 @@ def to_host(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
+def content(value: Any) -> Any:
+    """What is another one when somebody has written to an array: its bytes; of a large one their
+    sum as 64-bit words, and a few of them, since in another order they have the same sum. None
+    where that is not known (arrays of objects)."""
+    if value.dtype.hasobject:
+        return None
+    flat = value.ravel().view(np.uint8)
+    if flat.size <= EXACT:
+        return flat.tobytes()
+    whole = flat.size - flat.size % 8
+    total = int(flat[:whole].view(np.uint64).sum())
+    return total, flat[whole:].tobytes(), flat[:: flat.size // SAMPLE].tobytes()
+
+
 def shown(value: Any) -> np.ndarray:
     """What observers are shown of an array: it, or what stands for it on a device."""
     if not is_on_device(value):
@@ -50,9 +68,10 @@ def shown(value: Any) -> np.ndarray:
 
 
 def like(array: np.ndarray, other: Any) -> Any:
-    """``array`` where ``other`` lies: itself on the host, a copy on the device."""
+    """A copy of ``array`` where ``other`` lies: a net may write to what it is given, and this may
+    be the other side's record."""
     if not is_on_device(other):
-        return array
+        return np.array(array)
     cupy = cupy_module()
     if isinstance(array, DeviceArray):
         made = cupy.array(cupy.from_dlpack(array.tensor), copy=True, order="C")

@@ -186,6 +186,9 @@ class TorchSession(Session):
             self._watch(site, kind, value)
         return value
 
+    def content(self, value: torch.Tensor) -> int:
+        return value._version
+
     def tap(self, name: str, value: Any) -> Any:
         if not self.replaying:
             return super().tap(name, value)

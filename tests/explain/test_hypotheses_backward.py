@@ -64,7 +64,7 @@ def test_a_detached_consumer() -> None:
         return evidence("backward", a + b, a, kind="cotangent", nearby=sent)
 
     found = causes(at(1), lambda: at(2))  # type: ignore[arg-type, return-value]
-    assert told(found) == ["`attn` for `attn` + `mlp`"]
+    assert told(found) == ["what `attn` sends back, for that of `attn` + `mlp`"]
 
 
 def test_parameter_gradients() -> None:

@@ -76,11 +76,16 @@ main.add_command(weights)
 
 @main.command()
 @click.argument("pair", required=False, type=click.Path(path_type=Path))
-@click.option("--reference", metavar="FILE.py:NAME", help="The reference model, without a PAIR.")
+@click.option(
+    "--reference",
+    metavar="FILE.py:NAME",
+    help="The reference model, without a PAIR; FILE.py:NAME or an .onnx file.",
+)
 @click.option(
     "--candidate",
     metavar="NAME",
-    help="Which candidate of the PAIR (default: its first); without a PAIR, FILE.py:NAME.",
+    help="Which candidate of the PAIR (default: its first); without a PAIR, FILE.py:NAME or an "
+    ".onnx file.",
 )
 @click.option(
     "--input",
@@ -164,6 +169,7 @@ def run(
     Examples:
       crosscheck run models/cnn --candidate keras
       crosscheck run --reference net.py:Net --candidate port.py:build --input x=float32[2,3,33,47]
+      crosscheck run --reference net.py:Net --candidate net.onnx --input x=float32[2,3,33,47]
       crosscheck run models/gpt --seed 7 --json report.json --html report.html
     """
     with failures(html_path), progress(quiet) as say:
@@ -202,8 +208,8 @@ def _pair(
         return loaded, candidate
     if not reference or not candidate or not inputs:
         raise InvalidArgument(
-            "give a PAIR, or all of --reference FILE.py:NAME, --candidate FILE.py:NAME and "
-            "--input NAME=SPEC"
+            "give a PAIR, or all of --reference FILE.py:NAME, --candidate FILE.py:NAME (or .onnx "
+            "files) and --input NAME=SPEC"
         )
     say(f"load {reference} and {candidate}")
     whole = Pair(

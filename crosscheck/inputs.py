@@ -236,9 +236,14 @@ def make_inputs(inputs: Any, *, seed: int) -> dict[str, np.ndarray]:
 
 def _one(name: str, value: Any, seed: int) -> np.ndarray:
     if isinstance(value, str):
-        return draw(parse_spec(value, name=name), seed=seed, name=name)
+        value = parse_spec(value, name=name)
     if isinstance(value, Spec):
-        return draw(value, seed=seed, name=name)
+        try:
+            return draw(value, seed=seed, name=name)
+        except MemoryError as error:
+            raise InvalidArgument(
+                f"input `{name}`: {value.dtype}{list(value.shape)} does not fit into memory"
+            ) from error
     if value is None:
         raise InvalidArgument(f"input `{name}` is None: give an array or a spec, {_EXAMPLES}")
     if hasattr(value, "detach"):  # a PyTorch tensor, possibly one that requires a gradient

@@ -247,14 +247,21 @@ def load_pair(path: str | Path) -> Pair:
 
 
 def load_model(text: str) -> Any:
-    """Load ``FILE.py:NAME``: a model, a class or a function that makes one.
+    """Load ``FILE.py:NAME``: a model, a class or a function that makes one; of the path of an .onnx
+    file, that.
 
     Raises:
         InvalidArgument: the text has another form, or the file or name does not exist.
     """
+    if text.lower().endswith(".onnx"):
+        if not Path(text).is_file():
+            raise InvalidArgument(f"there is no file {text}")
+        return text
     path, separator, name = text.rpartition(":")
     if not separator or not path or not name:
-        raise InvalidArgument(f"{text!r}: write FILE.py:NAME, for example net.py:build")
+        raise InvalidArgument(
+            f"{text!r}: write FILE.py:NAME, for example net.py:build, or give an .onnx file"
+        )
     file = Path(path)
     if not file.is_file():
         raise InvalidArgument(f"{text!r}: there is no file {path}")

@@ -119,7 +119,7 @@ def _subject(model: str, options: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
     from crosscheck.auditing.pairs import of_pair
     from crosscheck.pair import load_model, load_pair, make
 
-    if ".py:" in model:
+    if ".py:" in model or model.lower().endswith(".onnx"):
         if options["candidate"]:
             raise InvalidArgument("--candidate names one of a PAIR; give a PAIR, or leave it out")
         if not options["inputs"]:

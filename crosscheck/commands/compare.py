@@ -88,9 +88,9 @@ def side(text: str) -> Any:
     """
     from crosscheck.pair import load_model
 
-    if is_trace(text) or text.lower().endswith(".onnx"):
+    if is_trace(text):
         return text
-    if ".py:" in text:
+    if ".py:" in text or text.lower().endswith(".onnx"):
         return load_model(text)
     raise InvalidArgument(
         f"{text}: give a trace (.safetensors, as `crosscheck record` writes), FILE.py:NAME or an "

@@ -126,9 +126,7 @@ def _loaded(model: str, seed: int) -> tuple[Any, Any]:
     """What MODEL names, and the inputs that it brings: those of a pair, or None."""
     from crosscheck.pair import load_model, load_pair, make
 
-    if model.lower().endswith(".onnx"):
-        return model, None
-    if ".py:" in model:
+    if ".py:" in model or model.lower().endswith(".onnx"):
         return load_model(model), None
     pair = load_pair(model)
     return make(pair.reference), pair.inputs(seed) if callable(pair.inputs) else pair.inputs

@@ -109,13 +109,13 @@ def _sides(
     models: tuple[str, ...], candidate: str | None, texts: tuple[str, ...], seed: int
 ) -> tuple[Any, Any, Any, Any, Mapping[str, Any]]:
     """(reference, candidate, inputs, candidate's inputs, what the pair's own map says)."""
-    from crosscheck.pair import load_pair, loading, make
+    from crosscheck.pair import load_model, load_pair, loading, make
 
     if len(models) == 2:
         if candidate:
             raise InvalidArgument("--candidate belongs to a PAIR; give REF CAND without it")
         inputs = parse_inputs(texts) if texts else None
-        return _model(models[0]), _model(models[1]), inputs, None, {}
+        return load_model(models[0]), load_model(models[1]), inputs, None, {}
     if len(models) != 1:
         raise InvalidArgument(f"give REF and CAND, or one PAIR; got {len(models)} arguments")
     if texts:
@@ -137,9 +137,3 @@ def _sides(
         inputs = pair.inputs(seed) if callable(pair.inputs) else pair.inputs
         own_map = given if isinstance(given, Mapping) else {}
         return make(pair.reference), make(chosen), inputs, theirs, own_map
-
-
-def _model(text: str) -> Any:
-    from crosscheck.pair import load_model
-
-    return text if text.lower().endswith(".onnx") else load_model(text)

@@ -261,7 +261,11 @@ class _Work:
         file = directory / "reproduce.py"
         wanted = relative(*cut.compared())
         for reference, candidate in self._builds(cut):
-            write_script(file, cut, reference, candidate, self._title(cut, wanted))
+            try:
+                write_script(file, cut, reference, candidate, self._title(cut, wanted))
+            except OSError as error:  # what was found so far stands all the same
+                self.limits.append(f"script: cannot write {file}: {error.strerror or error}")
+                return None, None
             shown = run_script(file)
             if isinstance(shown, float) and wanted / NEAR <= shown <= wanted * NEAR:
                 if candidate is not None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 FILES = ("--reference", "net.py:build", "--candidate")
@@ -214,3 +215,39 @@ def test_help_teaches(crosscheck: Any) -> None:
     ):
         assert phrase in text
     assert crosscheck("--version").stdout.startswith("crosscheck")
+
+
+@pytest.mark.parametrize(("activation", "status"), [("Relu", 0), ("Tanh", 1)])
+def test_onnx_files(crosscheck: Any, folder: Path, activation: str, status: int) -> None:
+    onnx = pytest.importorskip("onnx")
+    made = onnx.helper
+    for name, kind in (("ours", "Relu"), ("theirs", activation)):
+        weights = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+        graph = made.make_graph(
+            [made.make_node("MatMul", ["x", "w"], ["h"]), made.make_node(kind, ["h"], ["y"])],
+            "net",
+            [made.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [5, 6])],
+            [made.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [5, 3])],
+            [onnx.numpy_helper.from_array(weights, "w")],
+        )
+        opset = [made.make_opsetid("", 18)]
+        onnx.save(
+            made.make_model(graph, opset_imports=opset, ir_version=10), folder / f"{name}.onnx"
+        )
+    result = crosscheck("run", "--reference", "ours.onnx", "--candidate", "theirs.onnx", *X, "-q")
+    assert result.exit_code == status, result.output
+    assert result.stdout.startswith("agree" if status == 0 else "diverge")
+
+
+def test_a_missing_onnx_file_is_told(crosscheck: Any) -> None:
+    result = crosscheck("run", *FILES, "missing.onnx", *X)
+    assert result.exit_code == 2
+    assert one_line(result.stderr) == "crosscheck: InvalidArgument: there is no file missing.onnx"
+
+
+def test_an_input_that_no_memory_holds(crosscheck: Any) -> None:
+    huge = "x=float32[99999999,99999999]"
+    result = crosscheck("run", *FILES, "net.py:build", "--input", huge, "-q")
+    assert result.exit_code == 2
+    expected = "input `x`: float32[99999999, 99999999] does not fit into memory"
+    assert one_line(result.stderr) == f"crosscheck: InvalidArgument: {expected}"

@@ -62,6 +62,14 @@ def test_a_layer_by_hand(tmp_path: Path, capsys: Any) -> None:
     assert f"relative difference {shrunk.difference:.6e}, largest" in capsys.readouterr().out
 
 
+def test_where_no_script_can_be_written_the_rest_stands(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    shrunk = shrink(tmp_path / "file", Mlp(), stack(LN(8, eps=1e-3)))
+    assert shrunk.script is None
+    assert shrunk.steps == ("input `x`: [5, 6] -> [1, 6]",)
+    assert "script: cannot write" in str(shrunk)
+
+
 def test_blocks_and_stock_layers(tmp_path: Path) -> None:
     reference, candidate = Residual(), Residual()
     candidate.blocks[1].act = nn.GELU("tanh")

@@ -25,6 +25,7 @@ import numpy as np
 from crosscheck.aligning.alignment import Alignment
 from crosscheck.arrays import is_float
 from crosscheck.errors import capped
+from crosscheck.locating.gradients import layer_of, wrong_from
 from crosscheck.locating.severed import ancestors, is_cut_before, is_silent, released
 from crosscheck.locating.surroundings import MOST_NAMED, Passages, Surroundings
 from crosscheck.results import Divergence, SiteResult
@@ -61,11 +62,12 @@ class Locator:
         """The divergences (and suspects) among ``results``, which are in execution order."""
         found = []
         last_good: dict[str, str] = {}
+        gradients = [r for r in results if r.phase == "parameter_gradient"]
         for result in results:
             if result.verdict == "agree":
                 last_good[result.phase] = _place(result)
                 continue
-            blame = self._blame(result)
+            blame = self._blame(result, gradients)
             found.append(
                 Divergence(
                     phase=result.phase,
@@ -83,13 +85,13 @@ class Locator:
             )
         return tuple(found)
 
-    def _blame(self, result: SiteResult) -> _Blame:
+    def _blame(self, result: SiteResult, gradients: Sequence[SiteResult]) -> _Blame:
         if result.aligned_by == "loss":
             return _loss(result)
         if result.phase == "forward" and result.kind == "input":
             return self._glue_forward(result)
         if result.phase == "backward" and result.kind == "cotangent":
-            return self._glue_backward(result)
+            return self._glue_backward(result, gradients)
         reference, candidate = result.reference, result.candidate
         if result.phase == "forward":
             return self._output(result)
@@ -184,7 +186,7 @@ class Locator:
         a, b = (np.sort(v.ravel().astype(np.float64)) for v in (ours, theirs))
         return bool(np.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True))
 
-    def _glue_backward(self, result: SiteResult) -> _Blame:
+    def _glue_backward(self, result: SiteResult, gradients: Sequence[SiteResult]) -> _Blame:
         """The summed cotangent is wrong, though every aligned consumer's own is right."""
         sites = self._passages.returned(result.reference, result.candidate)
         result = replace(result, reference=sites[0], candidate=sites[1])
@@ -207,6 +209,11 @@ class Locator:
                 f"{len(several)} sites without partner: the error may be in any, or between them",
                 tuple(several[:MOST_NAMED]),
             )
+        if ours and not theirs:
+            place = self._around.orders["reference"].place
+            stretch = wrong_from(gradients, place, self._around.aligned("reference"), ours)
+            if stretch is not None:
+                return self._before(result, *stretch)
         if reference or candidate:
             text = "the layer that sends it shows none of its own to compare"
             if len(ours) > 1 and not theirs:
@@ -224,6 +231,18 @@ class Locator:
             self._around.consumer_scope(self.reference, result.reference),
             self._around.consumer_scope(self.candidate, result.candidate),
             text,
+        )
+
+    def _before(self, result: SiteResult, right: SiteResult | None, wrong: SiteResult) -> _Blame:
+        """The candidate shows no cotangent on the way; its gradients tell how far back it goes."""
+        calls = [layer_of(one.reference) for one in (right, wrong) if one is not None]
+        until = "the output" if right is None else f"the gradient of `{right.candidate}`"
+        return _Blame(
+            self._around.scope_of(self.reference, calls),
+            self._around.consumer_scope(self.candidate, result.candidate),
+            f"the cotangent that arrives at `{result.candidate}` is wrong, and so is the gradient "
+            f"of `{wrong.candidate}` before it: the error is in the backward code between {until}, "
+            "which is right, and that",
         )
 
     def _cut(self, result: SiteResult) -> _Blame:

@@ -15,6 +15,7 @@ import numpy as np
 from crosscheck.aligning.alignment import Alignment, SitePair
 from crosscheck.aligning.fingerprints import SAME_VALUE
 from crosscheck.arrays import is_float
+from crosscheck.locating.gradients import layer_of
 from crosscheck.locating.severed import ancestors, is_silent
 from crosscheck.observers import Key
 from crosscheck.results import SiteResult
@@ -47,7 +48,8 @@ class Surroundings:
     reference: Trace
     candidate: Trace
 
-    def _aligned(self, side: str) -> frozenset[str]:
+    def aligned(self, side: str) -> frozenset[str]:
+        """The sites of a side that have a partner."""
         return self._aligned_sites[side]
 
     @cached_property
@@ -67,7 +69,7 @@ class Surroundings:
     def of_the_gradient(self, reference: str, candidate: str) -> str:
         """What is known of a parameter whose gradient differs."""
         names = ("reference", reference), ("candidate", candidate)
-        layers = [(side, name[: max(map(name.rfind, "./"))]) for side, name in names]
+        layers = [(side, layer_of(name)) for side, name in names]
         if any(layer in self._unmatched[side] for side, layer in layers):
             return (
                 "the gradient of this parameter is wrong; its layer has no partner, so that what "
@@ -99,7 +101,7 @@ class Surroundings:
         most: int | None = MOST_NAMED,
     ) -> tuple[str, ...]:
         """Sites without partner that ran after the last aligned one before ``site``."""
-        aligned, order = self._aligned(side), self.orders[side]
+        aligned, order = self.aligned(side), self.orders[side]
         found: list[str] = []
         if (kind, site) not in order.place:
             return ()
@@ -127,7 +129,7 @@ class Surroundings:
         """Of each container of the candidate, the places of what is aligned in it."""
         found: defaultdict[str | None, list[int]] = defaultdict(list)
         for i, (kind, site) in enumerate(self.orders["candidate"].keys):
-            if kind == "activation" and site in self._aligned("candidate"):
+            if kind == "activation" and site in self.aligned("candidate"):
                 found[_parent(self.candidate.info, site)].append(i)
         return dict(found)
 
@@ -172,7 +174,7 @@ class Surroundings:
     def _loose_producer(self, trace: Trace, site: str, side: str) -> str | None:
         """The layer without partner whose output is given to ``site``, if there is one."""
         source = trace.info.sources.get(site)
-        if source is not None and source not in self._aligned(side):
+        if source is not None and source not in self.aligned(side):
             return self._before_rearranging(trace, owner(source), side)
         if source is not None:
             return None
@@ -197,7 +199,7 @@ class Surroundings:
             source = trace.info.sources.get(before)
             if source is None:
                 makers = self._loose_siblings(trace, before, side)
-            elif source in self._aligned(side) or source in trace.info.inputs:
+            elif source in self.aligned(side) or source in trace.info.inputs:
                 continue
             else:
                 makers = [owner(source)]
@@ -223,13 +225,13 @@ class Surroundings:
         source = trace.info.sources.get(slots[0])
         if source is None:
             return None
-        if source in self._aligned(side):
+        if source in self.aligned(side):
             return layer
         return self._before_rearranging(trace, owner(source), side)
 
     def loose_consumers(self, trace: Trace, site: str, side: str) -> list[str]:
         """The layers that consume ``site`` and whose own VJP was not compared; the innermost."""
-        aligned, compared = self._aligned(side), self._compared[side]
+        aligned, compared = self.aligned(side), self._compared[side]
         found: list[str] = []
         seen: set[str] = set()
         for consumer in trace.consumers.get(site, ()):

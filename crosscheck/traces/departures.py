@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from crosscheck.aligning.alignment import Alignment
+from crosscheck.locating.gradients import layer_of
 from crosscheck.locating.locate import Locator
 from crosscheck.results import PHASES, Divergence, SiteResult, Verdict, worst
 from crosscheck.trace import Trace
@@ -54,7 +55,7 @@ class Departures:
         if not certain:
             right = {r.reference for r in groups["backward"] if r.verdict == "agree"}
             for r in groups["parameter_gradient"]:
-                if r.verdict != "agree" and (not backward or _layer(r.reference) in right):
+                if r.verdict != "agree" and (not backward or layer_of(r.reference) in right):
                     blamed[id(r)] = r.verdict
             blamed |= {id(r): r.verdict for r in groups["buffer"] if r.verdict != "agree"}
         kept: list[SiteResult] = []
@@ -97,16 +98,11 @@ def _free(row: SiteResult, *, blamed: bool) -> SiteResult:
     return replace(row, verdict="suspect", notes=(*row.notes, INHERITED))
 
 
-def _layer(parameter: str) -> str:
-    separator = max(parameter.rfind("."), parameter.rfind("/"))
-    return parameter[: max(separator, 0)]
-
-
 class _FreeLocator(Locator):
     """Names the place of a departure, in words that hold without forcing."""
 
-    def _blame(self, result: SiteResult) -> Any:
-        blame = super()._blame(result)
+    def _blame(self, result: SiteResult, gradients: Sequence[SiteResult]) -> Any:
+        blame = super()._blame(result, [])  # free gradients have inherited what is wrong before
         statement = _STATEMENTS.get((result.phase, result.kind))
         if statement is not None:
             blame = replace(blame, statement=statement)

@@ -272,9 +272,9 @@ class TorchSession(Session):
     def _watch(self, site: str, kind: Kind, value: torch.Tensor) -> None:
         back = COTANGENT_OF[kind]
 
-        def on_cotangent(gradient: torch.Tensor) -> torch.Tensor | None:
-            if (back, site) in self.unobservable:
-                return None
+        def on_cotangent(gradient: torch.Tensor | None) -> torch.Tensor | None:
+            if gradient is None or (back, site) in self.unobservable:
+                return None  # None: what is behind has no backward pass (a quantised kernel)
             with unwatched():
                 host = self._lent(site, back, gradient, shown(gradient))
                 replacement = self.observe(site, back, host)

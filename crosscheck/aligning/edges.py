@@ -16,6 +16,7 @@ from crosscheck.aligning.distances import Asked
 from crosscheck.aligning.layout import Layout
 from crosscheck.aligning.pairing import Pairing
 from crosscheck.arrays import is_float
+from crosscheck.kernels.on_device import equal
 from crosscheck.trace import Trace, owner
 
 __all__ = ["compare_inputs_ahead", "edges_of", "joined", "note_unlike_inputs"]
@@ -121,12 +122,12 @@ def _hands_any_on(trace: Trace, site: str) -> bool:
 def _hands_on(trace: Trace, slot: str, site: str) -> bool:
     """Whether a layer returns the very numbers that it is given (a dropout in eval mode)."""
     given, made = trace.values["input", slot], trace.values["activation", site]
-    if not is_float(given) or given.size != made.size:
+    if not is_float(given) or given.size != made.size or given.size == 0:
         return False
-    start = given.reshape(-1)[:FEW], made.reshape(-1)[:FEW]  # which tells nearly always
-    return np.array_equal(*start, equal_nan=True) and np.array_equal(
-        given.ravel(), made.ravel(), equal_nan=True
-    )
+    if given.flat[0] != made.flat[0]:  # which tells nearly always
+        return False
+    given, made = given.reshape(-1), made.reshape(-1)
+    return np.array_equal(given[:FEW], made[:FEW]) and equal(given, made)
 
 
 def compare_inputs_ahead(pairs: Iterable[SitePair], pairing: Pairing, candidate: Trace) -> None:

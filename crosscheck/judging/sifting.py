@@ -84,7 +84,7 @@ def _run(e: Evidence, judge: Judge, items: list[Item]) -> tuple[Trace, Results]:
     """The candidate's forced run, and the results against the reference's own values."""
     forced = e.alignment.forced_on_candidate(e.free_reference)
     forcer = Forcer(forced, needless=left_out(e, items))
-    ahead = [] if e.keeps_gradients else every_gradient(e.match, e.free_reference)
+    ahead = every_gradient(e.match, e.free_reference) if _takes_gradients(e) else []
     sieve = Sieve(judge, [*items, *of_part(ahead, e.free_reference, e.part)])
     info = as_whole(e, e.candidate.run(chain(sieve, forcer)), forcer.needless)
     sieve.judge()
@@ -113,6 +113,11 @@ def _run(e: Evidence, judge: Judge, items: list[Item]) -> tuple[Trace, Results]:
     for name in _wanted_gradients({item: near[item] for item in gradients}):
         wanted[name] = sieve.gradients[name]
     return replace(trace, info=recalled(wanted)), near
+
+
+def _takes_gradients(e: Evidence) -> bool:
+    """Whether `Sieve` takes gradients of parameters while the candidate runs: the large ones."""
+    return not e.keeps_gradients and any(m.candidate.value.size > SMALL for m in e.match.pairs)
 
 
 def _wanted_gradients(near: Results) -> Iterator[str]:

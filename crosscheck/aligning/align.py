@@ -23,7 +23,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from crosscheck.aligning.alignment import Alignment, Edge, SitePair
-from crosscheck.aligning.edges import compare_inputs_ahead, edges_of, joined, note_unlike_inputs
+from crosscheck.aligning.edges import (
+    BegunEarlier,
+    compare_inputs_ahead,
+    edges_of,
+    joined,
+    note_unlike_inputs,
+)
 from crosscheck.aligning.fingerprints import (
     PreparedTrace,
     differences,
@@ -207,11 +213,12 @@ class Aligner:
         laid_out = [one for one in pairs if one.layout]
         free = p.free_reference(), p.free_candidate()
         compare_inputs_ahead(laid_out, p, candidate)
+        begun = BegunEarlier(p, self._refiner.anchored)
         return Alignment(
             pairs=pairs,
             edges=(
-                *(e for one in laid_out for e in edges_of(one, p, candidate)),
-                *self._entries(candidate),
+                *(e for one in laid_out for e in edges_of(one, p, candidate) if e not in begun),
+                *self._entries(candidate, begun),
             ),
             unmatched_reference=_unmatched(p.reference, free[0], p.pairs),
             unmatched_candidate=_unmatched(p.candidate, free[1], p.taken),
@@ -228,14 +235,14 @@ class Aligner:
         owned = r in self._refiner.owners or c in self._refiner.heirs
         return not owned and self._pairing.akin(r, c)
 
-    def _entries(self, candidate: Trace) -> list[Edge]:
+    def _entries(self, candidate: Trace, begun: BegunEarlier) -> list[Edge]:
         """Where two layers with the same parameters return different quantities (one of them also
-        applies the activation): what goes into them is comparable all the same."""
+        applies the activation, or the norm): what goes into them is comparable all the same."""
         p = self._pairing
         distances = p.distances(candidate)
         found: list[Edge] = []
         for r, c in self._refiner.anchored:
-            if r in p.pairs or c in p.taken:
+            if (r in p.pairs or c in p.taken) and (r, c) not in begun.beginnings:
                 continue
             edges = edges_of(SitePair(r, c, SAME, "anchor"), p, candidate)
             errors = [distances.of("input", e.reference, e.candidate, e.layout) for e in edges]

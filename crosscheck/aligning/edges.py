@@ -6,7 +6,7 @@ Backward blame needs them: the cotangent that a layer sends back through an inpu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from crosscheck.arrays import is_float
 from crosscheck.kernels.on_device import equal
 from crosscheck.trace import Trace, owner
 
-__all__ = ["compare_inputs_ahead", "edges_of", "joined", "note_unlike_inputs"]
+__all__ = ["BegunEarlier", "compare_inputs_ahead", "edges_of", "joined", "note_unlike_inputs"]
 
 EXPLAINED = 0.01
 """How much smaller than its input's error, relatively, a layer's error beyond rounding must be for
@@ -128,6 +128,49 @@ def _hands_on(trace: Trace, slot: str, site: str) -> bool:
         return False
     given, made = given.reshape(-1), made.reshape(-1)
     return np.array_equal(given[:FEW], made[:FEW]) and equal(given, made)
+
+
+class BegunEarlier:
+    """Inputs that are no beginnings: one side does in one layer what the other side does in
+    several, one after the other, of which the first has the parameters (a convolution with its
+    norm folded in). What goes into the last of them goes into nothing on the other side.
+
+    Args:
+        anchored: (reference site, candidate site) of layers with the same parameters.
+
+    Attributes:
+        beginnings: those of them that begin such a layer: what goes into both is the same.
+    """
+
+    def __init__(self, pairing: Pairing, anchored: Iterable[tuple[str, str]]) -> None:
+        self.beginnings: set[tuple[str, str]] = set()
+        self._pairs: set[SitePair] = set()
+        for r, c in anchored:
+            if (r in pairing.pairs) == (c in pairing.taken):
+                continue
+            pair = pairing.pairs[r if r in pairing.pairs else pairing.taken[c]]
+            if r in pairing.pairs:
+                chained = _is_chain(pairing.candidate.trace, c, pair.candidate, pairing.taken)
+            else:
+                chained = _is_chain(pairing.reference.trace, r, pair.reference, pairing.pairs)
+            if chained:
+                self.beginnings.add((r, c))
+                self._pairs.add(pair)
+
+    def __contains__(self, edge: Edge) -> bool:
+        return edge.pair in self._pairs
+
+
+def _is_chain(trace: Trace, first: str, last: str, taken: Container[str]) -> bool:
+    """Whether a layer is given only what ``first`` makes, or what is made of that alone by layers
+    without partner."""
+    site: str | None = last
+    while site is not None and site != first:
+        slots = trace.inputs_of(site)
+        site = trace.info.sources.get(slots[0]) if len(slots) == 1 else None
+        if site in taken:
+            return False
+    return site == first
 
 
 def compare_inputs_ahead(pairs: Iterable[SitePair], pairing: Pairing, candidate: Trace) -> None:

@@ -127,6 +127,9 @@ class Locator:
         if between:
             sites = "site" if len(between) == 1 else "sites"
             text += f"; {len(between)} candidate {sites} without partner before it"
+        several = self._around.several_in(result)
+        if several:
+            text += f"; {several}"
         return _Blame(result.reference, result.candidate, text, between)
 
     # -- glue ------------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ def without_reparametrised(
     dropped = {id(r) for r in wrong if r.reference in beside}
     names = dict.fromkeys(r.reference for r in wrong if r.reference in beside)
     return [r for r in results if id(r) not in dropped], [
-        f"`{name}`, or its gradient: `{beside[name]}` takes part and has no counterpart; what the "
-        "layers return agrees"
+        f"`{name}`, or its gradient: `{beside[name][0]}` takes part and has no counterpart; what "
+        f"the layers return {'agrees' if beside[name][1] else 'is compared'}"
         for name in names
     ]
 
@@ -47,45 +47,49 @@ class _Shown:
     """What layers of the two sides were seen to return."""
 
     def __init__(self, results: Sequence[SiteResult], e: Evidence) -> None:
-        agreeing = [r for r in results if r.kind == "activation" and r.verdict == "agree"]
-        self._theirs = {r.candidate: r.reference for r in agreeing}
-        self._ours = {r.reference: r.candidate for r in agreeing}
+        compared = [r for r in results if r.kind == "activation"]
+        self._theirs = {r.candidate: (r.reference, r.verdict == "agree") for r in compared}
+        self._ours = {r.reference: (r.candidate, r.verdict == "agree") for r in compared}
         self._runs = e.free_reference, e.free_candidate
 
     def beside(
         self, m: Matched, left: tuple[Sequence[Parameter], Sequence[Parameter]]
-    ) -> str | None:
+    ) -> tuple[str, bool] | None:
         """A parameter without counterpart that takes part in what the layer of one of a pair's
-        parameters returns, by where it lies; None where there is none."""
+        parameters returns, by where it lies, and whether that agrees; None where there is none.
+
+        Where it does not, the pair itself may be wrong. Then only what lies in another layer than
+        theirs says that they are not each other's.
+        """
         ours, theirs = m.reference.layer, m.candidate.layer
         sides = (
-            (_returned(self._runs[1], theirs, self._theirs), theirs, left),
-            (_returned(self._runs[0], ours, self._ours), ours, left[::-1]),
+            (_returned(self._runs[1], theirs, self._theirs), theirs, ours, left),
+            (_returned(self._runs[0], ours, self._ours), ours, theirs, left[::-1]),
         )
-        return next(
-            (
-                p.name
-                for returned, own, (there, here) in sides
-                if returned
-                for parameters, layers in ((there, returned), (here, {own}))
-                for p in parameters
-                if any(_lies_at(p.layer, layer) for layer in layers)
-            ),
-            None,
-        )
+        for returned, own, twin, (there, here) in sides:
+            for layer, agrees in returned:
+                places = [(there, layer)] if agrees or not _lies_at(layer, twin) else []
+                places += [(here, own)] if agrees else []
+                for parameters, place in places:
+                    found = next((p.name for p in parameters if _lies_at(p.layer, place)), None)
+                    if found is not None:
+                        return found, agrees
+        return None
 
 
-def _returned(trace: Trace, layer: str, known: dict[str, str]) -> set[str]:
-    """The layers of the other side that return what a layer does, or what a layer behind it that
-    changes nothing hands on."""
+def _returned(
+    trace: Trace, layer: str, known: dict[str, tuple[str, bool]]
+) -> list[tuple[str, bool]]:
+    """The layers of the other side that return what a layer shall, or what a layer behind it that
+    changes nothing hands on; and whether they agree."""
     side = PreparedTrace.of(trace)
     if layer not in side.order:
-        return set()
+        return []
     if layer in known:
-        return {known[layer]}
+        return [known[layer]]
     behind = [s for s in known if s in side.order and side.order[s] > side.order[layer]]
     alike = [s for s in behind if side.shapes[s] == side.shapes[layer]]
-    return {known[s] for s in repeating(side, layer, alike)}
+    return [known[s] for s in repeating(side, layer, alike)]
 
 
 def _lies_at(layer: str, place: str) -> bool:

@@ -155,13 +155,13 @@ class Surroundings:
         ours, theirs = owner(result.reference), owner(result.candidate)
         if result.aligned_by != "value" or result.metrics is None:
             return False
-        compared = self._with_edges.get(result.reference, {})
-        if result.metrics.rel_l2 <= SAME_VALUE or result.candidate in compared:
+        slots = self.reference.inputs_of(ours), self.candidate.inputs_of(theirs)
+        compared = self._compared["reference"], self._compared["candidate"]
+        if result.metrics.rel_l2 <= SAME_VALUE or any(map(frozenset.intersection, compared, slots)):
             return False
         calls = (*self.reference.info.parents.items(), *self.candidate.info.parents.items())
         if any(home in (ours, theirs) for _, home in calls):
             return False
-        slots = self.reference.inputs_of(ours), self.candidate.inputs_of(theirs)
         pairs = itertools.product(
             (self.reference.values["input", slot] for slot in slots[0]),
             (self.candidate.values["input", slot] for slot in slots[1]),
@@ -170,6 +170,23 @@ class Surroundings:
         if not all(slots) or None not in sources:
             return False
         return not any(_are_alike(r, c) for r, c in pairs)
+
+    def several_in(self, result: SiteResult) -> str:
+        """Of an output that one side makes in one layer and the other in several, by what is
+        compared of their inputs: which they are. Else nothing."""
+        ours, theirs = result.reference, result.candidate
+        if first := self._beginnings[1].get(theirs):
+            return f"`{theirs}` does what the reference does from `{first}` to `{ours}`"
+        if first := self._beginnings[0].get(ours):
+            return f"`{ours}` does what the candidate does from `{first}` to `{theirs}`"
+        return ""
+
+    @cached_property
+    def _beginnings(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Of layers whose inputs alone are compared: the other side's layer, for each side's."""
+        aligned = {(p.reference, p.candidate) for p in self.alignment.pairs}
+        entered = {(e.pair.reference, e.pair.candidate) for e in self.alignment.edges} - aligned
+        return dict(entered), {c: r for r, c in entered}
 
     def _loose_producer(self, trace: Trace, site: str, side: str) -> str | None:
         """The layer without partner whose output is given to ``site``, if there is one."""

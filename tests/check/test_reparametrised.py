@@ -89,15 +89,56 @@ def test_a_folded_norm(bias: bool, turned: bool, effort: str) -> None:
     assert "`conv1.weight`, or its gradient: `bn1." in said and "`conv2.weight`" in said
 
 
+def test_a_folded_norm_is_compared_at_both_ends() -> None:
+    """The convolution that begins a folded one is given the same, and sends the same back."""
+    net = convolutional(bias=False)
+    report = check(net, Folded(net), IMAGE)
+    compared = {(s.kind, s.reference, s.candidate) for s in report.sites}
+    assert {
+        ("input", "conv2", "conv2"),
+        ("activation", "bn2", "conv2"),
+        ("input_cotangent", "conv2", "conv2"),
+    } <= compared
+    assert not any(s.kind.startswith("input") and s.reference == "bn2" for s in report.sites)
+
+
 def test_a_norm_folded_with_another_eps() -> None:
-    """What the other convolution holds is still no divergence."""
+    """What the other convolution holds is still no divergence, nor what comes before it wrong."""
     net = convolutional(bias=False)
     other = copy.deepcopy(net)
-    other.bn1.eps = 1e-2
+    other.bn2.eps = 1e-2
     report = check(net, Folded(other), IMAGE)
-    assert report.verdict == "diverge"
-    layers = {str(d.reference).partition(".")[0] for d in report.divergences}
-    assert "bn1" in layers and layers <= {"bn1", "conv1"}, str(report)
+    first = report.first_divergence
+    assert first is not None and (first.reference, first.candidate) == ("bn2", "conv2")
+    assert "`conv2` does what the reference does from `conv2` to `bn2`" in first.statement
+    assert {d.candidate for d in report.divergences} == {"conv2"}, str(report)
+    assert first.causes[0].verified and "eps 0.01" in first.causes[0].statement, str(report)
+
+
+def scale(layer: nn.Conv2d) -> None:
+    with torch.no_grad():
+        layer.weight[3] *= 1.3
+
+
+def shift(layer: nn.Conv2d) -> None:
+    assert layer.bias is not None
+    with torch.no_grad():
+        layer.bias[3] += 0.5
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("defect", [scale, shift])
+def test_a_mistake_in_a_convolution_with_its_norm(defect: Any, turned: bool) -> None:
+    """It is the layer's, whose weight is not the reference's anyway; those around are innocent."""
+    net = convolutional(bias=False)
+    folded = Folded(net)
+    defect(folded.conv2)
+    sides = (folded, net) if turned else (net, folded)
+    first, *others = check(*sides, IMAGE).divergences
+    assert (first.phase, {first.reference, first.candidate}) == ("forward", {"bn2", "conv2"})
+    assert all(
+        (d.phase, d.reference, d.candidate) == ("backward", "conv2", "conv2") for d in others
+    )
 
 
 def test_a_wrong_weight_beside_a_folded_norm() -> None:

@@ -19,7 +19,7 @@ from crosscheck.results import Report
 if TYPE_CHECKING:
     from crosscheck.shrink import Shrunk
 
-__all__ = ["Pair", "load_model", "load_pair"]
+__all__ = ["Pair", "load_model", "load_pair", "names_model"]
 
 NOT_SHRUNK = (
     "probes",
@@ -244,6 +244,11 @@ def load_pair(path: str | Path) -> Pair:
         name = file.parent.resolve().name if file.name == "pair.py" else file.stem
         object.__setattr__(pair, "name", name)
     return pair
+
+
+def names_model(text: str) -> bool:
+    """Whether a text is one for `load_model`: the path of a pair is none."""
+    return ".py:" in text or text.lower().endswith(".onnx")
 
 
 def load_model(text: str) -> Any:

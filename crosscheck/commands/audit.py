@@ -117,9 +117,9 @@ def _audited(model: str, options: dict[str, Any]) -> Any:
 def _subject(model: str, options: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
     """(model, inputs, loss, targets), from a pair or from a file."""
     from crosscheck.auditing.pairs import of_pair
-    from crosscheck.pair import load_model, load_pair, make
+    from crosscheck.pair import load_model, load_pair, make, names_model
 
-    if ".py:" in model or model.lower().endswith(".onnx"):
+    if names_model(model):
         if options["candidate"]:
             raise InvalidArgument("--candidate names one of a PAIR; give a PAIR, or leave it out")
         if not options["inputs"]:

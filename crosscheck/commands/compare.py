@@ -86,11 +86,11 @@ def side(text: str) -> Any:
     Raises:
         InvalidArgument: none of these.
     """
-    from crosscheck.pair import load_model
+    from crosscheck.pair import load_model, names_model
 
     if is_trace(text):
         return text
-    if ".py:" in text or text.lower().endswith(".onnx"):
+    if names_model(text):
         return load_model(text)
     raise InvalidArgument(
         f"{text}: give a trace (.safetensors, as `crosscheck record` writes), FILE.py:NAME or an "

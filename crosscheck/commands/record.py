@@ -124,9 +124,9 @@ def _record(
 
 def _loaded(model: str, seed: int) -> tuple[Any, Any]:
     """What MODEL names, and the inputs that it brings: those of a pair, or None."""
-    from crosscheck.pair import load_model, load_pair, make
+    from crosscheck.pair import load_model, load_pair, make, names_model
 
-    if ".py:" in model or model.lower().endswith(".onnx"):
+    if names_model(model):
         return load_model(model), None
     pair = load_pair(model)
     return make(pair.reference), pair.inputs(seed) if callable(pair.inputs) else pair.inputs

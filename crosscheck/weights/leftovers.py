@@ -43,14 +43,9 @@ def leftover_pairs(
         twins = ours.get(key, [])
         if len(members) == len(twins):
             pairs = _in_pairs(twins, members, held) if len(twins) > 1 else [(twins[0], members[0])]
-            found += [_matched(r, c) for r, c in pairs if _compatible(r, c)]
+            made = ((r, c, _layouts(r, c)) for r, c in pairs if _compatible(r, c))
+            found += [Matched(r, c, first, (*rest,)) for r, c, (first, *rest) in made]
     return found
-
-
-def _matched(reference: Parameter, candidate: Parameter) -> Matched:
-    """The pair; a square matrix may be turned."""
-    first, *others = transforms(reference, candidate) or [_reshaped(reference, candidate)]
-    return Matched(reference, candidate, first, tuple(others))
 
 
 def _without(parameters: Sequence[Parameter], names: set[str]) -> list[Parameter]:
@@ -82,7 +77,9 @@ def _in_pairs(
     def rank(pair: tuple[tuple[int, Parameter], tuple[int, Parameter]]) -> tuple[float, ...]:
         (i, r), (j, c) = pair
         known = held and not is_placeholder(r.value) and not is_placeholder(c.value)
-        equal = known and np.array_equal(_reshaped(r, c).to_candidate(r.value), c.value)
+        equal = known and any(
+            np.array_equal(layout.to_candidate(r.value), c.value) for layout in _layouts(r, c)[:1]
+        )
         return (not equal, -similarity(words_r[r.name], words_c[c.name]), abs(i - j), i)
 
     found: dict[int, tuple[Parameter, Parameter]] = {}
@@ -99,9 +96,8 @@ def _compatible(reference: Parameter, candidate: Parameter) -> bool:
     """Not a bias for a weight, nor a norm for a convolution, where both sides say what they are;
     nor a layer's outputs for its inputs."""
     roles, kinds = (reference.role, candidate.role), (reference.kind, candidate.kind)
-    named = normal_form(reference) is not None and normal_form(candidate) is not None
-    return all(a == b or "other" in (a, b) for a, b in (roles, kinds)) and (
-        not named or bool(transforms(reference, candidate))
+    return all(a == b or "other" in (a, b) for a, b in (roles, kinds)) and bool(
+        _layouts(reference, candidate)
     )
 
 
@@ -115,10 +111,13 @@ def _by_content(parameters: Sequence[Parameter]) -> dict[tuple[object, ...], lis
     return groups
 
 
-def _reshaped(reference: Parameter, candidate: Parameter) -> Transform:
-    if normal_form(reference) is not None and normal_form(candidate) is not None:
-        return next(iter(transforms(reference, candidate)), Transform())
+def _layouts(reference: Parameter, candidate: Parameter) -> list[Transform]:
+    """How the candidate may hold the reference's numbers, most likely first; none where both sides
+    name their axes, and these do not fit."""
+    found = transforms(reference, candidate)
+    if found or (normal_form(reference) is not None and normal_form(candidate) is not None):
+        return found
     if reference.value.shape == candidate.value.shape:
-        return Transform()
+        return [Transform()]
     source = Source(reference.name, reference.value.shape)
-    return Transform.of(Applied(Reshape(candidate.value.shape), source))
+    return [Transform.of(Applied(Reshape(candidate.value.shape), source))]

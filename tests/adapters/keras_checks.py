@@ -5,37 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 
 from crosscheck import Report, adapt, check
+from tests.check.numpy_models import split
 
 from .keras_kit import named
 
 layers = keras.layers
-
-
-class Linear:
-    def __init__(self, rows: int, columns: int) -> None:
-        rng = np.random.default_rng(rows)
-        self.W = rng.normal(size=(rows, columns)).astype("f")
-        self.b = rng.normal(size=columns).astype("f")
-
-    def forward(self, x: Any) -> Any:
-        self.x = x
-        return x @ self.W + self.b
-
-    def backward(self, dy: Any) -> Any:
-        self.dW, self.db = self.x.T @ dy, dy.sum(0)
-        return dy @ self.W.T
-
-
-class Relu:
-    def forward(self, x: Any) -> Any:
-        self.mask = x > 0
-        return x * self.mask
-
-    def backward(self, dy: Any) -> Any:
-        return dy * self.mask
 
 
 def keras_net(slope: float = 0.0) -> Any:
@@ -50,7 +26,7 @@ def keras_net(slope: float = 0.0) -> Any:
 
 
 def by_hand() -> list[Any]:
-    return [Linear(4, 5), Relu(), Linear(5, 3)]
+    return split(4, 5, 3)
 
 
 def checks_of_a_port() -> None:

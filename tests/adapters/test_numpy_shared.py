@@ -10,43 +10,29 @@ import pytest
 import torch
 
 import crosscheck
+from tests.check.numpy_models import Affine, Tanh
 
 from .contract import record
 
 
-class Affine:
+class Sharing(Affine):
+    """An affine layer that is given its arrays."""
+
     def __init__(self, weight: Any, bias: Any) -> None:
         self.W, self.b = weight, bias
         self.dW: Any = None
         self.db: Any = None
 
-    def forward(self, x: Any) -> Any:
-        self.x = x
-        return x @ self.W + self.b
-
-    def backward(self, dy: Any) -> Any:
-        self.dW, self.db = self.x.T @ dy, dy.sum(0)
-        return dy @ self.W.T
-
-
-class Tanh:
-    def forward(self, x: Any) -> Any:
-        self.y = np.tanh(x)
-        return self.y
-
-    def backward(self, dy: Any) -> Any:
-        return dy * (1 - self.y**2)
-
 
 class Net:
     """`params` names the arrays; the layers hold the same ones, and the gradients."""
 
-    def __init__(self, affine: type[Affine] = Affine) -> None:
+    def __init__(self, affine: type[Sharing] = Sharing) -> None:
         shapes = {"W1": (7, 6), "b1": (6,), "W2": (6, 3), "b2": (3,)}
         self.params = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         p = self.params
         self.layers = {
-            "first": Affine(p["W1"], p["b1"]),
+            "first": Sharing(p["W1"], p["b1"]),
             "tanh": Tanh(),
             "second": affine(p["W2"], p["b2"]),
         }
@@ -73,7 +59,7 @@ def test_gradients_that_the_layers_keep_are_compared() -> None:
 
 
 def test_a_gradient_that_a_layer_got_wrong_is_found() -> None:
-    class Mean(Affine):
+    class Mean(Sharing):
         def backward(self, dy: Any) -> Any:
             dx = super().backward(dy)
             self.db = dy.mean(0)

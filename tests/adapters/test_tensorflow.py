@@ -18,6 +18,7 @@ from crosscheck.adapters.tensorflow import parameters as tensorflow_parameters  
 from crosscheck.adapters.tensorflow.adapter import TensorFlowAdapter, find  # noqa: E402
 from crosscheck.errors import CannotCompare, InvalidArgument  # noqa: E402
 from crosscheck.taps import tap  # noqa: E402
+from tests.check.numpy_models import Affine  # noqa: E402
 
 from .contract import DY, Contract, X, ones, record  # noqa: E402
 from .tensorflow_kit import BatchNorm, Linear, Net, TensorFlowKit  # noqa: E402
@@ -267,22 +268,9 @@ def test_compiled_state_is_put_back() -> None:
 # -- checks --------------------------------------------------------------------------------------
 
 
-class ByHand:
-    def __init__(self, rows: int, columns: int) -> None:
-        self.W, self.b = np.zeros((rows, columns), "f"), np.zeros(columns, "f")
-
-    def forward(self, x: Any) -> Any:
-        self.x = x
-        return x @ self.W + self.b
-
-    def backward(self, dy: Any) -> Any:
-        self.dW, self.db = self.x.T @ dy, dy.sum(0)
-        return dy @ self.W.T
-
-
 def test_a_check() -> None:
     model = Net(lambda m, x: m.head(m.fc(x)), fc=Linear(4, 4), head=Linear(4, 3))
-    report = check(model, [ByHand(4, 4), ByHand(4, 3)], "float32[6,4]")
+    report = check(model, [Affine(4, 4), Affine(4, 3)], "float32[6,4]")
     assert report.verdict == "agree", str(report)
     assert report.coverage.parameters_matched == 4
     wrong = Net(lambda m, x: m.head(m.fc(x)), fc=Linear(4, 4), head=Linear(4, 3))

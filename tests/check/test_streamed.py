@@ -21,6 +21,8 @@ from crosscheck.judging import streamed
 from crosscheck.judging.streamed import Streamed
 from crosscheck.run import Runner
 
+from .torch_models import copied
+
 X = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
 
 
@@ -246,17 +248,11 @@ def test_what_was_let_go_comes_back_for_the_thorough_check(
 
 
 def test_a_failing_backward_pass_still_says_what_agreed(sparing: str) -> None:
-    class Broken(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-            raise RuntimeError("no backward today")
+    def breaks(d: torch.Tensor) -> None:
+        raise RuntimeError("no backward today")
 
     candidate = net()
-    candidate.first.register_forward_hook(lambda m, args, y: Broken.apply(y))
+    candidate.first.register_forward_hook(lambda m, args, y: copied(y, breaks))
     with pytest.raises(SideFailed, match="no backward today") as failed:
         quick(candidate)
     assert {"first", "second", "third"} <= {site.reference for site in failed.value.compared}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +21,21 @@ def randomised(model: Any, std: float = 0.5, seed: int = 0) -> Any:
         elif name.endswith("running_var"):
             buffer.uniform_(0.5, 2.0, generator=generator)
     return model.eval()
+
+
+def copied(x: Tensor, pull: Callable[[Tensor], Tensor | None]) -> Tensor:
+    """A copy of ``x``; ``pull`` makes of the gradient at the copy the one at ``x``."""
+
+    class Copy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, value: Tensor) -> Tensor:
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Any:
+            return pull(*gradients)
+
+    return Copy.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class Mlp(nn.Module):

@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import crosscheck
 
-__all__ = ["interpreted"]
+__all__ = ["interpreted", "report_the_same"]
 
 
 def interpreted(program: str, argument: str) -> Any:
@@ -27,3 +30,13 @@ def interpreted(program: str, argument: str) -> Any:
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def report_the_same(here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    """Of each check by name: what its report says, with the numbers up to rounding."""
+    for name, want in here.items():
+        got = there[name]
+        for exact in ("verdict", "first", "causes", "sites"):
+            assert got[exact] == want[exact], (name, exact)
+        for close in ("ratios", "errors"):
+            assert got[close] == pytest.approx(want[close], rel=1e-6, nan_ok=True), (name, close)

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.kernels.kit import interpreted
+from tests.kernels.kit import interpreted, report_the_same
 
 torch = pytest.importorskip("torch")
 
@@ -286,12 +286,7 @@ print(json.dumps(found))
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_a_check_finds_the_same_without_fetching_the_values() -> None:
     there, here = interpreted(CHECKED, "there"), interpreted(CHECKED, "here")
-    for name, want in here.items():
-        got = there[name]
-        for exact in ("verdict", "first", "causes", "sites"):
-            assert got[exact] == want[exact], (name, exact)
-        for close in ("ratios", "errors"):
-            assert got[close] == pytest.approx(want[close], rel=1e-6, nan_ok=True), (name, close)
+    report_the_same(here, there)
     verdicts = {name: one["verdict"] for name, one in there.items()}
     assert {name for name, verdict in verdicts.items() if verdict == "agree"} == {
         "agree, quick",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -190,6 +191,18 @@ def test_a_layer_that_matches_is_not_tried_otherwise() -> None:
     assert len(tried) == 1
 
 
+def trials_where(right: Sequence[str], match: Match) -> int:
+    """How many choices are tried where the layers ``right`` match and the outputs never do."""
+    tried: list[Match] = []
+
+    def trial(option: Match) -> Fit:
+        tried.append(option)
+        return Fit(3, 0.5, frozenset(right))
+
+    settle(match, trial)
+    return len(tried)
+
+
 def test_choices_together_leave_what_matches_alone() -> None:
     """Two kinds of layers, each with an open square; nothing is tried twice."""
     sides = [
@@ -200,16 +213,8 @@ def test_choices_together_leave_what_matches_alone() -> None:
         for a, b in (("ant", "bee"), ("wolf", "seal"))
     ]
     match = match_parameters(*sides)
-    tried: list[Match] = []
-
-    def trial(option: Match) -> Fit:
-        tried.append(option)
-        return Fit(3, 0.5, frozenset(right))
-
     for right, count in (["wolf", "seal"], 1), (["seal"], 2), ([], 4):
-        tried.clear()
-        settle(match, trial)
-        assert len(tried) == count, right
+        assert trials_where(right, match) == count, right
 
 
 def test_a_layer_that_matches_is_not_exchanged() -> None:
@@ -218,16 +223,8 @@ def test_a_layer_that_matches_is_not_exchanged() -> None:
     match = match_parameters(
         *([p for name in names for p in parameters(name, w=(4, 3))] for names in sides)
     )
-    tried: list[tuple[str, ...]] = []
-
-    def trial(option: Match) -> Fit:
-        tried.append(tuple(m.reference.name for m in option.pairs))
-        return Fit(3, 0.5, frozenset(right))
-
     for right, count in (["seal", "crow"], 1), (["crow"], 2), ([], 4):
-        tried.clear()
-        settle(match, trial)
-        assert len(tried) == count, right
+        assert trials_where(right, match) == count, right
 
 
 def test_what_the_candidate_holds_decides_without_running() -> None:

@@ -6,35 +6,26 @@ from typing import Any
 
 import numpy as np
 
+import tests.check.numpy_models
 from tests.check.kit import found as found
+from tests.check.numpy_models import Affine
 
 
-class Linear:
+class Linear(Affine):
     axes = {"W": ("in", "out"), "b": ("out",)}
 
     def __init__(self, inputs: int, outputs: int, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        self.W = rng.normal(size=(inputs, outputs)).astype(np.float32)
-        self.b = rng.normal(size=outputs).astype(np.float32)
-
-    def forward(self, x: Any) -> Any:
-        self.x = x
-        return x @ self.W + self.b
-
-    def backward(self, d: Any) -> Any:
-        self.dW, self.db = self.x.T @ d, d.sum(0)
-        return d @ self.W.T
+        super().__init__(inputs, outputs, np.random.default_rng(seed))
 
 
-class Tanh:
+class Tanh(tests.check.numpy_models.Tanh):
     factor, backward_factor = 1.0, 1.0
 
     def forward(self, x: Any) -> Any:
-        self.y = np.tanh(x)
-        return self.y * x.dtype.type(self.factor)
+        return super().forward(x) * x.dtype.type(self.factor)
 
     def backward(self, d: Any) -> Any:
-        return d * (1 - self.y**2) * d.dtype.type(self.backward_factor)
+        return super().backward(d) * d.dtype.type(self.backward_factor)
 
 
 class Net:

@@ -139,3 +139,20 @@ def trace(value: np.ndarray | None, **info: Any) -> Trace:
         "parents": {},
     }
     return Trace(values, RunInfo(**(fields | info)), "")
+
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(4, 6)).astype(np.float32)
+W = [np.float32(RNG.normal(size=(6, 6)) / 2) for _ in range(12)]
+
+
+def linear(i: int, factor: float = 1.0) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: np.tanh(x @ W[i] * np.float32(factor))
+
+
+def tower(names: list[str], factors: dict[int, float] | None = None, kind: str = "L") -> Graph:
+    graph, here = Graph(), "input:x"
+    for i, name in enumerate(names):
+        here = graph.add(name, kind, linear(i, (factors or {}).get(i, 1.0)), here)
+    graph.outputs = (here,)
+    return graph

@@ -9,11 +9,7 @@ import pytest
 
 from crosscheck.aligning.fingerprints import SAME_VALUE, differences, fingerprint, looks_like
 from crosscheck.aligning.layout import relative_error
-from tests.stages.graphs import Graph, aligned, pairs
-
-RNG = np.random.default_rng(0)
-X = RNG.normal(size=(4, 6)).astype(np.float32)
-W = [np.float32(RNG.normal(size=(6, 6)) / 2) for _ in range(12)]
+from tests.stages.graphs import Graph, W, X, aligned, pairs
 
 
 def linear(i: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -89,11 +89,22 @@ def _behind(side: PreparedTrace, known: dict[bytes, list[str]], site: str) -> li
 
 def calls_of_both(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str]]:
     """The sites of all calls of anchored layers that both sides made."""
-    for r_layer, c_layer in anchors:
+    for anchor in anchors:
+        r_layer, c_layer = (
+            _call(side, layer)
+            for side, layer in zip((pairing.reference, pairing.candidate), anchor, strict=True)
+        )
         for call in calls_in(pairing.reference, r_layer):
             twin = c_layer + call[len(r_layer) :]
             if twin in pairing.candidate.order:
                 yield call, twin
+
+
+def _call(side: PreparedTrace, layer: str) -> str:
+    """The site of a numbered call; the first has no number, and is one of several only if there is
+    a second."""
+    first = layer.removesuffix("#1")
+    return first if f"{first}#2" in side.order else layer
 
 
 def comes_later(pairing: Pairing, anchored: Iterable[tuple[str, str]], r: str, c: str) -> bool:

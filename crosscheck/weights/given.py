@@ -12,6 +12,7 @@ from crosscheck.weights.expressions import Source, sources
 from crosscheck.weights.layouts import transforms
 from crosscheck.weights.match import Matched
 from crosscheck.weights.spelling import parsed
+from crosscheck.weights.stacks import calls_of
 from crosscheck.weights.transform import Transform
 
 __all__ = ["WeightMap", "given_pairs"]
@@ -77,7 +78,9 @@ def _spelled_pair(ours: Mapping[str, Parameter], candidate: Parameter, target: A
         ) from error
     names = sources(node)
     made_of = [ours[n] for n in names] or list(ours.values())[:1]
-    pair = Matched(made_of[0], candidate, Transform.of(node), more=tuple(made_of[1:]))
+    calls = calls_of(node, made_of, candidate)
+    more = tuple(made_of[1:])
+    pair = Matched(made_of[0], candidate, Transform.of(node), more=more, calls=calls)
     _require_shape(pair, ", ".join(f"`{p.name}` {p.value.shape}" for p in made_of))
     return pair
 

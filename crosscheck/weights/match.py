@@ -18,6 +18,9 @@ from crosscheck.weights.transform import Transform
 __all__ = ["Match", "Matched", "decisions", "layout_choices", "nearest"]
 
 
+MOST_LISTED = 4
+
+
 @dataclass(frozen=True)
 class Matched:
     """One parameter of the candidate, and what it is made of.
@@ -31,6 +34,8 @@ class Matched:
         tied: parameters of the reference that must equal ``reference``, since the candidate holds
             one for all of them (tied weights). Their gradients add up to the candidate's.
         decision: name of what is open about it, shared by all parameters decided together.
+        calls: the layers that belong together by it, where one of them does in several calls what
+            the other side does in several layers: (``layers.1.norm``, ``layers.norm#2``).
     """
 
     reference: Parameter
@@ -40,6 +45,12 @@ class Matched:
     more: tuple[Parameter, ...] = ()
     tied: tuple[Parameter, ...] = ()
     decision: str = ""
+    calls: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def anchors(self) -> tuple[tuple[str, str], ...]:
+        """(reference layer, candidate layer), or calls of them, that share it."""
+        return self.calls or tuple((p.layer, self.candidate.layer) for p in self.references)
 
     @property
     def references(self) -> tuple[Parameter, ...]:
@@ -48,12 +59,16 @@ class Matched:
 
     @property
     def reference_name(self) -> str:
-        """Names of all of them, as a person reads it: a sum with ``+``, others with commas."""
+        """Names of all of them, as a person reads it: a sum with ``+``, others with commas; of many
+        the first and the last."""
         node = self.transform.expression
         while isinstance(node, Applied):
             node = node.node
         summed = isinstance(node, Joined) and node.how == "sum"
-        return (" + " if summed else ", ").join(p.name for p in self.references)
+        names = [p.name for p in self.references]
+        if len(names) > MOST_LISTED and not summed:
+            names = [names[0], "...", names[-1]]
+        return (" + " if summed else ", ").join(names)
 
     def make(self) -> np.ndarray:
         """The value that the candidate's parameter shall have."""
@@ -98,9 +113,7 @@ class Match:
 
     def anchors(self) -> list[tuple[str, str]]:
         """(reference layer, candidate layer) that share a parameter, once each."""
-        return list(
-            dict.fromkeys((p.layer, m.candidate.layer) for m in self.pairs for p in m.references)
-        )
+        return list(dict.fromkeys(anchor for m in self.pairs for anchor in m.anchors))
 
     def ambiguous(self) -> list[Matched]:
         """Pairs whose layout the shapes leave open."""
@@ -115,6 +128,11 @@ class Match:
             for m in self.pairs
         )
         return replace(self, pairs=tuple(pairs))
+
+    @property
+    def left_over(self) -> int:
+        """How many parameters have no counterpart."""
+        return len(self.unmatched_reference) + len(self.unmatched_candidate)
 
     @property
     def complete(self) -> bool:
@@ -181,7 +199,9 @@ def _unmatched_text(
             f"\n  It could hold the {len(parts)} of this shape: {capped(p.name for p in parts)}."
         )
         listed = ", ".join(f'"{p.name}"' for p in parts[:2])
-        how = "stack 0" if first.value.ndim > parts[0].value.ndim else "concat 0"
+        long = first.value.shape
+        axis = long.index(len(parts)) if len(parts) in long else 0
+        how = f"stack {axis}" if len(long) > parts[0].value.ndim else "concat 0"
         return (
             f'{text}\n  Fix: weights={{"{first.name}": ([{listed}, ...], "{how}")}} (with further '
             "steps, as `| transpose`, where layouts differ)"

@@ -5,7 +5,9 @@ cells, packed attention: `readings`); then layer by layer, where two layers fit 
 has a shape, under its named axes, or under some order of axes where they are unknown, that the
 other's can take; last what is left over and equal to a parameter in use, or the same one under
 another name (tied weights). Where several fit, the likeness of the paths and the order of
-definition decide. Nothing is guessed silently: what remains is listed.
+definition decide. If arrays are left that may hold several layers of the other side each, it is
+tried again with these taken apart (`stacks`), and done so if less is left then. Nothing is guessed
+silently: what remains is listed.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from crosscheck.weights.layouts import transforms
 from crosscheck.weights.leftovers import leftover_pairs
 from crosscheck.weights.match import Match, Matched
 from crosscheck.weights.paired import paired_layers
+from crosscheck.weights.stacks import lengths_of_stacks, stacked_pairs
 from crosscheck.weights.ties import tied_pairs
 from crosscheck.weights.transform import Transform
 from crosscheck.weights.united import unit_pairs
@@ -49,6 +52,28 @@ def match_parameters(
             candidate's: tied weights.)
     """
     pairs = given_pairs(reference, candidate, given or {})
+    found = _match(pairs, reference, candidate, held=held)
+    for length in sorted(lengths_of_stacks(found)):
+        stacks = stacked_pairs(
+            *_free(pairs, reference, candidate),
+            length,
+            lambda ours, theirs: match_parameters(ours, theirs, held=held),
+        )
+        other = _match([*pairs, *stacks], reference, candidate, held=held)
+        if other.left_over < found.left_over:
+            pairs, found = [*pairs, *stacks], other
+    return found
+
+
+def _match(
+    pairs: Sequence[Matched],
+    reference: Sequence[Parameter],
+    candidate: Sequence[Parameter],
+    *,
+    held: bool,
+) -> Match:
+    """All pairs; ``pairs``: those that are known."""
+    pairs = [*pairs]
     united = unit_pairs(*_free(pairs, reference, candidate))
     pairs += united.pairs
     free_r, free_c = _free(pairs, reference, candidate)

@@ -45,7 +45,7 @@ class Net(nn.Module):
         return self.last(x)
 
 
-def port(net: Net, act: Callable[[Any], Any] = jax.nn.silu) -> Any:
+def port(net: Net, act: Callable[[Any], Any] = jax.nn.silu, *, axis: int = 0) -> Any:
     """The port with the weights of ``net``, flat and stacked, as its own converter wrote them."""
 
     def layer(x: Any, p: Any) -> tuple[Any, None]:
@@ -57,13 +57,14 @@ def port(net: Net, act: Callable[[Any], Any] = jax.nn.silu) -> Any:
 
     def run(p: Any, x: Any) -> Any:
         x = tap("first", x @ p["embed"])
-        return jax.lax.scan(layer, x, p["layers"])[0] @ p["head"]
+        layers = {name: jnp.moveaxis(value, axis, 0) for name, value in p["layers"].items()}
+        return jax.lax.scan(layer, x, layers)[0] @ p["head"]
 
     names = {"g": "norm.weight", "b": "norm.bias", "w1": "mlp.0.weight", "b1": "mlp.0.bias"}
     names |= {"w2": "mlp.2.weight", "b2": "mlp.2.bias"}
     held = {name: value.numpy() for name, value in net.state_dict().items()}
     layers = {
-        k: jnp.stack([jnp.array(held[f"layers.{i}.{name}"].T) for i in range(DEPTH)])
+        k: jnp.stack([jnp.array(held[f"layers.{i}.{name}"].T) for i in range(DEPTH)], axis)
         for k, name in names.items()
     }
     params = {"embed": jnp.array(held["first.weight"].T), "layers": layers}
@@ -88,19 +89,57 @@ def test_a_wrong_activation_is_named_in_each_layer_and_nowhere_else() -> None:
 
 
 def test_bare_arrays_that_are_held_in_another_layout_are_found() -> None:
-    """Both are turned: one is square, one has another shape then."""
+    """Those before and behind are turned, and the others stacked as well; all under names that say
+    nothing."""
     reference = net()
     report = crosscheck.check(reference, port(reference), INPUTS, weights="keep")
     assert report.verdict == "agree"
     compared = {s.reference: s.candidate for s in report.sites if s.phase == "parameter_gradient"}
-    assert compared == {"first.weight": "embed", "last.weight": "head"}
+    assert {"first.weight": "embed", "last.weight": "head"}.items() <= compared.items()
+    assert compared["layers.1.norm.weight"] == "layers.g"
+    assert compared["layers.2.mlp.0.weight"] == "layers.w1"
+    assert compared.keys() == dict(reference.named_parameters()).keys()
+
+
+def flax_port(residual: float = 1.0) -> Any:
+    """A port that nobody gave weights yet."""
+    linen = pytest.importorskip("flax.linen")
+
+    class Layer(linen.Module):  # type: ignore[misc, name-defined]
+        @linen.compact  # type: ignore[untyped-decorator]
+        def __call__(self, x: Any, _: None) -> tuple[Any, None]:
+            h = linen.Dense(9, name="up")(linen.LayerNorm(epsilon=1e-5, name="norm")(x))
+            return residual * x + linen.Dense(WIDTH, name="down")(jax.nn.silu(h)), None
+
+    class Port(linen.Module):  # type: ignore[misc, name-defined]
+        @linen.compact  # type: ignore[untyped-decorator]
+        def __call__(self, x: Any) -> Any:
+            x = linen.Dense(WIDTH, use_bias=False, name="first")(x)
+            over = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+            x, _ = linen.scan(Layer, length=DEPTH, **over)(name="layers")(x, None)
+            return linen.Dense(CLASSES, use_bias=False, name="last")(x)
+
+    module = Port()
+    return crosscheck.adapt(module, variables=module.init(jax.random.key(0), jnp.ones((1, WIDTH))))
+
+
+@pytest.mark.parametrize("residual", [1.0, 0.5])
+def test_weights_are_stacked_for_a_scan(residual: float) -> None:
+    reference = net()
+    report = crosscheck.check(reference, flax_port(residual), INPUTS)
+    compared = {s.reference for s in report.sites if s.phase == "parameter_gradient"}
+    assert compared == dict(reference.named_parameters()).keys()
+    assert report.verdict == ("agree" if residual == 1.0 else "diverge"), str(report)
+    assert {d.reference for d in report.divergences} == (
+        set() if residual == 1.0 else {f"layers.{k}" for k in range(DEPTH)}
+    ), str(report)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw(lr=1e-2)", "sgd(0.1, clip_norm=0.5)"])
 def test_later_steps_leave_alone_what_the_candidate_has_no_counterpart_for(optimizer: str) -> None:
     reference = net()
     report = crosscheck.check(
-        reference, port(reference), INPUTS, weights="keep", optimizer=optimizer, steps=2
+        reference, port(reference, axis=-1), INPUTS, weights="keep", optimizer=optimizer, steps=2
     )
     assert report.verdict == "agree", str(report)
     updated = {(s.reference, s.step) for s in report.sites if s.phase == "update"}

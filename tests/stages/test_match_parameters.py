@@ -254,7 +254,7 @@ def test_a_flat_dictionary_of_parameters() -> None:
         assert square.reference.value.shape == (6, 6)
 
 
-@pytest.mark.parametrize(("shape", "how"), [((3, 4, 6), "stack 0"), ((12, 6), "concat 0")])
+@pytest.mark.parametrize(("shape", "how"), [((4, 3, 6), "stack 1"), ((12, 6), "concat 0")])
 def test_several_layers_that_the_candidate_holds_in_one_are_named(
     shape: tuple[int, ...], how: str
 ) -> None:

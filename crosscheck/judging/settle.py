@@ -117,7 +117,7 @@ def _doubt_the_oracle(e: Evidence, judge: Judge, results: Results, grains: Grain
         reference = value_of(item, judge.reference, side="reference")
         truth = value_of(item, judge.oracle, side="reference")
         if reference is not None and truth is not None:
-            wanted[item] = compare(*_kept(judge, item, reference, truth, truth)[:2])
+            wanted[item] = compare(*_kept(judge, item, reference, truth))
     if not wanted or not e.reference.adapter.capabilities.forcing:
         return
     forced = e.alignment.forced_on_reference(e.free_reference)
@@ -127,7 +127,7 @@ def _doubt_the_oracle(e: Evidence, judge: Judge, results: Results, grains: Grain
         return runner.record(Forcer(moved))
 
     draws = _moves(e, forced, grains.values)
-    spreads = _spreads(again, draws, wanted, e.free_reference, "reference")
+    spreads = _spreads(again, draws, judge, wanted, e.free_reference, "reference")
     doubted = {i for i, own in wanted.items() if not _is_redrawn(own, spreads[i], REDRAWN)}
     judge.doubted = frozenset(doubted)
     for item in doubted:
@@ -210,17 +210,17 @@ def _in_both_precisions(
         value = None if raw is None else in_reference_layout(item, raw, truth)
         if value is None or (trace is wide and value.dtype != np.float64):
             return None
-        found.append(compare(*without_fill(*_kept(judge, item, value, truth, truth))[::2]))
+        value, right = _kept(judge, item, value, truth)
+        found.append(compare(*without_fill(value, right, right)[::2]))
     return found[0], found[1]
 
 
-def _kept(
-    judge: Judge, item: Item, *values: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _kept(judge: Judge, item: Item, *values: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Values of an item without its ties."""
     mask = judge.ties.get(item)
     if mask is not None:
         values = tuple(v[~mask] for v in values)
-    return values  # type: ignore[return-value]
+    return values
 
 
 def _redraw(
@@ -236,7 +236,7 @@ def _redraw(
     wanted = [item for item, _ in items]
     draws = _moves(e, e.alignment.forced_on_candidate(e.free_reference), grains.theirs)
     again = CandidateAgain(e, wanted)
-    spreads = _spreads(again.run, draws, wanted, e.forced, "candidate")
+    spreads = _spreads(again.run, draws, judge, wanted, e.forced, "candidate")
     for item, error in items:
         if _is_redrawn(error, spreads[item], REDRAWN):
             results[item] = _said(results[item], "agree", OWN)
@@ -256,11 +256,13 @@ def _moves(
 def _spreads(
     again: Callable[[Moved], Trace],
     draws: Iterable[Moved],
+    judge: Judge,
     items: Iterable[Item],
     still: Trace,
     side: str,
 ) -> dict[Item, list[Difference]]:
-    """How far a side's own values move, in its own precision, when what it is given does."""
+    """How far a side's own values move, in its own precision, when what it is given does. Ties are
+    left out as they are of the error: one that flips would pass for rounding of all the others."""
     found: dict[Item, list[Difference]] = {item: [] for item in items}
     for moved in draws:
         try:
@@ -268,10 +270,19 @@ def _spreads(
         except SideFailed:
             break
         for item, seen in found.items():
-            pair = [value_of(item, t, side=side) for t in (trace, still)]
+            pair = [_own_value(judge, item, t, side) for t in (trace, still)]
             if pair[0] is not None and pair[1] is not None:
-                seen.append(compare(pair[0], pair[1]))
+                seen.append(compare(*_kept(judge, item, pair[0], pair[1])))
     return found
+
+
+def _own_value(judge: Judge, item: Item, trace: Trace, side: str) -> np.ndarray | None:
+    """What a side holds, in the reference's layout."""
+    value = value_of(item, trace, side=side)
+    reference = value_of(item, judge.reference, side="reference")
+    if side == "reference" or value is None or reference is None:
+        return value
+    return in_reference_layout(item, value, reference)
 
 
 def _is_redrawn(error: Difference, moves: Sequence[Difference], factor: float) -> bool:

@@ -317,10 +317,11 @@ class _Training:
         return causes(first, fresh)
 
     def _on_fresh(self, past: Past) -> tuple[Past, Made]:
-        """New optimizers on other gradients, as many steps."""
+        """New optimizers on other gradients, one step further: a factor and a term that come to the
+        same in one step differ in the next."""
         pair = Steppers(self._optimizers, self._layout)
         other, made = Past(), None
-        for given in past.steps:
+        for given in (*past.steps, past.steps[-1]):
             ours, theirs = (tuple(map(self._fresh, given.of(s))) for s in ("reference", ""))
             other = other.then(Given(given.values, ours, theirs))
             made = pair.step(other, {})

@@ -6,7 +6,7 @@ Backward blame needs them: the cotangent that a layer sends back through an inpu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -132,33 +132,47 @@ def _hands_on(trace: Trace, slot: str, site: str) -> bool:
 
 class BegunEarlier:
     """Inputs that are no beginnings: one side does in one layer what the other side does in
-    several, one after the other, of which the first has the parameters (a convolution with its
-    norm folded in). What goes into the last of them goes into nothing on the other side.
+    several, and earlier ones of these have the parameters (a convolution with its norm folded in,
+    attention with its projections). What goes into the last goes into nothing on the other side.
 
     Args:
         anchored: (reference site, candidate site) of layers with the same parameters.
 
     Attributes:
-        beginnings: those of them that begin such a layer: what goes into both is the same.
+        beginnings: those of them that begin such a layer, if the others follow one after the other:
+            what goes into both is the same.
     """
 
-    def __init__(self, pairing: Pairing, anchored: Iterable[tuple[str, str]]) -> None:
+    def __init__(self, pairing: Pairing, anchored: Collection[tuple[str, str]]) -> None:
+        owners, heirs = {r for r, _ in anchored}, {c for _, c in anchored}
         self.beginnings: set[tuple[str, str]] = set()
-        self._pairs: set[SitePair] = set()
+        self._places = pairing.reference.place, pairing.candidate.place
+        self._first: dict[SitePair, tuple[int, int]] = {}  # the places of the earliest outputs
         for r, c in anchored:
             if (r in pairing.pairs) == (c in pairing.taken):
                 continue
             pair = pairing.pairs[r if r in pairing.pairs else pairing.taken[c]]
+            end = pair.reference, pair.candidate
+            if end[0] in owners and end[1] in heirs and end not in anchored:
+                continue  # two layers, with parameters of their own
             if r in pairing.pairs:
                 chained = _is_chain(pairing.candidate.trace, c, pair.candidate, pairing.taken)
             else:
                 chained = _is_chain(pairing.reference.trace, r, pair.reference, pairing.pairs)
             if chained:
                 self.beginnings.add((r, c))
-                self._pairs.add(pair)
+            here = self._places[0]["activation", r], self._places[1]["activation", c]
+            known = self._first.get(pair, here)
+            self._first[pair] = min(known[0], here[0]), min(known[1], here[1])
 
     def __contains__(self, edge: Edge) -> bool:
-        return edge.pair in self._pairs
+        if edge.pair not in self._first:
+            return False
+        first, places = self._first[edge.pair], self._places
+        return (
+            places[0]["input", edge.reference] > first[0]
+            or places[1].get(("input", edge.candidate), -1) > first[1]
+        )
 
 
 def _is_chain(trace: Trace, first: str, last: str, taken: Container[str]) -> bool:

@@ -88,8 +88,9 @@ def _behind(side: PreparedTrace, known: dict[bytes, list[str]], site: str) -> li
 
 
 def calls_of_both(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str]]:
-    """The sites of all calls of anchored layers that both sides made."""
-    for anchor in anchors:
+    """The sites of all calls of anchored layers that both sides made, and of the last ones of
+    layers that hold several of them."""
+    for anchor in (*anchors, *_ends(pairing, anchors)):
         r_layer, c_layer = (
             _call(side, layer)
             for side, layer in zip((pairing.reference, pairing.candidate), anchor, strict=True)
@@ -98,6 +99,26 @@ def calls_of_both(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str
             twin = c_layer + call[len(r_layer) :]
             if twin in pairing.candidate.order:
                 yield call, twin
+
+
+def _ends(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str]]:
+    """Where one side does in one layer, with parameters of layers in it that it never calls, what
+    the other does in several layers (attention with its projections): it returns what the last of
+    these returns."""
+    for this, other, turned in (
+        (pairing.reference, pairing.candidate, False),
+        (pairing.candidate, pairing.reference, True),
+    ):
+        partners: defaultdict[str, list[str]] = defaultdict(list)
+        for anchor in anchors:
+            layer, twin = anchor[::-1] if turned else anchor
+            home = layer.rpartition("/" if "/" in layer else ".")[0]
+            if layer not in this.order and home in this.order and twin in other.order:
+                partners[home].append(twin)
+        for home, twins in partners.items():
+            if next(this.trace.inside(home), None) is None:
+                last = max(twins, key=other.order.__getitem__)
+                yield (last, home) if turned else (home, last)
 
 
 def _call(side: PreparedTrace, layer: str) -> str:

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from crosscheck.errors import EXTRAS, CrosscheckError, InvalidArgument, MissingFramework, capped
+from crosscheck.frames import LOADED
 from crosscheck.results import Report
 
 if TYPE_CHECKING:
@@ -306,7 +307,8 @@ def load_module(file: Path) -> ModuleType:
     if loaded is None and len(parts) > 1:
         return importlib.import_module(name)
     # A lone file: under a name of its own, since `net.py` may exist in two folders.
-    spec = importlib.util.spec_from_file_location(f"crosscheck_loaded_{abs(hash(str(file)))}", file)
+    own = f"{LOADED}{abs(hash(str(file)))}_{file.stem}"
+    spec = importlib.util.spec_from_file_location(own, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

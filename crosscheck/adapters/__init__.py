@@ -14,6 +14,7 @@ from typing import Any
 
 from crosscheck.adapters.base import Adapter
 from crosscheck.errors import InvalidArgument
+from crosscheck.frames import plain
 from crosscheck.trace import Trace
 
 __all__ = ["adapt"]
@@ -115,7 +116,7 @@ def _recognised(model: Any, kind: str | None, options: dict[str, Any]) -> Adapte
 
 
 def _not_recognised(model: Any, options: Iterable[str]) -> str:
-    what = f"a {type(model).__module__}.{type(model).__qualname__}".replace("builtins.", "")
+    what = plain(f"a {type(model).__module__}.{type(model).__qualname__}").replace("builtins.", "")
     hint = ""
     if isinstance(model, type):
         what, hint = f"the class {model.__name__}", " Make an instance of it first."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -12,6 +11,7 @@ import click
 
 from crosscheck.commands.again import command_line
 from crosscheck.errors import CrosscheckError, InvalidArgument
+from crosscheck.frames import plain, told, where
 
 if TYPE_CHECKING:
     from crosscheck.results import Report
@@ -137,19 +137,24 @@ def failures(html_path: str | None = None) -> Iterator[None]:
     try:
         yield
     except CrosscheckError as error:
-        fail(error, html_path)
+        fail(error, html_path, at=where(error))
     except SystemExit as error:  # of the user's file; its status 0 would read as an agreement
         stopped = f"a file or model called sys.exit({error.code!r}) before the result"
-        fail(InvalidArgument(stopped), html_path)
+        fail(InvalidArgument(stopped), html_path, at=where(error))
     except Exception as error:  # exit status 1 would read as a divergence
-        traceback.print_exc()
+        click.echo(told(error), err=True, nl=False)
         fail(error, html_path)
 
 
-def fail(error: BaseException, html_path: str | None = None) -> NoReturn:
-    """One line on stderr, the page that was asked for, and exit status 2."""
+def fail(error: BaseException, html_path: str | None = None, *, at: str = "") -> NoReturn:
+    """One line on stderr, the page that was asked for, and exit status 2.
+
+    Args:
+        at: the line of the user's file; empty: nothing is said of it.
+    """
     notes = [f"({note})" for note in getattr(error, "__notes__", ())]
-    text = " ".join(f"{error} {' '.join(notes)}".split())
+    notes += [f"(at {at})"] if at else []
+    text = plain(" ".join(f"{error} {' '.join(notes)}".split()))
     text += "" if html_path is None else _paged(error, html_path)
     click.echo(f"crosscheck: {type(error).__name__}: {text}", err=True)
     raise SystemExit(NOT_COMPARED)

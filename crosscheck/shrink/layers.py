@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from crosscheck.adapters.base import Adapter
+from crosscheck.frames import LOADED
 
 __all__ = ["Build", "CannotBuild", "build"]
 
@@ -232,7 +233,7 @@ def _imported(cls: type, made: Build) -> str:
     if file is None:
         raise CannotBuild(f"{cls.__qualname__} lies in no file that can be imported")
     path, module = Path(file).resolve(), cls.__module__
-    if module.startswith("crosscheck_loaded_"):  # a lone file, loaded under a name of its own
+    if module.startswith(LOADED):  # a lone file, loaded under a name of its own
         module, root = path.stem, path.parent
     else:
         depth = module.count(".") + (path.name == "__init__.py")

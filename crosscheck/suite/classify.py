@@ -7,6 +7,7 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
+from crosscheck.frames import is_ours
 from crosscheck.suite.jobs import JobResult, Outcome, Status
 
 __all__ = ["classify", "gibibytes", "signal_name"]
@@ -139,8 +140,14 @@ def _tail(output: str) -> str:
         lines.pop()
     dumps = [i for i, line in enumerate(lines) if line.startswith("Current thread")]
     if dumps:  # of a stack, its innermost call first
-        lines = lines[max(0, dumps[-1] - BEFORE_DUMP) :][:TAIL_LINES]
+        lines = lines[max(0, dumps[-1] - BEFORE_DUMP) :]
+        lines = [line for line in lines if not _is_our_frame(line)][:TAIL_LINES]
     return "\n".join(lines[-TAIL_LINES:])
+
+
+def _is_our_frame(line: str) -> bool:
+    found = _FRAME.match(line)
+    return found is not None and (found[1] == "<string>" or is_ours(found[1]))
 
 
 def _interrupted_at(output: str) -> str:

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-import sysconfig
 from typing import Any
 
+from crosscheck.frames import is_installed
 from crosscheck.suite.caches import cache_folders
 
-__all__ = ["Sources", "is_installed"]
+__all__ = ["Sources"]
 
 MOST = 5000
 _KERNEL = ("/proc/", "/sys/", "/dev/")
-_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_LIBRARIES = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-_INSTALLED = tuple(os.path.realpath(path) + os.sep for path in {*_LIBRARIES, _OURS})
-
-
-def is_installed(path: str) -> bool:
-    """Whether a file belongs to Python, to an installed package or to crosscheck."""
-    return os.path.realpath(path).startswith(_INSTALLED)
 
 
 class Sources:

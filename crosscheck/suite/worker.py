@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from crosscheck.errors import CrosscheckError, MissingFramework, SideFailed
+from crosscheck.frames import chain, plain, told, where
 from crosscheck.suite.caches import processor
 from crosscheck.suite.sources import Sources
 from crosscheck.suite.stamps import software
@@ -190,7 +191,7 @@ def verdict(report: Any) -> dict[str, Any]:
 
 def failure(error: BaseException) -> dict[str, Any]:
     """What is said of an exception: whose fault it is, in one line, and where it was raised."""
-    text = " ".join(str(error).split())
+    text = plain(" ".join(str(error).split()))
     message = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if isinstance(error, SystemExit):
         message = f"called sys.exit({error.code!r}) before the result"
@@ -199,10 +200,11 @@ def failure(error: BaseException) -> dict[str, Any]:
         "type": type(error).__name__,
         "status": _status(error),
         "message": message,
-        "where": _where(error),
+        "where": where(error),
     }
     if not isinstance(error, CrosscheckError) or error.__cause__ is not None:
-        traceback.print_exception(error)  # the parent shows the end of it
+        raised = error.__cause__ if isinstance(error, SideFailed) and error.__cause__ else error
+        print(told(raised), file=sys.stderr, end="")  # the parent shows the end of it
     return answer
 
 
@@ -220,7 +222,7 @@ def _page_of(error: BaseException, job: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _status(error: BaseException) -> str:
-    if any(_is_out_of_memory(e) for e in _chain(error)):
+    if any(_is_out_of_memory(e) for e in chain(error)):
         return "out-of-memory"
     if isinstance(error, MissingFramework):
         return "skipped"
@@ -229,30 +231,10 @@ def _status(error: BaseException) -> str:
     return "crashed"
 
 
-def _chain(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in found:
-        found.append(link)
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-    return found
-
-
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ in OUT_OF_MEMORY:
         return True
     return any(text in str(error) for text in OUT_OF_MEMORY_TEXT)
-
-
-def _where(error: BaseException) -> str:
-    """File and line of the innermost frame that is neither ours nor an installed library's."""
-    from crosscheck.suite.sources import is_installed
-
-    for link in reversed(_chain(error)):
-        for frame in reversed(traceback.extract_tb(link.__traceback__)):
-            if os.path.isfile(frame.filename) and not is_installed(frame.filename):
-                return f"{frame.filename}:{frame.lineno} in {frame.name}"
-    return ""
 
 
 def _peak_memory() -> int:

@@ -186,7 +186,7 @@ def test_every_stage_is_in_the_table() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "report").rglob("*.py")), ids=lambda f: f.stem)
 def test_reports_import_result_types_only(file: Path) -> None:
     ours = {n for n in imported(file) if n.startswith("crosscheck")}
-    allowed = ("crosscheck.results", "crosscheck.errors", "crosscheck.report")
+    allowed = ("crosscheck.results", "crosscheck.errors", "crosscheck.frames", "crosscheck.report")
     assert all(
         n == "crosscheck.__version__" or n.startswith(allowed) for n in ours - {"crosscheck"}
     )

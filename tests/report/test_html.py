@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import crosscheck
 from crosscheck.errors import CannotCompare, InvalidArgument, SideFailed
 from crosscheck.report import html
 from crosscheck.report.html.pages import coded
@@ -276,11 +277,23 @@ def test_an_error_of_the_users_file_shows_where() -> None:
     assert "the check ended in an error" in text and "test_html.py" in text
 
 
+def test_the_calls_of_an_error_are_the_users() -> None:
+    def model(x: object) -> object:
+        raise ValueError("out of luck")
+
+    with pytest.raises(SideFailed) as failed:
+        crosscheck.check(lambda x: x, model, "float32[5,6]")
+    text = text_of(html.render_failure(failed.value))
+    assert "test_html.py" in text and "in model" in text
+    assert "adapters/numpy" not in text
+
+
 @pytest.mark.parametrize(
     "file", sorted(Path(html.__file__).parent.glob("*.py")), ids=lambda f: f.stem
 )
 def test_the_page_is_made_of_results_alone(file: Path) -> None:
     """The rule for the modules of the report holds for those of the page."""
     ours = {n for n in imported(file) if n.startswith("crosscheck.")}
-    allowed = ("crosscheck.results", "crosscheck.errors", "crosscheck.report", "crosscheck.__")
+    named = ("results", "errors", "frames", "report", "__")
+    allowed = tuple(f"crosscheck.{name}" for name in named)
     assert all(n.startswith(allowed) for n in ours)

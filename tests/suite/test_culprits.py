@@ -152,6 +152,9 @@ def test_what_was_raised_and_where(jobs: Any) -> None:
     assert "out of luck" in message and "\x1b" not in message
     assert re.search(r"pair\.py:\d+ in forward", message)
     assert "RuntimeError: out of luck" in jobs["raises"]["output"]
+    for name in ("raises", "does_not_load", "hangs"):
+        assert "pair.py" in jobs[name]["output"]
+        assert "crosscheck/" not in jobs[name]["output"], jobs[name]["output"]
     assert jobs["does_not_load"]["candidate"] is None
     assert jobs["does_not_load"]["message"].startswith("OSError: no such disk (at ")
     assert jobs["crashes_while_loading"]["signal"] == "SIGABRT"

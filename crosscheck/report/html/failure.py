@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import traceback
 from typing import Any
 
 from crosscheck.errors import (
@@ -15,6 +14,7 @@ from crosscheck.errors import (
     SideFailed,
     TraceFormatError,
 )
+from crosscheck.frames import calls, plain
 from crosscheck.report.html import view
 from crosscheck.report.words import Page
 
@@ -49,7 +49,7 @@ def of_failure(error: BaseException, *, name: str, command: str) -> dict[str, An
     """Everything that ``failure.html`` shows; see `crosscheck.report.html.render_failure`."""
     paper = Page(width=view.WIDE)
     what, advice = next(((w, a) for kind, w, a in _WHAT if isinstance(error, kind)), _OTHERWISE)
-    message, fixes = _split(str(error) or repr(error))
+    message, fixes = _split(plain(str(error) or repr(error)))
     compared = error.compared if isinstance(error, SideFailed) else ()
     return {
         "name": paper.prose(name),
@@ -86,8 +86,7 @@ def _failed(error: BaseException, paper: Page) -> dict[str, Any] | None:
         cause = error
     if cause is None:
         return None
-    frames = traceback.extract_tb(cause.__traceback__)[-FRAMES:]
-    facts = [("raised", paper.prose(f"{type(cause).__name__}: {cause}"))]
+    facts = [("raised", paper.prose(plain(f"{type(cause).__name__}: {cause}")))]
     if isinstance(error, SideFailed):
         facts = [
             ("side", f"{error.side} ({error.framework})"),
@@ -95,8 +94,9 @@ def _failed(error: BaseException, paper: Page) -> dict[str, Any] | None:
             ("site", paper.clean(error.site) if error.site else "before its first site"),
             *facts,
         ]
-    calls = [paper.clean(f"{f.filename}:{f.lineno} in {f.name}") for f in frames]
-    return {"facts": facts, "calls": calls}
+    frames = calls(cause)[-FRAMES:]
+    shown = [paper.clean(f"{f.filename}:{f.lineno} in {f.name}") for f in frames]
+    return {"facts": facts, "calls": shown}
 
 
 def _environment() -> dict[str, str]:

@@ -143,7 +143,8 @@ class SiteItems:
 
     @cached_property
     def _back(self) -> list[Item]:
-        found = [*map(_backward_twin, self._outputs), *map(_vjp_item, self._alignment.edges)]
+        sending = (edge for edge in self._alignment.edges if edge.sends_back)
+        found = [*map(_backward_twin, self._outputs), *map(_vjp_item, sending)]
         forth = _FORWARD_OF
         found.sort(key=lambda i: -self._place[forth[i.kind], i.reference])
         return found

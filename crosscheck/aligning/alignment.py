@@ -35,6 +35,9 @@ class Edge:
     Where one side is given a value once and the other several times (``attn(x)`` against
     ``attention(query=x, value=x)``), ``also_reference`` and ``also_candidate`` are the further
     slots. All of them hold one value; the layer's VJP is the sum of what comes back through them.
+
+    Attributes:
+        sends_back: whether that is the same on both sides; else only what goes in is compared.
     """
 
     reference: str
@@ -43,6 +46,7 @@ class Edge:
     pair: SitePair
     also_reference: tuple[str, ...] = ()
     also_candidate: tuple[str, ...] = ()
+    sends_back: bool = True
 
     def slots(self) -> list[tuple[str, str]]:
         """Every slot of either side with one that holds the same value on the other."""
@@ -79,6 +83,8 @@ class Alignment:
             )
             for slot in theirs:
                 table["input", slot] = _Source((("input", edge.reference),), edge.layout)
+                if not edge.sends_back:
+                    continue
                 # The whole of it through the first slot, nothing through the others.
                 keys: tuple[Key, ...] = tuple(("input_cotangent", r) for r in ours)
                 table["input_cotangent", slot] = _Source(
@@ -89,9 +95,12 @@ class Alignment:
     def forced_on_reference(self, reference: Trace) -> ForcedValues:
         """The same values under the reference's own names (for the oracle)."""
         pairs = [p.reference for p in self.pairs if p.layout is not None]
-        slots = [r for e in self.edges for r in (e.reference, *e.also_reference)]
         keys: list[Key] = [(k, s) for s in pairs for k in _AT_OUTPUTS]
-        keys += [(k, s) for s in slots for k in ("input", "input_cotangent")]  # type: ignore[misc]
+        for edge in self.edges:
+            for slot in (edge.reference, *edge.also_reference):
+                keys.append(("input", slot))
+                if edge.sends_back:
+                    keys.append(("input_cotangent", slot))
         return ForcedValues(reference.values, {key: _Source((key,), SAME) for key in keys})
 
 

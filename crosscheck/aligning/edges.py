@@ -6,7 +6,11 @@ Backward blame needs them: the cotangent that a layer sends back through an inpu
 from __future__ import annotations
 
 from collections import Counter
+<<<<<<< HEAD
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+=======
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+>>>>>>> 1b93391 (What one side is given beside an input, made of it between the layers, takes a part of the VJP: that is no divergence)
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +21,7 @@ from crosscheck.aligning.layout import Layout
 from crosscheck.aligning.pairing import Pairing
 from crosscheck.arrays import is_float
 from crosscheck.kernels.on_device import equal
+from crosscheck.observers import Key
 from crosscheck.trace import Trace, owner
 
 __all__ = ["BegunEarlier", "compare_inputs_ahead", "edges_of", "joined", "note_unlike_inputs"]
@@ -54,7 +59,13 @@ def edges_of(pair: SitePair, pairing: Pairing, candidate: Trace) -> list[Edge]:
         {s for e in found for s in (e.candidate, *e.also_candidate)},
     )
     left = [[s for s in side if s not in names] for side, names in zip(slots, known, strict=True)]
-    return [e for e in found if not _comes_back_elsewhere(e, left, pairing, candidate)]
+    kept = []
+    for edge in found:
+        if not _comes_back_elsewhere(edge, left, pairing, candidate):
+            kept.append(edge)
+        elif _error(edge, pairing, candidate) <= pairing.same:
+            kept.append(replace(edge, sends_back=False))
+    return kept
 
 
 def _fitting(
@@ -102,17 +113,20 @@ def note_unlike_inputs(
         _hands_any_on(reference, pair.reference) or _hands_any_on(candidate, pair.candidate)
     ):
         return
-    distances = pairing.distances(candidate)
     caused = max(error - pairing.rounding, 0.0)
     for edge in edges_of(pair, pairing, candidate):
-        off = distances.of("input", edge.reference, edge.candidate, edge.layout)
-        if off <= max(pairing.same, caused / EXPLAINED):
+        if _error(edge, pairing, candidate) <= max(pairing.same, caused / EXPLAINED):
             continue
         if not same_layer or (
             _hands_on(reference, edge.reference, pair.reference)
             or _hands_on(candidate, edge.candidate, pair.candidate)
         ):
             pairing.unlike.add((edge.reference, edge.candidate))
+
+
+def _error(edge: Edge, pairing: Pairing, candidate: Trace) -> float:
+    distances = pairing.distances(candidate)
+    return distances.of("input", edge.reference, edge.candidate, edge.layout)
 
 
 def _hands_any_on(trace: Trace, site: str) -> bool:
@@ -236,17 +250,38 @@ def _comes_back_elsewhere(
     Args:
         left: the inputs of the reference's and of the candidate's layer without a counterpart.
     """
-    sides = (
-        (edge.reference, left[0], pairing.reference.trace, pairing.reference.order),
-        (edge.candidate, left[1], candidate, pairing.candidate.order),
+    sides = (edge.reference, left[0], pairing.reference.trace), (edge.candidate, left[1], candidate)
+    return any(
+        is_float(trace.values["input", other]) and _may_be_made_of(other, slot, trace)
+        for slot, others, trace in sides
+        for other in others
     )
-    for slot, others, trace, order in sides:
-        sources, inputs = trace.info.sources, trace.info.inputs
-        here = order.get(sources.get(slot, ""), len(order))
-        made = (sources.get(s, "") for s in others if is_float(trace.values["input", s]))
-        if any(order.get(source, -1) > here for source in made if source not in inputs):
-            return True
-    return False
+
+
+def _may_be_made_of(other: str, slot: str, trace: Trace) -> bool:
+    """Whether one input of a layer may be computed from another one: by a layer that ran behind it,
+    or in the code between the layers, where the shape is the same (a position added)."""
+    source = trace.info.sources.get(other)
+    if source in trace.info.inputs:
+        return False
+    places = {key: i for i, key in enumerate(trace.values)}
+    if source is None:
+        shapes = trace.values["input", other].shape, trace.values["input", slot].shape
+        return shapes[0] == shapes[1] and (
+            _seen_from(other, trace, places) >= _seen_from(slot, trace, places)
+        )
+    return places.get(("activation", source), -1) > _seen_from(slot, trace, places)
+
+
+def _seen_from(slot: str, trace: Trace, places: Mapping[Key, int]) -> int:
+    """The place in a run of what made an input; where that is no layer, of the first call that is
+    given the same numbers."""
+    source = trace.info.sources.get(slot)
+    if source is not None:
+        return places.get(("activation", source), -1)
+    value = trace.values["input", slot]
+    first = next(s for kind, s in places if kind == "input" and _same(trace, s, value))
+    return min(places["input", s] for s in trace.inputs_of(owner(first)))
 
 
 def _groups(trace: Trace, slots: Sequence[str]) -> list[Group]:
@@ -351,8 +386,10 @@ def joined(edges: Sequence[Edge]) -> list[Edge]:
             found[key] = e
         elif shared[0]:
             more = (*found[key].also_candidate, e.candidate, *e.also_candidate)
-            found[key] = replace(found[key], also_candidate=more)
+            sends_back = found[key].sends_back and e.sends_back
+            found[key] = replace(found[key], also_candidate=more, sends_back=sends_back)
         else:
             more = (*found[key].also_reference, e.reference, *e.also_reference)
-            found[key] = replace(found[key], also_reference=more)
+            sends_back = found[key].sends_back and e.sends_back
+            found[key] = replace(found[key], also_reference=more, sends_back=sends_back)
     return list(found.values())

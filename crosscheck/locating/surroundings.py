@@ -6,13 +6,13 @@ import bisect
 import itertools
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from crosscheck.aligning.alignment import Alignment, SitePair
+from crosscheck.aligning.alignment import Alignment, Edge, SitePair
 from crosscheck.aligning.fingerprints import SAME_VALUE
 from crosscheck.arrays import is_float
 from crosscheck.locating.gradients import layer_of
@@ -248,7 +248,7 @@ class Surroundings:
 
     def loose_consumers(self, trace: Trace, site: str, side: str) -> list[str]:
         """The layers that consume ``site`` and whose own VJP was not compared; the innermost."""
-        aligned, compared = self.aligned(side), self._compared[side]
+        aligned, compared = self.aligned(side), self._sending[side]
         found: list[str] = []
         seen: set[str] = set()
         for consumer in trace.consumers.get(site, ()):
@@ -276,11 +276,12 @@ class Surroundings:
     @cached_property
     def _compared(self) -> dict[str, frozenset[str]]:
         """The input slots of either side that are compared."""
-        slots = [slot for edge in self.alignment.edges for slot in edge.slots()]
-        return {
-            "reference": frozenset(r for r, _ in slots),
-            "candidate": frozenset(c for _, c in slots),
-        }
+        return _slots_of(self.alignment.edges)
+
+    @cached_property
+    def _sending(self) -> dict[str, frozenset[str]]:
+        """Those of them through which the same comes back on both sides."""
+        return _slots_of(edge for edge in self.alignment.edges if edge.sends_back)
 
     def scope_of(self, trace: Trace, several: Sequence[str]) -> str | None:
         """The innermost container of all of several sites."""
@@ -359,6 +360,14 @@ def _as_returned(trace: Trace, site: str) -> str | None:
         return None
     made = trace.values.get(("activation", home))
     return home if made is not None and _is_handed_on(made, value) else None
+
+
+def _slots_of(edges: Iterable[Edge]) -> dict[str, frozenset[str]]:
+    slots = [slot for edge in edges for slot in edge.slots()]
+    return {
+        "reference": frozenset(r for r, _ in slots),
+        "candidate": frozenset(c for _, c in slots),
+    }
 
 
 def _parent(info: RunInfo, site: str) -> str | None:

@@ -109,13 +109,15 @@ class Gate(nn.Module):
 
 
 class Gated(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, shift: float) -> None:
         super().__init__()
         self.stem, self.gate, self.head = nn.Linear(4, 6), Gate(), nn.Linear(6, 3)
+        self.shift = shift
         randomised(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.gate(self.stem(x)))
+        x = self.stem(x)
+        return self.head(self.gate(x + self.shift if self.shift else x))
 
 
 class Squashed(Affine):
@@ -137,12 +139,14 @@ class Multiply:
 
 
 class FlatGated:
-    def __init__(self) -> None:
+    def __init__(self, shift: float) -> None:
         self.stem, self.fc, self.times = Affine(4, 6), Squashed(6, 6), Multiply()
         self.head = Affine(6, 3)
+        self.shift = shift
 
     def forward(self, x: Any) -> Any:
         x = self.stem.forward(x)
+        x = x + x.dtype.type(self.shift) if self.shift else x
         return self.head.forward(self.times.forward(x, self.fc.forward(x)))
 
     def backward(self, d: Any) -> Any:
@@ -151,9 +155,54 @@ class FlatGated:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_gate_whose_layers_have_no_partner(turned: bool) -> None:
-    sides: list[Any] = [Gated(), FlatGated()]
+@pytest.mark.parametrize("shift", [0.0, 1.0], ids=["of a layer's output", "of code between"])
+def test_a_gate_whose_layers_have_no_partner(shift: float, turned: bool) -> None:
+    sides: list[Any] = [Gated(shift), FlatGated(shift)]
     assert agrees(run(*(sides[::-1] if turned else sides), INPUTS))
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        weights = (self.q(query) @ self.k(key).transpose(-1, -2)).softmax(-1)
+        return self.o(weights @ self.v(value))
+
+
+class Positioned(Attention):
+    def forward(self, x: Tensor, position: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x + position, x + position, x)
+
+
+class Encoder(nn.Module):
+    """Adds the positions to queries and keys, or has the attention do it.
+
+    Args:
+        shift: added to what the attention is given, so that no layer returns that.
+    """
+
+    def __init__(self, attention: nn.Module, shift: float) -> None:
+        super().__init__()
+        self.norm, self.attention, self.head = nn.LayerNorm(6), attention, nn.Linear(6, 3)
+        self.position, self.shift = nn.Parameter(torch.empty(5, 6)), shift
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x) + self.shift if self.shift else self.norm(x)
+        if isinstance(self.attention, Positioned):
+            return self.head(h + self.attention(h, self.position))
+        query = h + self.position
+        return self.head(h + self.attention(query, query, h))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_positions_are_added_within_the_attention_or_before_it(shift: float, turned: bool) -> None:
+    """Before it: what comes back through the values is a part of what comes back to the input."""
+    sides = [Encoder(Attention(), shift), Encoder(Positioned(), shift)]
+    assert agrees(run(*(sides[::-1] if turned else sides), "float32[2,5,6]"))
 
 
 def lost(self: Flat, d: Any) -> Any:

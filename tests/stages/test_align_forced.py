@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -103,6 +105,60 @@ def test_an_extra_input_does_not_shift_the_others() -> None:
     found = aligned(ours.run(**inputs), theirs.run(**inputs))
     slots = {e.reference: e.candidate for e in found.edges}
     assert slots == {"attn": "attn:1", "attn:1": "attn"}
+
+
+def double(x: np.ndarray, *rest: np.ndarray) -> np.ndarray:
+    return x * 2
+
+
+def flags(x: np.ndarray) -> np.ndarray:
+    return (x > 0).astype(np.int32)
+
+
+def row(x: np.ndarray) -> np.ndarray:
+    return np.tanh(x[:1])
+
+
+@pytest.mark.parametrize(
+    ("before", "compared"),
+    [
+        ({}, False),  # a layer that makes it of the first input
+        ({"made": ("", linear(1), "stem")}, False),  # and so may the code between
+        ({"made": ("", row, "stem")}, True),  # not of another shape: a mask, or such
+        ({"made": ("Flags", flags, "stem")}, True),  # sends nothing back
+        ({"made": ("L", linear(1), "input:x")}, True),  # there before the first input
+    ],
+    ids=["layer", "between", "mask", "flags", "earlier"],
+)
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("between", [False, True])
+def test_an_input_beside_one_that_may_be_made_of_it(
+    before: dict[str, tuple[str, Any, str]], compared: bool, turned: bool, between: bool
+) -> None:
+    """``mix(x, f(x))`` against ``mix(x)``: only the second gets all that comes back to x."""
+    kind, function, of = before.get("made", ("L", linear(1), "stem"))
+    sides = Graph(["mix"]), Graph(["mix"])
+    for graph, others in zip(sides, (("made",), ()), strict=True):
+        if of == "input:x" and others:
+            graph.add("made", kind, function, of)
+        first = graph.add("stem", "L", linear(0), "input:x")
+        if between:
+            first = graph.add("code", "", double, "stem")
+        if of != "input:x" and others:
+            graph.add("made", kind, function, first)
+        graph.add("mix", "Mix", double, first, *others)
+    traces = [graph.run(x=X) for graph in (sides[::-1] if turned else sides)]
+    edge = next(e for e in aligned(*traces).edges if e.reference == "mix")
+    assert edge.sends_back is compared
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_input_of_the_model_is_made_of_no_other(turned: bool) -> None:
+    sides = Graph(["mix"]), Graph(["mix"])
+    sides[0].add("mix", "Mix", double, "input:x", "input:z")
+    sides[1].add("mix", "Mix", double, "input:x")
+    traces = [graph.run(x=X, z=X + 1) for graph in (sides[::-1] if turned else sides)]
+    assert [(e.reference, e.sends_back) for e in aligned(*traces).edges] == [("mix", True)]
 
 
 def test_a_slot_is_used_once() -> None:

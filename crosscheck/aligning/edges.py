@@ -6,11 +6,7 @@ Backward blame needs them: the cotangent that a layer sends back through an inpu
 from __future__ import annotations
 
 from collections import Counter
-<<<<<<< HEAD
-from collections.abc import Collection, Container, Iterable, Iterator, Sequence
-=======
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
->>>>>>> 1b93391 (What one side is given beside an input, made of it between the layers, takes a part of the VJP: that is no divergence)
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from crosscheck.adapters.base import Adapter
+from crosscheck.adapters.trace import TraceAdapter
 from crosscheck.aligning.coverage import coverage_of
 from crosscheck.details.stage import details
 from crosscheck.devices import as_they_ran
@@ -27,6 +28,7 @@ from crosscheck.results import (
     Verdict,
     worst,
 )
+from crosscheck.traces.offline import weights_unknown
 from crosscheck.traces.stages import unrecorded
 
 __all__ = [
@@ -145,5 +147,6 @@ def environment_of(
         "bit_generator": "Philox-4x64-10",
         "effort": effort,
         **as_they_ran(sides),
+        **weights_unknown(*(s.trace if isinstance(s, TraceAdapter) else s for s in sides)),
         **({} if tolerance is None else {"tolerance": str(tolerance)}),
     }

@@ -22,6 +22,11 @@ _SUSPECT = (
     "try other seeds, or float64"
 )
 
+_UNKNOWN_WEIGHTS = (
+    "but the weights were neither given nor compared, since they were not recorded: where the two "
+    "sides' differ, that is why (`crosscheck record --parameters` keeps them)"
+)
+
 
 def headline(report: Report, page: Page) -> list[Line]:
     """The verdict, and what a reader needs to start looking."""
@@ -33,6 +38,8 @@ def headline(report: Report, page: Page) -> list[Line]:
     lines += probes.seen_with(report, first, page)
     if first.statement:
         lines.append(Line(2, page.prose(first.statement)))
+    if "weights" in report.environment:
+        lines.append(Line(2, _UNKNOWN_WEIGHTS))
     if row is not None:
         lines += _both_sides(report, row, page)
     lines.append(Line(2, _size(first, row, page)))

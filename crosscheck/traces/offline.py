@@ -9,12 +9,13 @@ blamed, and nothing there is passed.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from crosscheck.adapters.base import Adapter, Parameter
 from crosscheck.aligning.align import Aligner
 from crosscheck.aligning.alignment import Alignment
 from crosscheck.aligning.coverage import coverage_of
@@ -50,6 +51,7 @@ __all__ = [
     "report_of",
     "require_same_run",
     "side_of",
+    "weights_unknown",
     "without_cotangent",
 ]
 
@@ -252,12 +254,14 @@ def report_of(
     """
     departures, divergences = judged.departures, judged.divergences
     lines = [*judged.lines, *([missing] if divergences else [])]
+    compared = any(result.phase == "weights" for result in departures.results)
+    weights = {} if compared else weights_unknown(*sides)
     return Report(
         verdict=departures.verdict,
         seed=request.seed if sides[0].seed is None else sides[0].seed,
         reference=side_of(sides[0]),
         candidate=side_of(sides[1]),
-        environment=environment_of(*sides, request.tolerance),
+        environment={**environment_of(*sides, request.tolerance), **weights},
         coverage=coverage_of(judged.alignment, match, request.skip, lines),
         divergences=divergences,
         sites=departures.results,
@@ -276,6 +280,19 @@ def _notes(reference: RecordedTrace, candidate: RecordedTrace) -> list[str]:
 def side_of(trace: RecordedTrace) -> Side:
     """Which framework made a recording, for the report."""
     return Side(trace.framework, trace.version, trace.device)
+
+
+def weights_unknown(*sides: RecordedTrace | Adapter) -> dict[str, str]:
+    """For the environment: whether a recording without the parameters' values left the weights out
+    of what was compared."""
+    traces = [side for side in sides if isinstance(side, RecordedTrace)]
+    bare = any(not trace.held for trace in traces)
+    has_weights = bare and any(_parameters(side) for side in sides)
+    return {"weights": "not recorded, so neither given nor compared"} if has_weights else {}
+
+
+def _parameters(side: RecordedTrace | Adapter) -> Sequence[Parameter]:
+    return side.parameters if isinstance(side, RecordedTrace) else side.parameters()
 
 
 def environment_of(

@@ -110,9 +110,42 @@ def test_without_parameters_the_candidate_keeps_its_own() -> None:
     assert "weights" not in {s.phase for s in report.sites}
     assert "parameter_gradient" in {s.phase for s in report.sites}
     assert any("holds no parameters" in note for note in report.notes)
-    assert crosscheck.check(bare, Net(seed=5)).verdict == "diverge"
+    other = crosscheck.check(bare, Net(seed=5))
+    assert other.verdict == "diverge"
+    assert "weights were neither given nor compared" in _headline(other)
     with pytest.raises(InvalidArgument, match="--parameters"):
         crosscheck.check(bare, Net(), weights={"first.W": "first.W"})
+
+
+@pytest.mark.parametrize("recorded", ["both", "candidate"])
+def test_two_runs_without_parameters_say_so(recorded: str) -> None:
+    ours = crosscheck.record(Net(), X) if recorded == "both" else Net()
+    report = crosscheck.check(ours, crosscheck.record(Net(seed=5), X))
+    assert report.verdict == "diverge"
+    assert "weights were neither given nor compared" in _headline(report)
+
+
+def test_weights_that_were_given_or_compared_are_not_called_unknown(
+    reference: RecordedTrace,
+) -> None:
+    def plant(net: Net) -> None:
+        net.act1.factor = 1.01
+
+    bad = made(plant)
+    sketch = crosscheck.record(Net(), X, sketch=True)
+    for ours, theirs in [
+        (reference, bad),
+        (reference, crosscheck.record(bad, X, parameters=True)),
+        (sketch, bad),
+        (crosscheck.record(lambda x: 2 * x, X), lambda x: 3 * x),
+    ]:
+        report = crosscheck.check(ours, theirs)
+        assert report.verdict == "diverge"
+        assert "weights were neither" not in _headline(report)
+
+
+def _headline(report: crosscheck.Report) -> str:
+    return " ".join(str(report).partition("ratio to the")[0].split())
 
 
 def test_without_measured_rounding_the_floor_is_reckoned_and_says_so(

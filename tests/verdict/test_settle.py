@@ -88,6 +88,20 @@ def test_of_two_fresh_inputs_the_worse_one_decides(roundoffs: int, verdict: str)
     assert report.verdict == verdict and len(fresh) == 2, f"{report}\n{notes(report)}"
 
 
+def test_a_suspect_that_refuses_float64_stays_one() -> None:
+    class Refuses(Tripled):
+        def forward(self, x: T) -> T:
+            if x.dtype == torch.float64:
+                raise TypeError("not in double")
+            return super().forward(x) * (1 + 24 * U)
+
+    candidate = Triple()
+    candidate.triple = Refuses()
+    report = crosscheck.check(Triple(), candidate, X, gradients=False, explain=False)
+    assert report.verdict == "suspect", f"{report}\n{notes(report)}"
+    assert "on fresh inputs" in " ".join(" ".join(s.notes) for s in report.sites)
+
+
 def test_what_only_the_free_run_shows_is_a_suspect() -> None:
     class Once(Triple):
         """Wrong in one call of many, as what keeps a state can be."""
@@ -112,6 +126,29 @@ def test_the_rounding_of_ones_own_formula_says_what_it_is() -> None:
     assert report.verdict == "agree"  # what it adds up to behind the layer included
     layer = next(s for s in report.sites if s.reference == "layer" and s.kind == "activation")
     assert layer.ratio > 32 and "redrawn by an ulp" in " ".join(layer.notes)
+
+
+def small_part(coarse: bool) -> Any:
+    def layer(x: T) -> T:
+        part = 0.01 * torch.cos(x)
+        return x + (part.bfloat16().float() if coarse and x.dtype == torch.float32 else part)
+
+    return layer
+
+
+def test_a_lower_precision_in_a_small_part_is_no_rounding() -> None:
+    """Its error is below what a result in a lower precision would have, and vanishes in float64."""
+    report = Case(X, small_part(False), {}, {}).check(small_part(True))
+    layer = next(s for s in report.sites if s.reference == "layer" and s.kind == "activation")
+    assert layer.metrics is not None
+    assert max(layer.metrics.rel_l2, layer.metrics.max_abs / np.abs(X).max()) < 2.0**-14
+    assert layer.verdict == "diverge" and "is not redrawn by an ulp" in " ".join(layer.notes)
+
+
+def test_a_clear_mistake_needs_no_word_on_precision() -> None:
+    report = Case(X, lambda x: 3 * x, {}, {}).check(lambda x: 3.1 * x)
+    layer = next(s for s in report.sites if s.reference == "layer" and s.kind == "activation")
+    assert layer.verdict == "diverge" and layer.notes == ()
 
 
 def test_one_element_that_is_not_redrawn_is_seen_among_many_that_are() -> None:

@@ -43,6 +43,9 @@ def backwards(x: T, w: T) -> T:
     return x[:, h:].flip(1) @ w[h:].flip(0) + x[:, :h].flip(1) @ w[:h].flip(0)
 
 
+PRODUCTS = torch.matmul, backwards
+
+
 def off_by_one_row(choice: Any) -> Any:
     def layer(x: T, w: T) -> Any:
         z = x @ w
@@ -87,8 +90,15 @@ def after(choice: Any, product: Any) -> Any:
     return lambda x, w, *b: choice(product(x, w) + (b[0] if b else 0))
 
 
+def argmax_of_one_row(z: T) -> tuple[T, T]:
+    """One number, of the first row in which the two products have it elsewhere."""
+    both = [product(*map(torch.from_numpy, (X, W))).argmax(-1) for product in PRODUCTS]
+    return z[(both[0] != both[1]).nonzero()[0, 0]].argmax(), z.mean()
+
+
 CASES: dict[str, tuple[Any, dict[str, T], Any]] = {
     "argmax": (argmax, WEIGHT, off_by_one_row(argmax)),
+    "one number": (argmax_of_one_row, WEIGHT, lambda x, w: argmax_of_one_row((x @ w).flip(1))),
     "top two": (top_two, WEIGHT, off_by_one_row(top_two)),
     "relu": (torch.relu, brought_to(0.0), lambda x, w, b: F.leaky_relu(x @ w + b, 1e-4)),
     "max pool": (pooled, WEIGHT, off_by_one_row(pooled)),

@@ -7,13 +7,21 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["dtype_name", "is_float"]
+__all__ = ["dtype_name", "holds_not_finite", "is_float"]
 
 
 def is_float(value: Any) -> bool:
     """Whether an array is floating point; bfloat16 and its kin (kind ``V``) included."""
     dtype = value.dtype
     return dtype.kind == "f" or "float" in dtype_name(dtype)
+
+
+def holds_not_finite(value: Any) -> bool:
+    """Whether NaN or Inf is among the elements of floating-point numbers."""
+    if not is_float(value):
+        return False
+    known = value if value.dtype.kind == "f" else value.astype(np.float32)  # bfloat16
+    return not np.isfinite(known).all()
 
 
 @cache

@@ -17,7 +17,7 @@ from crosscheck.details.stage import details
 from crosscheck.devices import as_they_ran
 from crosscheck.judging.evidence import Evidence, Judged
 from crosscheck.judging.noise import Tolerance
-from crosscheck.judging.precision import dtype_notes
+from crosscheck.judging.precision import dtype_notes, not_finite_notes
 from crosscheck.request import Request
 from crosscheck.results import (
     Divergence,
@@ -80,7 +80,8 @@ def report_of(
     missing = [*found.missing, *backward_missing(sides, request.gradients)]
     if request.gradients and all(side.capabilities.cotangents for side in sides):
         missing += unrecorded(e.alignment, e.free_reference)
-    notes = [*before, *found.unseen, *dtype_notes(results), *found.closer, *found.notes]
+    notes = [*before, *found.unseen, *dtype_notes(results), *not_finite_notes(results)]
+    notes += [*found.closer, *found.notes]
     verdicts: list[Verdict] = [r.verdict for r in results]
     part = {} if request.part is None else {"part": list(request.part)}
     return Report(

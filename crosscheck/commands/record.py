@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crosscheck.commands.common import failures, parse_inputs, progress
-from crosscheck.errors import InvalidArgument
+from crosscheck.errors import InvalidArgument, capped
 
 if TYPE_CHECKING:
     from crosscheck.traces.recorded import RecordedTrace
@@ -154,4 +154,18 @@ def summary(trace: RecordedTrace, path: str) -> str:
         f"  inputs_sha256: {trace.inputs_sha256}",
         f"  rounding: {floor}",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_warnings(trace)])
+
+
+def _warnings(trace: RecordedTrace) -> list[str]:
+    """What would make every later comparison with the trace worth less."""
+    from crosscheck.arrays import holds_not_finite
+
+    values = trace.activations()
+    broken = [*trace.not_finite, *(s for s in trace.info.outputs if holds_not_finite(values[s]))]
+    if not broken:
+        return []
+    return [
+        f"  warning: {capped(broken)} {'hold' if broken[1:] else 'holds'} NaN or Inf; a mistake in "
+        "what they reach will not be seen.\n  Look at the weights and the inputs before you keep it"
+    ]

@@ -19,6 +19,7 @@ import numpy as np
 
 from crosscheck.adapters.base import Parameter
 from crosscheck.aligning.alignment import Alignment
+from crosscheck.errors import capped
 from crosscheck.judging.noise import unit_roundoff
 from crosscheck.judging.quantised import Steps
 from crosscheck.observers import Key
@@ -26,7 +27,7 @@ from crosscheck.results import SiteResult
 from crosscheck.taps import Kind
 from crosscheck.trace import Trace, owner
 
-__all__ = ["Grains", "coarser_unit", "dtype_notes", "grains_of"]
+__all__ = ["Grains", "coarser_unit", "dtype_notes", "grains_of", "not_finite_notes"]
 
 _TWINS: tuple[tuple[Kind, Kind], ...] = (
     ("activation", "cotangent"),
@@ -134,6 +135,29 @@ def dtype_notes(results: Iterable[SiteResult]) -> list[str]:
         f"of {_coarser(ours, theirs)}"
         for (ours, theirs), count in found.items()
     ]
+
+
+def not_finite_notes(results: Iterable[SiteResult]) -> list[str]:
+    """A line where parameters or outputs hold NaN or Inf on both sides: what these elements would
+    have been, and whatever they reach, cannot tell the two apart."""
+    found = [
+        r
+        for r in results
+        if r.metrics is not None
+        and r.metrics.nonfinite > r.metrics.nonfinite_mismatch
+        and (r.phase == "weights" or (r.phase == "forward" and _is_output(r.reference)))
+    ]
+    if not found:
+        return []
+    verb = "hold" if found[1:] else "holds"
+    return [
+        f"{capped(r.reference for r in found)} {verb} NaN or Inf in the same places on both sides: "
+        "a mistake in what these elements reach would not be seen"
+    ]
+
+
+def _is_output(site: str) -> bool:
+    return site.partition(":")[0] == "output"
 
 
 @cache

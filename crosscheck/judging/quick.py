@@ -49,7 +49,7 @@ from crosscheck.judging.noise import (
     unit_roundoff,
     verdict_of,
 )
-from crosscheck.judging.precision import dtype_notes
+from crosscheck.judging.precision import dtype_notes, not_finite_notes
 from crosscheck.judging.quantised import SHARE, Steps
 from crosscheck.judging.reductions import Reductions
 from crosscheck.judging.streamed import Looked, look
@@ -207,7 +207,13 @@ def look_quickly(
         coverage=coverage_of(alignment, runs.match, request.skip, missing),
         divergences=(),
         sites=tuple(results),
-        notes=(*dtype_notes(results), *runs.notes, *_of(loss), *adapter_notes(sides)),
+        notes=(
+            *dtype_notes(results),
+            *not_finite_notes(results),
+            *runs.notes,
+            *_of(loss),
+            *adapter_notes(sides),
+        ),
         name=request.name,
         details=Details(weights=weight_map(runs.match)),
     )

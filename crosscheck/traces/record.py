@@ -10,6 +10,7 @@ import numpy as np
 
 from crosscheck.adapters import adapt
 from crosscheck.adapters.base import Adapter, Parameter
+from crosscheck.arrays import holds_not_finite
 from crosscheck.cotangents import ReferenceCotangents, require_outputs
 from crosscheck.devices import DEVICES
 from crosscheck.errors import InvalidArgument
@@ -91,7 +92,8 @@ def record(  # type: ignore[misc]  # the overloads spell out what decides the re
     free = run_freely(runner)
     rounding, own = _rounding(runner, free, say, of_layers=local_rounding and not sketch)
     held = parameters or bool(sketch)
-    specs = tuple(_apart(p, keep=held) for p in adapter.parameters())
+    own_parameters = adapter.parameters()
+    specs = tuple(_apart(p, keep=held) for p in own_parameters)
     trace = RecordedTrace(
         values=free.values,
         info=free.info,
@@ -100,6 +102,7 @@ def record(  # type: ignore[misc]  # the overloads spell out what decides the re
         inputs_sha256=inputs_sha256(fed),
         parameters=specs,
         held=frozenset(p.name for p in specs) if held else frozenset(),
+        not_finite=tuple(p.name for p in own_parameters if holds_not_finite(p.value)),
         rounding=rounding,
         local=own,
         seed=seed,

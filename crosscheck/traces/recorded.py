@@ -60,6 +60,7 @@ class RecordedTrace(Trace):
         parameters: all parameters of the model; the value of one that is not ``held`` is a
             placeholder of its shape.
         held: the names of the parameters whose values are part of the trace.
+        not_finite: the names of those that held NaN or Inf when recorded; not kept in files.
         rounding: (kind, name) of a record -> its error against a float64 run; empty where the
             model does not run in float64.
         local: the same against a float64 run that is forced onto the recorded values.
@@ -74,6 +75,7 @@ class RecordedTrace(Trace):
     inputs_sha256: str = ""
     parameters: tuple[Parameter, ...] = ()
     held: frozenset[str] = frozenset()
+    not_finite: tuple[str, ...] = ()
     rounding: Mapping[RecordKey, Rounding] = field(default_factory=dict)
     local: Mapping[RecordKey, Rounding] = field(default_factory=dict)
     seed: int | None = None

@@ -55,6 +55,8 @@ def test_on_both_sides_in_the_same_place() -> None:
     head = next(s for s in report.sites if s.phase == "forward" and s.reference == "head")
     assert head.metrics is not None
     assert (head.metrics.nonfinite, head.metrics.nonfinite_mismatch) == (1, 0)
+    assert any("`output` holds NaN or Inf in the same places" in note for note in report.notes)
+    assert not any("NaN" in note for note in run(Mlp(), Stack(), gradients=False).notes)
 
 
 def test_in_the_middle_of_both_sides() -> None:

@@ -25,6 +25,12 @@ def wrong():
     return net
 
 
+def broken():
+    net = Net()
+    net.first.W[1, 2] = np.nan
+    return net
+
+
 class Raises:
     def forward(self, x):
         raise RuntimeError("out of luck")
@@ -50,6 +56,13 @@ def recorded(name: str, path: str, *options: str) -> Result:
     result = call("record", f"net.py:{name}", *X, "-o", path, *options)
     assert result.exit_code == 0, result.output
     return result
+
+
+@pytest.mark.parametrize("options", [(), ("--sketch",)])
+def test_record_warns_of_what_is_not_finite(folder: Path, options: tuple[str, ...]) -> None:
+    result = recorded("broken", "broken.safetensors", *options)
+    assert "warning: `first.W`, `output` hold NaN or Inf" in result.stdout
+    assert "warning" not in recorded("build", "right.safetensors", *options).stdout
 
 
 def test_record_says_what_it_kept(folder: Path) -> None:

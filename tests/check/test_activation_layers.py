@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 
-from .kit import agrees, run
-from .numpy_models import Affine, Rectifier
+from .kit import agrees, found, run
+from .numpy_models import Affine, Rectifier, Stack
 from .torch_models import randomised
 
 
@@ -48,3 +50,44 @@ def test_another_activation_is_the_layer_s(activation: Any) -> None:
 
 def test_the_same_activation_agrees() -> None:
     assert agrees(run(Net(nn.ReLU()), Port(), "float32[5,4]"))
+
+
+class Between(nn.Module):
+    """Calls its first activation as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        randomised(self)
+
+    def forward(self, x: Any) -> Any:
+        return self.three(torch.relu(self.two(torch.tanh(self.one(x)))))
+
+
+class Inside(Affine):
+    """Has the activation inside, and makes something else of what it is given."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__(6, 6)
+        self.factor = factor
+
+    def forward(self, x: Any) -> Any:
+        self._y = np.tanh(super().forward(x) * x.dtype.type(self.factor))
+        return self._y
+
+    def backward(self, d: Any) -> Any:
+        return super().backward(d * (1 - self._y**2) * d.dtype.type(self.factor))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("factor", [1.01, 1.5, -1.0])
+def test_a_wrong_layer_with_its_activation_is_blamed_and_no_code_behind_it(
+    factor: float, turned: bool
+) -> None:
+    """What the two layers return was never the same: the one value is no stand-in for the other."""
+    port = Stack(Inside(factor), Affine(6, 6), Rectifier(), Affine(6, 3))
+    layers = "one", "layers.0"
+    report = run(*((port, Between()) if turned else (Between(), port)))
+    blamed = [one for one in found(report) if one[0] in ("forward", "backward")]
+    expected = layers[::-1] if turned else layers
+    assert blamed == [("forward", *expected), ("backward", *expected)], str(report)

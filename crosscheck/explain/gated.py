@@ -60,18 +60,17 @@ class _Gated:
 @register("forward")
 def gated_unit(e: Evidence) -> Iterator[Proposal]:
     """The other half as the gate, or another function of it."""
-    ours = next((one for one in _options(e) if _is_it(e, one)), None)
-    if ours is None:
-        return
-    yield Proposal(
-        "gate_exchanged",
-        f"{ours.function} is applied to the other factor of the product",
-        ours.exchanged(),
-    )
-    for function in FUNCTIONS:
-        if function != ours.function:
-            text = f"the gate goes through {function}, not {ours.function}"
-            yield Proposal("gate_function", text, replace(ours, function=function))
+    # Several hold where the function is a layer: it applied, and the identity of what it returns.
+    for ours in [one for one in _options(e) if _is_it(e, one)]:
+        yield Proposal(
+            "gate_exchanged",
+            f"{ours.function} is applied to the other factor of the product",
+            ours.exchanged(),
+        )
+        for function in FUNCTIONS:
+            if function != ours.function:
+                text = f"the gate goes through {function}, not {ours.function}"
+                yield Proposal("gate_function", text, replace(ours, function=function))
 
 
 def _options(e: Evidence) -> Iterator[_Gated]:

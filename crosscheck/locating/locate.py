@@ -26,6 +26,7 @@ from crosscheck.aligning.alignment import Alignment
 from crosscheck.arrays import is_float
 from crosscheck.errors import capped
 from crosscheck.locating.gradients import layer_of, wrong_from
+from crosscheck.locating.parts import Parts
 from crosscheck.locating.severed import ancestors, is_cut_before, is_silent, released
 from crosscheck.locating.surroundings import MOST_NAMED, Passages, Surroundings
 from crosscheck.results import Divergence, SiteResult
@@ -53,6 +54,10 @@ class Locator:
     @cached_property
     def _around(self) -> Surroundings:
         return Surroundings(self.alignment, self.reference, self.candidate)
+
+    @cached_property
+    def _parts(self) -> Parts:
+        return Parts(self.alignment, self.reference, self.candidate)
 
     @cached_property
     def _passages(self) -> Passages:
@@ -99,6 +104,12 @@ class Locator:
             if is_cut_before(result, self.candidate):
                 return self._cut(result)
             layer = owner(reference), owner(candidate)
+            if self._parts.are_right(*layer):
+                return _Blame(
+                    *self._homes(result),
+                    f"what comes back through `{layer[1]}` is wrong, though what it returns is "
+                    "right: the code that uses that differs",
+                )
             return _Blame(
                 *layer,
                 "the layer's own VJP is wrong: its activations and the cotangent "
@@ -117,8 +128,7 @@ class Locator:
         between = self._around.loose(result.candidate, "candidate")
         if self._around.is_given_something_else(result):
             return _Blame(
-                self.reference.info.parents.get(owner(result.reference)),
-                self.candidate.info.parents.get(owner(result.candidate)),
+                *self._homes(result),
                 f"what goes into `{owner(result.candidate)}` differs as well, and could not be "
                 "forced: the code that calls it differs",
                 between,
@@ -132,6 +142,13 @@ class Locator:
             text += f"; {several}"
         return _Blame(result.reference, result.candidate, text, between)
 
+    def _homes(self, result: SiteResult) -> tuple[str | None, str | None]:
+        """The containers whose code calls the layers of a result."""
+        return (
+            self.reference.info.parents.get(owner(result.reference)),
+            self.candidate.info.parents.get(owner(result.candidate)),
+        )
+
     # -- glue ------------------------------------------------------------------------------------
 
     def _glue_forward(self, result: SiteResult) -> _Blame:
@@ -143,6 +160,12 @@ class Locator:
         entered = self._around.entered(result)
         if entered is not None and not permuted:
             layers = owner(entered.reference), owner(entered.candidate)
+            if self._parts.are_right(*layers):
+                return _Blame(
+                    *self._homes(result),
+                    f"what goes into `{result.candidate}` is wrong, though what `{layers[1]}` "
+                    "returned before it is right: the code between the layers differs",
+                )
             text = f"what went into `{layers[1]}` before it was right"
             return _Blame(*layers, f"what goes into `{result.candidate}` is wrong; {text}", between)
         if not permuted:  # no layer does that: a reshape, a transpose, a concat
@@ -153,8 +176,7 @@ class Locator:
         if permuted:
             wrong = "holds the right numbers in another order"
         return _Blame(
-            self.reference.info.parents.get(owner(result.reference)),
-            self.candidate.info.parents.get(owner(result.candidate)),
+            *self._homes(result),
             f"what goes into `{result.candidate}` {wrong}: the code between the layers differs",
             between,
         )
@@ -251,8 +273,7 @@ class Locator:
     def _cut(self, result: SiteResult) -> _Blame:
         """What layer ``L`` is given is right forward, but no part of the candidate's graph."""
         return self._released_by(result) or _Blame(
-            self.reference.info.parents.get(owner(result.reference)),
-            self.candidate.info.parents.get(owner(result.candidate)),
+            *self._homes(result),
             f"no cotangent can pass from `{owner(result.candidate)}` to what it is given: the code "
             "before it takes that out of the graph",
         )

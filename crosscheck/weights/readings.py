@@ -28,7 +28,8 @@ class Reading:
     """One way to understand the parameters of a layer.
 
     Attributes:
-        kind: ``"lstm"``, ``"gru"``, ``"rnn"`` or ``"qkv"``; readings of one kind share slot names.
+        kind: ``"lstm"``, ``"gru"``, ``"rnn"``, ``"qkv"`` or ``"gated"``; readings of one kind share
+            slot names.
         made: parameter name -> how it is put together from slots (no sums, each slot once).
         label: what was assumed (an order of gates), for people.
     """

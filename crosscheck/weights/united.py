@@ -9,10 +9,12 @@ import numpy as np
 
 from crosscheck.adapters.base import Parameter
 from crosscheck.aligning.names import canonical, similarity
-from crosscheck.weights import attention, recurrent
+from crosscheck.weights import recurrent
 from crosscheck.weights.assign import assign
-from crosscheck.weights.layers import layers_of
+from crosscheck.weights.families import GATED, QKV, mixed_units
+from crosscheck.weights.layers import Layer, layers_of
 from crosscheck.weights.match import Matched
+from crosscheck.weights.packed import Family, bridge, packed_units, several_units
 from crosscheck.weights.readings import Bridge, Composed, Reading, Unit, compose
 from crosscheck.weights.transform import Transform
 
@@ -29,21 +31,48 @@ class United:
 
 
 def unit_pairs(reference: Sequence[Parameter], candidate: Sequence[Parameter]) -> United:
-    """Match recurrent cells and packed attention."""
+    """Match recurrent cells, and what one side packs into one layer."""
     found = United()
     _match(recurrent.units(reference), recurrent.units(candidate), recurrent.bridge, found)
+    for family, mixed in (
+        (QKV, (mixed_units(reference), mixed_units(candidate))),
+        (GATED, ([], [])),
+    ):
+        layers = _free_layers(reference, candidate, found)
+        _match_packed(family, *layers, mixed, found)
+    return found
+
+
+def _free_layers(
+    reference: Sequence[Parameter], candidate: Sequence[Parameter], found: United
+) -> tuple[list[Layer], list[Layer]]:
     used_r = {p.name for m in found.pairs for p in m.references} | found.lost_names
     used_c = {m.candidate.name for m in found.pairs}
-    layers_r = layers_of([p for p in reference if p.name not in used_r])
-    layers_c = layers_of([p for p in candidate if p.name not in used_c])
-    triples_r, triples_c = attention.triple_units(layers_r), attention.triple_units(layers_c)
-    fused_r = attention.fused_units(layers_r, triples_c) + attention.mixed_units(reference)
-    fused_c = attention.fused_units(layers_c, triples_r) + attention.mixed_units(candidate)
-    if fused_c and not fused_r:
-        _match(triples_r, fused_c, attention.bridge, found)
-    elif fused_r and not fused_c:
-        _match(fused_r, triples_c, attention.bridge, found)
-    return found
+    return (
+        layers_of([p for p in reference if p.name not in used_r]),
+        layers_of([p for p in candidate if p.name not in used_c]),
+    )
+
+
+def _match_packed(
+    family: Family,
+    ours: Sequence[Layer],
+    theirs: Sequence[Layer],
+    mixed: tuple[list[Unit], list[Unit]],
+    into: United,
+) -> None:
+    """Match layers that are several on one side and one on the other.
+
+    Args:
+        mixed: further units that hold all of a family, of either side.
+    """
+    several_r, several_c = several_units(family, ours), several_units(family, theirs)
+    packed_r = packed_units(family, ours, several_c) + mixed[0]
+    packed_c = packed_units(family, theirs, several_r) + mixed[1]
+    if packed_c and not packed_r and len(several_r) > len(several_c):
+        _match(several_r, packed_c, bridge, into)
+    elif packed_r and not packed_c and len(several_c) > len(several_r):
+        _match(packed_r, several_c, bridge, into)
 
 
 def _match(ours: Sequence[Unit], theirs: Sequence[Unit], bridge: Bridge, into: United) -> None:

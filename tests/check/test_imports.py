@@ -81,7 +81,7 @@ ARRAYS_ONLY = (  # know arrays and site names, and neither frameworks nor adapte
     "trace",
     "weights/__init__",
     "weights/assign",
-    "weights/attention",
+    "weights/families",
     "weights/expressions",
     "weights/given",
     "weights/gradients",

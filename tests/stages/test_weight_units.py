@@ -173,3 +173,51 @@ def test_a_bias_that_only_one_of_two_holds() -> None:
     zero = [*ours[:2], *(replace(p, value=0 * p.value) for p in ours[2:])]
     left = match_parameters(zero, cell("net", "gru", shapes))
     assert left.complete and left.partial == {"lstm.bias_hh_l0"}
+
+
+def gate_and_up(layers: int, names: tuple[str, str] = ("gate_proj", "up_proj")) -> list[Parameter]:
+    found = []
+    for k in range(layers):
+        for name in (*names, "down_proj"):
+            shape = (5, 8) if name == "down_proj" else (8, 5)
+            value = np.random.default_rng(len(found)).standard_normal(shape).astype(np.float32)
+            path = f"layers.{k}.mlp.{name}"
+            found.append(Parameter(f"{path}.weight", value, path, "weight", "dense", ("out", "in")))
+    return found
+
+
+def gated_kernels(layers: int) -> list[Parameter]:
+    found = []
+    for k in range(layers):
+        for name, shape in {"wi": (5, 16), "wo": (8, 5)}.items():
+            path = f"h/{k}/{name}"
+            kernel = np.zeros(shape, np.float32)
+            found.append(
+                Parameter(f"{path}/kernel", kernel, path, "weight", "dense", ("in", "out"))
+            )
+    return found
+
+
+@pytest.mark.parametrize("names", [("gate_proj", "up_proj"), ("w1", "w3"), ("wi_0", "wi_1")])
+def test_a_gate_and_what_it_multiplies_in_one_kernel(names: tuple[str, str]) -> None:
+    ours = gate_and_up(2, names)
+    match = match_parameters(ours, gated_kernels(2))
+    assert match.complete
+    held = {p.name: p.value for p in ours}
+    gate, up = (held[f"layers.1.mlp.{name}.weight"].T for name in names)
+    np.testing.assert_array_equal(match.values()["h/1/wi/kernel"], np.hstack([gate, up]))
+    (options,) = (m.alternatives for m in match.pairs if m.candidate.name == "h/1/wi/kernel")
+    made = [option.make(held) for option in options]
+    np.testing.assert_array_equal(made, [np.hstack([up, gate])])
+    back = match_parameters(gated_kernels(2), ours)
+    assert back.complete and len(back.ambiguous()) == 4
+
+
+def test_gates_that_both_sides_have_apart_are_packed_with_nothing() -> None:
+    """Though a layer behind them has a shape that would do."""
+    head = Parameter(
+        "head.weight", np.zeros((16, 5), np.float32), "head", "weight", "dense", ("out", "in")
+    )
+    sides = [*gate_and_up(2), head], [*gate_and_up(2), head]
+    match = match_parameters(*sides)
+    assert match.complete and all(m.reference.name == m.candidate.name for m in match.pairs)

@@ -146,7 +146,8 @@ def crosscheck_golden(
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show a divergence as its report; also one of ``report.raise_if_diverged()``."""
+    """Show a divergence as its report, also one of ``report.raise_if_diverged()``; and why a check
+    could not be made, without the calls in between (``--full-trace`` has them)."""
     report = yield
     errors = sys.modules.get("crosscheck.errors")  # not imported: nothing of ours was raised
     if call.excinfo is not None and errors is not None and report.failed:
@@ -155,6 +156,10 @@ def pytest_runtest_makereport(
             from crosscheck.testing.shown import shown
 
             report.longrepr = shown(error)  # type: ignore[arg-type]
+        elif isinstance(error.value, errors.CrosscheckError) and not item.config.option.fulltrace:
+            from crosscheck.testing.shown import refused
+
+            report.longrepr = refused(error)  # type: ignore[arg-type]
     return report
 
 

@@ -48,6 +48,37 @@ def test_port(crosscheck):
     )
 
 
+def test_an_error_shows_the_test_and_the_users_calls_alone(folder: pytest.Pytester) -> None:
+    written(
+        folder,
+        """
+class Raises(Net):
+    def forward(self, x):
+        return self.inner(x)
+
+    def inner(self, x):
+        raise RuntimeError("out of luck")
+
+def test_raises(crosscheck):
+    crosscheck(Net(), Raises(), X)
+
+def test_refused(crosscheck):
+    crosscheck(Net(), object(), X)
+""",
+    )
+    text = run(folder).stdout.str()
+    failures = text.partition("FAILURES")[2].partition("short test summary")[0]
+    assert "test_port.py:13: SideFailed" in failures
+    assert "test_port.py:16: InvalidArgument" in failures
+    assert re.findall(r'^  File ".*test_port\.py", line \d+, in (\w+)$', failures, re.M) == [
+        "forward",
+        "inner",
+    ]
+    assert "crosscheck/" not in failures
+    assert "FAILED test_port.py::test_raises - SideFailed: the candidate (numpy) raised in" in text
+    assert "adapters/numpy" in run(folder, "--full-trace").stdout.str()
+
+
 def test_agreement_gives_the_report(folder: pytest.Pytester) -> None:
     body = "def test_port(crosscheck):\n    report = crosscheck(Net(), Net(), X, seed=3)\n"
     written(folder, body + "    assert (report.verdict, report.seed) == ('agree', 3)\n")

@@ -350,6 +350,6 @@ def _repeat(e: Evidence, judge: Judge, results: Results) -> None:
     again = CandidateAgain(e, wanted).run()
     for item in wanted:
         second = judge.judge(item, again)
-        if second.verdict == "agree" and results[item].ratio != second.ratio:
+        if second.verdict == "agree":
             note = f"unstable: ratio {results[item].ratio:.3g}, then {second.ratio:.3g}"
             results[item] = replace(results[item], verdict="suspect", notes=(note,))

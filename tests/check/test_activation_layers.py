@@ -91,3 +91,27 @@ def test_a_wrong_layer_with_its_activation_is_blamed_and_no_code_behind_it(
     blamed = [one for one in found(report) if one[0] in ("forward", "backward")]
     expected = layers[::-1] if turned else layers
     assert blamed == [("forward", *expected), ("backward", *expected)], str(report)
+
+
+class Turned(Stack):
+    """Hands on in the wrong order what its first layer returns."""
+
+    def forward(self, x: Any) -> Any:
+        x = self.layers[0].forward(x)[:, ::-1]
+        for layer in self.layers[1:]:
+            x = layer.forward(x)
+        return x
+
+    def backward(self, dout: Any) -> Any:
+        for layer in reversed(self.layers[1:]):
+            dout = layer.backward(dout)
+        return self.layers[0].backward(dout[:, ::-1])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_wrong_order_behind_such_a_layer_is_not_its_fault(turned: bool) -> None:
+    port = Turned(Inside(1.0), Affine(6, 6), Rectifier(), Affine(6, 3))
+    report = run(*((port, Between()) if turned else (Between(), port)))
+    forward = [d for d in report.divergences if d.phase == "forward"]
+    assert [(d.reference, d.candidate) for d in forward] == [("output", "output")], str(report)
+    assert "the right numbers in another order" in forward[0].statement

@@ -129,24 +129,22 @@ class SiteItems:
         return forward + kept, missing
 
     @cached_property
-    def _place(self) -> dict[Key, int]:
-        return {key: i for i, key in enumerate(self._reference.values)}
-
-    @cached_property
     def _forward(self) -> list[Item]:
         inputs = [
             Item("forward", "input", r, c, edge.layout, edge.pair.by)
             for edge in self._alignment.edges
             for r, c in edge.slots()
         ]
-        return sorted([*self._outputs, *inputs], key=lambda i: self._place[i.reference_key])
+        return sorted(
+            [*self._outputs, *inputs], key=lambda i: self._reference.place[i.reference_key]
+        )
 
     @cached_property
     def _back(self) -> list[Item]:
         sending = (edge for edge in self._alignment.edges if edge.sends_back)
         found = [*map(_backward_twin, self._outputs), *map(_vjp_item, sending)]
         forth = _FORWARD_OF
-        found.sort(key=lambda i: -self._place[forth[i.kind], i.reference])
+        found.sort(key=lambda i: -self._reference.place[forth[i.kind], i.reference])
         return found
 
 

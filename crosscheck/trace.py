@@ -104,6 +104,11 @@ class Trace:
         return self._inputs.get(site, [])
 
     @cached_property
+    def place(self) -> dict[Key, int]:
+        """Of every value, in the order of the run."""
+        return {key: i for i, key in enumerate(self.values)}
+
+    @cached_property
     def consumers(self) -> dict[str, list[str]]:
         """site -> the input sites that are given its very value."""
         return _inverted(self.info.sources)

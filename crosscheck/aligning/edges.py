@@ -6,7 +6,7 @@ Backward blame needs them: the cotangent that a layer sends back through an inpu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,6 @@ from crosscheck.aligning.layout import Layout
 from crosscheck.aligning.pairing import Pairing
 from crosscheck.arrays import is_float
 from crosscheck.kernels.on_device import equal
-from crosscheck.observers import Key
 from crosscheck.trace import Trace, owner
 
 __all__ = ["BegunEarlier", "compare_inputs_ahead", "edges_of", "joined", "note_unlike_inputs"]
@@ -260,24 +259,21 @@ def _may_be_made_of(other: str, slot: str, trace: Trace) -> bool:
     source = trace.info.sources.get(other)
     if source in trace.info.inputs:
         return False
-    places = {key: i for i, key in enumerate(trace.values)}
     if source is None:
         shapes = trace.values["input", other].shape, trace.values["input", slot].shape
-        return shapes[0] == shapes[1] and (
-            _seen_from(other, trace, places) >= _seen_from(slot, trace, places)
-        )
-    return places.get(("activation", source), -1) > _seen_from(slot, trace, places)
+        return shapes[0] == shapes[1] and (_seen_from(other, trace) >= _seen_from(slot, trace))
+    return trace.place.get(("activation", source), -1) > _seen_from(slot, trace)
 
 
-def _seen_from(slot: str, trace: Trace, places: Mapping[Key, int]) -> int:
+def _seen_from(slot: str, trace: Trace) -> int:
     """The place in a run of what made an input; where that is no layer, of the first call that is
     given the same numbers."""
     source = trace.info.sources.get(slot)
     if source is not None:
-        return places.get(("activation", source), -1)
+        return trace.place.get(("activation", source), -1)
     value = trace.values["input", slot]
-    first = next(s for kind, s in places if kind == "input" and _same(trace, s, value))
-    return min(places["input", s] for s in trace.inputs_of(owner(first)))
+    first = next(s for kind, s in trace.values if kind == "input" and _same(trace, s, value))
+    return min(trace.place["input", s] for s in trace.inputs_of(owner(first)))
 
 
 def _groups(trace: Trace, slots: Sequence[str]) -> list[Group]:

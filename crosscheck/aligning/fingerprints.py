@@ -248,10 +248,10 @@ class PreparedTrace:
         """site -> the words of its path."""
         return canonical(self.shapes)
 
-    @cached_property
+    @property
     def place(self) -> dict[Key, int]:
-        """Of every value, in the order of the run."""
-        return {key: i for i, key in enumerate(self.trace.values)}
+        """`Trace.place`."""
+        return self.trace.place
 
     def value(self, site: str) -> np.ndarray:
         return self.trace.values["activation", site]

@@ -237,7 +237,7 @@ class Refiner:
     ) -> tuple[Kind, str, str, Layout] | None:
         """The first aligned value that both sides compute after a pair: an input or an output."""
         places = self.pairing.reference.place
-        theirs = {key: i for i, key in enumerate(trace.values)}
+        theirs = trace.place
         here = places["activation", r], theirs["activation", c]
         aligned: list[tuple[Kind, str, str, Layout]] = [
             ("activation", pair.reference, pair.candidate, pair.layout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import sys
@@ -35,6 +36,13 @@ def size(context: click.Context, option: click.Parameter, value: str) -> int | N
     if parsed <= 0:
         raise click.BadParameter(f"{value!r}: write a size such as 8GiB or 500MB, or none")
     return parsed
+
+
+def seconds(context: click.Context, option: click.Parameter, value: float) -> float:
+    """A limit of time that is one: nothing is ever longer than ``nan``."""
+    if math.isnan(value):
+        raise click.BadParameter("nan is no number of seconds")
+    return value
 
 
 def least(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
@@ -93,6 +101,7 @@ def least(context: click.Context, option: click.Parameter, value: str | None) ->
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
+    callback=seconds,
     default=300.0,
     show_default=True,
     metavar="SECONDS",
@@ -222,6 +231,7 @@ def _engine(options: dict[str, Any]) -> Iterator[Engine | None]:
 
 def _require_places(files: list[str], folder: str | None, log: str | None) -> None:
     """Mistakes that need not wait until all jobs have run."""
+    from crosscheck.report.write import require_place
     from crosscheck.suite.storage import filesystem, is_url
 
     for place in [*files, folder, log]:
@@ -230,8 +240,13 @@ def _require_places(files: list[str], folder: str | None, log: str | None) -> No
     for file in files:
         if os.path.isdir(file):
             raise InvalidArgument(f"{file}: is a folder; give a file")
+    if len({os.path.realpath(file) for file in files}) < len(files):
+        raise InvalidArgument(f"--json and --junit {files[0]}: one file for both; give two")
     if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
         raise InvalidArgument(f"--html {folder}: is a file; give a folder for the reports")
+    for file in [*files, *([] if folder is None else [os.path.join(folder, "page.html")])]:
+        if not is_url(file):
+            require_place(file)
 
 
 def _wanted(

@@ -6,12 +6,13 @@ import contextlib
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from crosscheck.errors import InvalidArgument
 
-__all__ = ["write_atomically"]
+__all__ = ["require_place", "write_atomically"]
 
 
 def write_atomically(path: str | os.PathLike[str], text: str) -> None:
@@ -57,6 +58,24 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def require_place(path: str | os.PathLike[str]) -> None:
+    """See that a file could be written at ``path``, before what is to be written has been computed.
+
+    Nothing is left behind: of missing folders, the nearest that there is has to take a file.
+
+    Raises:
+        InvalidArgument: it could not.
+    """
+    given = os.fspath(path)
+    if os.path.exists(given) and not os.path.isfile(given):  # a device, a pipe
+        return
+    folder = Path(os.path.realpath(given)).parent
+    while not folder.exists():
+        folder = folder.parent
+    with _explained(given), tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 @contextlib.contextmanager

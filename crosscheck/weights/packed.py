@@ -64,7 +64,7 @@ def several_units(family: Family, layers: Sequence[Layer]) -> list[Unit]:
     for layer in layers:
         parent, name = _split(layer.path)
         member = family.member(name)
-        if member is not None and "weight" in layer.parameters:
+        if member is not None and _kernel(layer) is not None:
             groups[parent].setdefault(member, layer)
     found = []
     for path, members in groups.items():
@@ -87,7 +87,8 @@ def _several(family: Family, members: Mapping[str, Layer], turned: bool) -> Read
     made: dict[str, Node] = {}
     for member, layer in members.items():
         for role, parameter in layer.parameters.items():
-            node = _single(f"{member}.{role}", parameter, turned)
+            slot = f"{member}.{'weight' if role == 'other' else role}"
+            node = _single(slot, parameter, turned)
             if node is not None:
                 made[parameter.name] = node
     reading = Reading(family.kind, made, "in first" if turned else "out first")
@@ -95,6 +96,12 @@ def _several(family: Family, members: Mapping[str, Layer], turned: bool) -> Read
     if None in kernels or (family.alike and len({k.shape for k in kernels if k}) > 1):
         return None
     return reading
+
+
+def _kernel(layer: Layer) -> Parameter | None:
+    """Its weight; of a bare array that is a layer by its name alone, that."""
+    lone = layer.parameters.get("other") if len(layer.parameters) == 1 else None
+    return layer.parameters.get("weight", lone)
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -122,14 +129,14 @@ def packed_units(family: Family, layers: Sequence[Layer], several: Sequence[Unit
     """Layers that may hold what one of the other side's ``several`` holds, by shape."""
     found = []
     for layer in layers:
-        weight = layer.parameters.get("weight")
+        weight = _kernel(layer)
         if weight is None or weight.value.ndim != 2:
             continue
         readings = {
             str(reading.made): reading
             for unit in several
             for other in unit.readings
-            for reading in _packed_readings(family, layer, other, unit.parameters)
+            for reading in _packed_readings(family, weight, layer, other, unit.parameters)
         }
         if readings:
             made = next(iter(readings.values())).made
@@ -140,9 +147,13 @@ def packed_units(family: Family, layers: Sequence[Layer], several: Sequence[Unit
 
 
 def _packed_readings(
-    family: Family, layer: Layer, several: Reading, parameters: Sequence[Parameter]
+    family: Family,
+    weight: Parameter,
+    layer: Layer,
+    several: Reading,
+    parameters: Sequence[Parameter],
 ) -> Iterator[Reading]:
-    weight, bias = layer.parameters["weight"], layer.parameters.get("bias")
+    bias = layer.parameters.get("bias")
     shapes = {m: several.slots[f"{m}.weight"].shape for m in family.members}
     if len({s[1] for s in shapes.values()}) != 1:
         return

@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from crosscheck.adapters.base import Parameter
 from crosscheck.weights.expressions import Applied, Joined, Node, Reshape, Source, Transpose
@@ -49,13 +50,15 @@ class Family:
 
     def member(self, name: str) -> str | None:
         """The member that a layer's name, the last part of its path, stands for."""
-        words = "|".join(sorted(self.names, key=len, reverse=True))
-        one = rf"(?:w_?|to_?|c_?|fc_?)?({words})s?_?{_KIND}?(?:_proj_weight)?"
-        match = re.fullmatch(one, name, re.IGNORECASE)
+        match = self._one.fullmatch(name)
         return self.names[match[1].lower()] if match else None
 
-
-_KIND = "(?:proj|projection|lin|linear|dense|kernel)"
+    @cached_property
+    def _one(self) -> re.Pattern[str]:
+        words = "|".join(sorted(self.names, key=len, reverse=True))
+        kind = "(?:proj|projection|lin|linear|dense|kernel)"
+        one = rf"(?:w_?|to_?|c_?|fc_?)?({words})s?_?{kind}?(?:_proj_weight)?"
+        return re.compile(one, re.IGNORECASE)
 
 
 def several_units(family: Family, layers: Sequence[Layer]) -> list[Unit]:
@@ -127,6 +130,8 @@ def _single(slot: str, parameter: Parameter, turned: bool) -> Node | None:
 
 def packed_units(family: Family, layers: Sequence[Layer], several: Sequence[Unit]) -> list[Unit]:
     """Layers that may hold what one of the other side's ``several`` holds, by shape."""
+    if not several:
+        return []
     found = []
     for layer in layers:
         weight = _kernel(layer)

@@ -34,12 +34,12 @@ def unit_pairs(reference: Sequence[Parameter], candidate: Sequence[Parameter]) -
     """Match recurrent cells, and what one side packs into one layer."""
     found = United()
     _match(recurrent.units(reference), recurrent.units(candidate), recurrent.bridge, found)
-    for family, mixed in (
-        (QKV, (mixed_units(reference), mixed_units(candidate))),
-        (GATED, ([], [])),
-    ):
+    layers = _free_layers(reference, candidate, found)
+    before = len(found.pairs)
+    _match_packed(QKV, *layers, (mixed_units(reference), mixed_units(candidate)), found)
+    if len(found.pairs) > before:
         layers = _free_layers(reference, candidate, found)
-        _match_packed(family, *layers, mixed, found)
+    _match_packed(GATED, *layers, ([], []), found)
     return found
 
 

@@ -251,3 +251,16 @@ def test_only_what_is_looked_at_is_computed() -> None:
     expected = scores / scores.sum(-1, keepdims=True) @ v
     found: Any = comparer.results["input", "out"]
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_steps_that_are_not_in_the_file_are_told() -> None:
+    """What is quantised as it runs differs from floating point by more than rounding."""
+    as_it_runs = from_text("""
+        net (float[3] x) => (float[3] y) {
+            q, scale, zero = DynamicQuantizeLinear (x)
+            y = DequantizeLinear (q, scale, zero)
+        }
+    """)
+    (note,) = (n for n in OnnxAdapter(as_it_runs).notes if "DynamicQuantizeLinear" in n)
+    assert "diverges even where that is all" in note
+    assert not any("by steps" in n for n in OnnxAdapter(quantised()).notes)

@@ -37,7 +37,7 @@ from crosscheck.adapters.onnx.forcing import OnnxSession, run_forced
 from crosscheck.adapters.onnx.options import Options, Placed, runtime
 from crosscheck.adapters.onnx.parameters import anonymous, describe, to_array
 from crosscheck.adapters.onnx.providers import CPU
-from crosscheck.adapters.onnx.quantised import dequantised, steps_of
+from crosscheck.adapters.onnx.quantised import dequantised, steps_of, without_steps
 from crosscheck.adapters.onnx.run import GraphRun
 from crosscheck.adapters.onnx.scopes import exporter_notes
 from crosscheck.adapters.onnx.sessions import LIMIT, Sessions
@@ -87,6 +87,12 @@ class OnnxAdapter(Placed, Adapter):
             found.append(
                 f"{len(lost)} weights ({capped(lost, 2)}) lost their parameters' names when the "
                 "exporter optimised; optimize=False keeps them"
+            )
+        coarse = without_steps(self.structure.graph)
+        if coarse:
+            found.append(
+                f"{capped(coarse)} quantise by steps that are not read from the file: what they "
+                "make differs by more than rounding, and diverges even where that is all"
             )
         if self._options.session_options is not None:
             found.append(

@@ -15,7 +15,9 @@ from crosscheck.adapters.onnx.structure import Structure
 from crosscheck.judging.quantised import Steps
 from crosscheck.observers import Key
 
-__all__ = ["dequantised", "steps_of"]
+__all__ = ["dequantised", "steps_of", "without_steps"]
+
+_AS_THEY_RUN = ("DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul")
 
 _SUFFIXES = ("_quantized", "_DequantizeLinear_Output")
 
@@ -49,6 +51,12 @@ def dequantised(
     plain.node.extend(kept)
     plain.initializer.extend(made)
     return plain, steps
+
+
+def without_steps(graph: onnx.GraphProto) -> list[str]:
+    """The types of operators that quantise by steps that no node of the graph holds."""
+    types = {n.op_type for n in graph.node}
+    return sorted(t for t in types if t in _AS_THEY_RUN or t.startswith(("QLinear", "QGemm")))
 
 
 def _plain(name: str) -> str:

@@ -213,7 +213,7 @@ class Aligner:
         laid_out = [one for one in pairs if one.layout]
         free = p.free_reference(), p.free_candidate()
         compare_inputs_ahead(laid_out, p, candidate)
-        begun = BegunEarlier(p, self._refiner.anchored)
+        begun = BegunEarlier(p, self._refiner.anchored, self._refiner.ends)
         return Alignment(
             pairs=pairs,
             edges=(
@@ -242,7 +242,8 @@ class Aligner:
         distances = p.distances(candidate)
         found: list[Edge] = []
         for r, c in self._refiner.anchored:
-            if (r in p.pairs or c in p.taken) and (r, c) not in begun.beginnings:
+            apart = (r in p.pairs or c in p.taken) and (r, c) not in begun.beginnings
+            if apart or (r, c) in self._refiner.ends:
                 continue
             edges = edges_of(SitePair(r, c, SAME, "anchor"), p, candidate)
             errors = [distances.of("input", e.reference, e.candidate, e.layout) for e in edges]

@@ -146,19 +146,25 @@ class BegunEarlier:
 
     Args:
         anchored: (reference site, candidate site) of layers with the same parameters.
+        ends: those of them that have only what they return in common.
 
     Attributes:
         beginnings: those of them that begin such a layer, if the others follow one after the other:
             what goes into both is the same.
     """
 
-    def __init__(self, pairing: Pairing, anchored: Collection[tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        pairing: Pairing,
+        anchored: Collection[tuple[str, str]],
+        ends: Container[tuple[str, str]],
+    ) -> None:
         owners, heirs = {r for r, _ in anchored}, {c for _, c in anchored}
         self.beginnings: set[tuple[str, str]] = set()
         self._places = pairing.reference.place, pairing.candidate.place
         self._first: dict[SitePair, tuple[int, int]] = {}  # the places of the earliest outputs
         for r, c in anchored:
-            if (r in pairing.pairs) == (c in pairing.taken):
+            if (r in pairing.pairs) == (c in pairing.taken) or (r, c) in ends:
                 continue
             pair = pairing.pairs[r if r in pairing.pairs else pairing.taken[c]]
             end = pair.reference, pair.candidate

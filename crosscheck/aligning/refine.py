@@ -33,6 +33,7 @@ from crosscheck.aligning.stretches import (
     calls_in,
     calls_of_both,
     comes_later,
+    ends_of,
     is_glue_of,
     lies_in,
     runs_after,
@@ -80,12 +81,14 @@ class Refiner:
 
     Attributes:
         anchored: (reference site, candidate site) of the calls of those layers, paired or not.
+        ends: those of them that have only what they return in common (`ends_of`).
         owners, heirs: the reference's and the candidate's sites among them.
     """
 
     pairing: Pairing
     anchors: InitVar[Anchors]
     anchored: dict[tuple[str, str], None] = field(init=False)
+    ends: set[tuple[str, str]] = field(init=False)
     owners: set[str] = field(init=False)
     heirs: set[str] = field(init=False)
     _guesses: list[_Guess] = field(default_factory=list)
@@ -96,6 +99,9 @@ class Refiner:
     def __post_init__(self, anchors: Anchors) -> None:
         self._transferred = tuple(anchors)
         self.anchored = dict.fromkeys(calls_of_both(self.pairing, anchors))
+        ends = calls_of_both(self.pairing, [*ends_of(self.pairing, anchors)])
+        self.ends = {*ends} - self.anchored.keys()
+        self.anchored |= dict.fromkeys(self.ends)
         self.owners = {r for r, _ in self.anchored}
         self.heirs = {c for _, c in self.anchored}
 
@@ -139,7 +145,8 @@ class Refiner:
                 and not self._ends_in_glue(r, c, trace)
             ]
             here.sort(key=lambda rc: p.reference.order[rc[0]])
-            if any(self._enter(r, c, alignment, trace) for r, c in here):
+            begun = (rc for rc in here if rc not in self.ends)
+            if any(self._enter(r, c, alignment, trace) for r, c in begun):
                 return 1
             chosen = here if at_once else here[:1]
             for r, c in chosen:

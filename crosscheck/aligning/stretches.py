@@ -26,6 +26,7 @@ __all__ = [
     "calls_in",
     "calls_of_both",
     "comes_later",
+    "ends_of",
     "is_glue_of",
     "lies_in",
     "runs_after",
@@ -88,9 +89,8 @@ def _behind(side: PreparedTrace, known: dict[bytes, list[str]], site: str) -> li
 
 
 def calls_of_both(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str]]:
-    """The sites of all calls of anchored layers that both sides made, and of the last ones of
-    layers that hold several of them."""
-    for anchor in (*anchors, *_ends(pairing, anchors)):
+    """The sites of all calls of anchored layers that both sides made."""
+    for anchor in anchors:
         r_layer, c_layer = (
             _call(side, layer)
             for side, layer in zip((pairing.reference, pairing.candidate), anchor, strict=True)
@@ -101,10 +101,10 @@ def calls_of_both(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str
                 yield call, twin
 
 
-def _ends(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str]]:
+def ends_of(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str]]:
     """Where one side does in one layer, with parameters of layers in it that it never calls, what
-    the other does in several layers (attention with its projections): it returns what the last of
-    these returns."""
+    the other does in several layers (attention with its projections): that layer, and the last of
+    these or what holds them all and returns the same."""
     for this, other, turned in (
         (pairing.reference, pairing.candidate, False),
         (pairing.candidate, pairing.reference, True),
@@ -117,8 +117,19 @@ def _ends(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str]]:
                 partners[home].append(twin)
         for home, twins in partners.items():
             if next(this.trace.inside(home), None) is None:
-                last = max(twins, key=other.order.__getitem__)
-                yield (last, home) if turned else (home, last)
+                end = _end(other, twins)
+                yield (end, home) if turned else (home, end)
+
+
+def _end(side: PreparedTrace, layers: Sequence[str]) -> str:
+    """The last of some layers, or the container of all of them that hands on what it returns."""
+    last = max(layers, key=side.order.__getitem__)
+    end, home = last, side.trace.info.parents.get(last)
+    while home in side.order and {*layers} <= {*side.trace.inside(home)}:
+        if repeating(side, last, [home]):
+            end = home
+        home = side.trace.info.parents.get(home)
+    return end
 
 
 def _call(side: PreparedTrace, layer: str) -> str:

@@ -312,7 +312,9 @@ class _Training:
                 other, changed = self._on_fresh(past)
             except CrosscheckError:
                 return None
-            return self._evidence(name, changed, other, rule)
+            second = self._evidence(name, changed, other, rule)
+            # How a side rounds its state adds up over the steps.
+            return replace(second, eta=second.eta * len(other.steps))
 
         return causes(first, fresh)
 

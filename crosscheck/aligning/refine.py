@@ -30,10 +30,9 @@ from crosscheck.aligning.pairing import Pairing
 from crosscheck.aligning.stretches import (
     Anchors,
     HandedOn,
+    anchored_calls,
     calls_in,
-    calls_of_both,
     comes_later,
-    ends_of,
     is_glue_of,
     lies_in,
     runs_after,
@@ -81,7 +80,7 @@ class Refiner:
 
     Attributes:
         anchored: (reference site, candidate site) of the calls of those layers, paired or not.
-        ends: those of them that have only what they return in common (`ends_of`).
+        ends: those of them that have only what they return in common.
         owners, heirs: the reference's and the candidate's sites among them.
     """
 
@@ -98,10 +97,7 @@ class Refiner:
 
     def __post_init__(self, anchors: Anchors) -> None:
         self._transferred = tuple(anchors)
-        self.anchored = dict.fromkeys(calls_of_both(self.pairing, anchors))
-        ends = calls_of_both(self.pairing, [*ends_of(self.pairing, anchors)])
-        self.ends = {*ends} - self.anchored.keys()
-        self.anchored |= dict.fromkeys(self.ends)
+        self.anchored, self.ends = anchored_calls(self.pairing, anchors)
         self.owners = {r for r, _ in self.anchored}
         self.heirs = {c for _, c in self.anchored}
 
@@ -145,8 +141,7 @@ class Refiner:
                 and not self._ends_in_glue(r, c, trace)
             ]
             here.sort(key=lambda rc: p.reference.order[rc[0]])
-            begun = (rc for rc in here if rc not in self.ends)
-            if any(self._enter(r, c, alignment, trace) for r, c in begun):
+            if any(self._enter(r, c, alignment, trace) for r, c in here):
                 return 1
             chosen = here if at_once else here[:1]
             for r, c in chosen:
@@ -204,9 +199,13 @@ class Refiner:
         the same they may return the same, or what does not belong together (one of them also
         applies the activation). Says whether that is new."""
         pair = SitePair(r, c, SAME, "entry")
-        if (r, c) in self.pairing.entered or not any(
-            self._error("input", e.reference, e.candidate, e.layout, trace) > self.pairing.same
-            for e in edges_of(replace(pair, by="anchor"), self.pairing, trace)
+        if (
+            (r, c) in self.ends
+            or (r, c) in self.pairing.entered
+            or not any(
+                self._error("input", e.reference, e.candidate, e.layout, trace) > self.pairing.same
+                for e in edges_of(replace(pair, by="anchor"), self.pairing, trace)
+            )
         ):
             return False
         self.pairing.enter(r, c)

@@ -23,10 +23,9 @@ from crosscheck.trace import Trace, owner
 __all__ = [
     "Anchors",
     "HandedOn",
+    "anchored_calls",
     "calls_in",
-    "calls_of_both",
     "comes_later",
-    "ends_of",
     "is_glue_of",
     "lies_in",
     "runs_after",
@@ -88,7 +87,17 @@ def _behind(side: PreparedTrace, known: dict[bytes, list[str]], site: str) -> li
     return [s for s in repeating(side, site, alike) if side.order[s] > side.order[site]]
 
 
-def calls_of_both(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str]]:
+def anchored_calls(
+    pairing: Pairing, anchors: Anchors
+) -> tuple[dict[tuple[str, str], None], set[tuple[str, str]]]:
+    """The calls of layers that share parameters, and those of them that have only what they return
+    in common."""
+    found = dict.fromkeys(_calls_of_both(pairing, anchors))
+    last = dict.fromkeys(_calls_of_both(pairing, [*_ends(pairing, anchors)]))
+    return found | last, last.keys() - found.keys()
+
+
+def _calls_of_both(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str]]:
     """The sites of all calls of anchored layers that both sides made."""
     for anchor in anchors:
         r_layer, c_layer = (
@@ -101,7 +110,7 @@ def calls_of_both(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str
                 yield call, twin
 
 
-def ends_of(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str]]:
+def _ends(pairing: Pairing, anchors: Anchors) -> Iterator[tuple[str, str]]:
     """Where one side does in one layer, with parameters of layers in it that it never calls, what
     the other does in several layers (attention with its projections): that layer, and the last of
     these or what holds them all and returns the same."""

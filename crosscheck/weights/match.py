@@ -18,7 +18,7 @@ from crosscheck.weights.transform import Transform
 __all__ = ["Match", "Matched", "decisions", "layout_choices", "nearest"]
 
 
-MOST_LISTED = 4
+MOST_LISTED = 4  # names of what one parameter is made of
 
 
 @dataclass(frozen=True)

@@ -157,16 +157,8 @@ def _stack(m: Matched, series: Mapping[str, Sequence[Parameter]], whole: Paramet
         )
         return Transform.of(Joined("stack", 0, tuple(replaced(node, by) for by in slices)))
 
-    members = [p for row in rows for p in row]
-    return Matched(
-        members[0],
-        whole,
-        transform(m.transform),
-        tuple(map(transform, m.alternatives)),
-        more=tuple(members[1:]),
-        decision=_decision(m),
-        calls=_calls(rows, whole),
-    )
+    made_of = [p for row in rows for p in row]
+    return _as_whole(m, made_of, whole, transform, _calls(rows, whole))
 
 
 def _unstack(
@@ -181,15 +173,29 @@ def _unstack(
             by = {w.name: _slice_of(w, k) for w in wholes}
             return Transform.of(replaced(node, by))
 
-        yield Matched(
-            wholes[0],
-            member,
-            transform(m.transform),
-            tuple(map(transform, m.alternatives)),
-            more=tuple(wholes[1:]),
-            decision=_decision(m),
-            calls=tuple((f"{w.layer}#{k + 1}", member.layer) for w in wholes),
-        )
+        calls = tuple((f"{w.layer}#{k + 1}", member.layer) for w in wholes)
+        yield _as_whole(m, wholes, member, transform, calls)
+
+
+def _as_whole(
+    m: Matched,
+    made_of: Sequence[Parameter],
+    candidate: Parameter,
+    transform: Callable[[Transform], Transform],
+    calls: _Calls,
+) -> Matched:
+    """What ``m`` says of those that stand for others, of these. What is open about one is open
+    about all; layers of one kind follow one convention."""
+    decision = f"layout of stacked {m.candidate.kind}" if m.alternatives else ""
+    return Matched(
+        made_of[0],
+        candidate,
+        transform(m.transform),
+        tuple(map(transform, m.alternatives)),
+        more=tuple(made_of[1:]),
+        decision=m.decision or decision,
+        calls=calls,
+    )
 
 
 def calls_of(node: Node, members: Sequence[Parameter], whole: Parameter) -> _Calls:
@@ -215,8 +221,3 @@ def _source(p: Parameter) -> Source:
 
 def _slice_of(whole: Parameter, k: int) -> Node:
     return Applied(Reshape(whole.value.shape[1:]), Applied(Part(0, k, k + 1), _source(whole)))
-
-
-def _decision(m: Matched) -> str:
-    """What is open about one is open about all; layers of one kind follow one convention."""
-    return m.decision or (f"layout of stacked {m.candidate.kind}" if m.alternatives else "")

@@ -249,23 +249,27 @@ def _forward_and_backward(
     model: Any, inputs: list[np.ndarray], device: str, *, backward: bool
 ) -> None:
     """As a training step would, without a loss: a cotangent of ones for the output."""
-    kind = type(model).__mro__[-2].__module__.partition(".")[0]
     if "torch" in sys.modules and isinstance(model, sys.modules["torch"].nn.Module):
         _torch_step(model, inputs, device, backward)
     elif "keras" in sys.modules and isinstance(model, sys.modules["keras"].Model):
         _keras_step(model, inputs, backward)
-    elif hasattr(model, "structure"):  # the adapter of an ONNX graph; forward only
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(model.model.SerializeToString())
-        names = [one.name for one in session.get_inputs()]
-        session.run(None, dict(zip(names, inputs, strict=True)))
+    elif "onnx" in sys.modules and isinstance(model, sys.modules["onnx"].ModelProto):
+        _onnx_step(model, inputs)
     elif hasattr(model, "forward"):
         y = model.forward(*inputs)
         if backward:
             model.backward(np.ones_like(y))
     else:
-        raise TypeError(f"no bare run for {kind}")
+        raise TypeError(f"no bare run for a {type(model).__name__}")
+
+
+def _onnx_step(model: Any, inputs: list[np.ndarray]) -> None:
+    """Forward only."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    names = [one.name for one in session.get_inputs()]
+    session.run(None, dict(zip(names, inputs, strict=True)))
 
 
 def _torch_step(model: Any, inputs: list[np.ndarray], device: str, backward: bool) -> None:

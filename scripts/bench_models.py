@@ -61,19 +61,18 @@ def made(case: Case) -> tuple[Any, Any, dict[str, np.ndarray]]:
 
         return pair.reference(), pair.candidate["numpy"](), pair.inputs(0)
     s = case.sizes
-    ids = np.random.default_rng(0).integers(0, s.words, (s.batch, s.length))
-    return reference(s), _candidate(case), {"ids": ids}
+    inputs = {"ids": np.random.default_rng(0).integers(0, s.words, (s.batch, s.length))}
+    return reference(s), _candidate(case, s, inputs), inputs
 
 
-def _candidate(case: Case) -> Any:
-    assert case.sizes is not None
+def _candidate(case: Case, s: Sizes, inputs: dict[str, np.ndarray]) -> Any:
     if case.candidate == "keras":
-        return keras_port(case.sizes)
+        return keras_port(s)
     if case.candidate == "onnx":
-        import crosscheck
+        from crosscheck.adapters.onnx.export import export
 
-        return crosscheck.adapt(reference(case.sizes), export="onnx")
-    return port(case.sizes)
+        return export(reference(s), inputs)
+    return port(s)
 
 
 def reference(s: Sizes) -> Any:

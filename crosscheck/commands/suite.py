@@ -153,7 +153,12 @@ def least(context: click.Context, option: click.Parameter, value: str | None) ->
 )
 @click.option("--json", "json_path", metavar="F", help="Write the result; `-`: print it.")
 @click.option("--junit", "junit_path", metavar="F", help="Write JUnit XML.")
-@click.option("--html", "html_path", metavar="DIR", help="Write a report page for each job.")
+@click.option(
+    "--html",
+    "html_path",
+    metavar="DIR",
+    help="Write a report page for each job, and an overview, index.html.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 def suite(
     paths: tuple[str, ...],
@@ -204,6 +209,9 @@ def suite(
     _show(result, json_path)
     with failures():  # only now: what cannot be written does not cost what was found
         _write(result, json_path, junit_path)
+        overview = _write_overview(result, html_path)
+    if overview is not None and not quiet:
+        click.echo(f"overview: {overview}", err=True)
     raise SystemExit(result.exit_status)
 
 
@@ -310,6 +318,18 @@ def _write(result: SuiteResult, json_path: str | None, junit_path: str | None) -
         write(json_path, summary.dumps(result) + "\n")
     if junit_path is not None:
         write(junit_path, junit.dumps(result))
+
+
+def _write_overview(result: SuiteResult, folder: str | None) -> str | None:
+    """Where it is, or None: no pages are wanted."""
+    if folder is None:
+        return None
+    from crosscheck.suite import overview
+    from crosscheck.suite.storage import join, write
+
+    path = join(folder, overview.NAME)
+    write(path, overview.render(result))
+    return path
 
 
 def _show(result: SuiteResult, json_path: str | None) -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 from crosscheck.suite.classify import gibibytes
 from crosscheck.suite.jobs import NOT_SPLIT, STATUSES, JobResult, SuiteResult
 
-__all__ = ["STYLES", "counts", "dumps", "print_summary", "to_dict"]
+__all__ = ["STYLES", "closing_line", "counts", "dumps", "evidence", "print_summary", "to_dict"]
 
 SCHEMA = 1
 STYLES = {"agree": "green", "suspect": "yellow", "skipped": "dim"}
@@ -125,12 +125,13 @@ def _table(result: SuiteResult) -> Table:
         row.append(Text(r.status, style=STYLES.get(r.status, BAD)))
         row.append(Text(f"{r.seconds:.1f} s" + (" (kept)" if r.resumed else "")))
         row.append(Text(gibibytes(r.peak_memory_bytes)))
-        row.append(_evidence(r) if r.status == "agree" else Text(r.message))
+        found = Text(evidence(r), style="dim") if r.status == "agree" else Text(r.message)
+        row.append(found)
         table.add_row(*row)
     return table
 
 
-def _evidence(r: JobResult) -> Text:
+def evidence(r: JobResult) -> str:
     """What an agreement rests on."""
     coverage = r.coverage or {}
     text = f"{coverage.get('sites', 0)} comparisons"
@@ -144,7 +145,7 @@ def _evidence(r: JobResult) -> Text:
     told = [line for line in r.details if line.startswith(NOT_SPLIT)]
     for line in dict.fromkeys([*told, *(r.details[-1:] if unusual else ())]):
         text += f"; {line}"
-    return Text(text, style="dim")
+    return text
 
 
 def _account(r: JobResult) -> Group:

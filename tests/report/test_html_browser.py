@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from crosscheck.report import html
+from crosscheck.suite import overview
 from tests.report import samples
 from tests.report.detailed import looked_into
 from tests.report.test_html import EVIL, failed, hostile
+from tests.suite.test_overview import many
 
 SWITCHES = [
     "--no-sandbox",
@@ -34,6 +36,7 @@ PAGES = {
     "unmatched": lambda: html.render(samples.unmatched()),
     "hostile": lambda: html.render(hostile(EVIL)),
     "long": lambda: html.render(hostile("x" * 2000)),
+    "suite": lambda: overview.render(many(40)),
     "failed": lambda: html.render_failure(failed(samples.forward()[:4]), command="c" * 300),
 }
 
@@ -188,6 +191,16 @@ def test_sites_are_found_by_name(browser: Any, files: dict[str, Path]) -> None:
         visible = visit.page.locator("table.sites tbody tr:visible")
         names = visible.locator("code").all_text_contents()
         assert names and all("gelu" in name for name in names)
+
+
+def test_jobs_of_a_suite_are_found_by_name(browser: Any, files: dict[str, Path]) -> None:
+    with Visit(browser, files["suite"], **size(WIDE)) as visit:
+        assert visit.page.locator("details.group[open]").count() == 1
+        visit.page.get_by_label("find a job").fill("net7::")
+        visible = visit.page.locator("table.sites tbody tr:visible")
+        assert visible.locator("td:first-child").all_text_contents() == ["ports/net7::torch::seed0"]
+        visit.page.get_by_label("find a job").fill("")
+        assert visit.page.locator("table.sites tbody tr:not([hidden])").count() == 40
 
 
 def test_a_large_report_opens(browser: Any, tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_a_page_for_each_check(folder: Path, jobs: Any) -> None:
     """None where a framework is missing, and where no process was left to write it."""
     pages = {name: Path(job["html"]).read_text() for name, job in jobs.items() if job["html"]}
     assert set(pages) == {"agrees", "diverges", "again", "raises", "cannot", "exits"}
-    assert len(list((folder / "html").glob("*.html"))) == 6
+    assert len(list((folder / "html").glob("*-*.html"))) == 6
     assert "<html" in pages["diverges"]
     assert "one side raised" in pages["raises"] and "out of luck" in pages["raises"]
     assert "the two cannot be put side by side" in pages["cannot"]

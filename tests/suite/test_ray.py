@@ -94,7 +94,7 @@ def test_the_same_results_as_on_this_machine(cluster: Any, tmp_path: Path) -> No
     assert pages == {"agrees", "diverges", "raises", "exits"}, [
         (job["candidate"], job["status"], job["message"]) for job in there[1]["jobs"]
     ]
-    assert len(list((tmp_path / "html").glob("*.html"))) == len(pages)
+    assert len(list((tmp_path / "html").glob("*-*.html"))) == len(pages)
     again = documents(tmp_path, *limits, "-k", "good and not none")
     assert [job["resumed"] for job in again[1]["jobs"]] == [True, True]
     (tmp_path / "log.jsonl").unlink()

@@ -23,7 +23,7 @@
   if (!section || rows.length < 12) return;
   var label = document.createElement("label");
   label.className = "find";
-  label.textContent = "find a site ";
+  label.textContent = (section.getAttribute("data-find") || "find a site") + " ";
   var field = document.createElement("input");
   field.type = "search";
   label.appendChild(field);

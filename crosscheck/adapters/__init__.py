@@ -116,8 +116,8 @@ def _recognised(model: Any, kind: str | None, options: dict[str, Any]) -> Adapte
 
 
 def _not_recognised(model: Any, options: Iterable[str]) -> str:
-    what = plain(f"a {type(model).__module__}.{type(model).__qualname__}").replace("builtins.", "")
-    hint = ""
+    kind = plain(f"{type(model).__module__}.{type(model).__qualname__}").replace("builtins.", "")
+    what, hint = f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}", ""
     if isinstance(model, type):
         what, hint = f"the class {model.__name__}", " Make an instance of it first."
     elif isinstance(model, Mapping):

@@ -46,13 +46,17 @@ def seconds(context: click.Context, option: click.Parameter, value: float) -> fl
 
 
 def least(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
-    """A `size` of at least 1 MiB, which is what a check takes for a limit."""
-    if value is None:
-        return None
-    parsed = size(context, option, value)
-    if parsed is None or parsed < UNITS["mi"]:
+    """A `size` of at least 1 MiB, which is what a check takes for a limit: ``5`` was meant to be
+    something else than bytes."""
+    parsed = None if value is None else size(context, option, value)
+    if value is not None and (parsed or 0) < UNITS["mi"]:
         raise click.BadParameter(f"{value!r}: write a size of at least 1 MiB, such as 2GiB")
     return parsed
+
+
+def least_or_none(context: click.Context, option: click.Parameter, value: str) -> int | None:
+    """The same, or ``none``."""
+    return None if value.strip().lower() == "none" else least(context, option, value)
 
 
 @click.command()
@@ -109,7 +113,7 @@ def least(context: click.Context, option: click.Parameter, value: str | None) ->
 )
 @click.option(
     "--memory",
-    callback=size,
+    callback=least_or_none,
     default="8GiB",
     show_default=True,
     metavar="SIZE",

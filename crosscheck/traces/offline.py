@@ -33,6 +33,7 @@ from crosscheck.cotangents import require_finite
 from crosscheck.details.stage import details
 from crosscheck.errors import CannotCompare
 from crosscheck.judging.noise import Tolerance
+from crosscheck.judging.precision import not_finite_notes
 from crosscheck.judging.reductions import Reductions
 from crosscheck.judging.weights import judge_weights
 from crosscheck.request import Request
@@ -98,7 +99,7 @@ def compare_traces(reference: RecordedTrace, candidate: RecordedTrace, request: 
     last = _judge(reference, candidate, judged.alignment, request.tolerance)
     held = {p.name: p.value for p in candidate.parameters if p.name in candidate.held}
     found = details(report.sites, judged.items, last, candidate, match, lambda: held)
-    notes = _notes(reference, candidate)
+    notes = [*_notes(reference, candidate), *not_finite_notes(report.sites)]
     if match.pairs and not weights:
         notes = [NO_WEIGHTS, *notes]
     return replace(report, notes=tuple(notes), details=found)

@@ -66,7 +66,7 @@ def test_a_users_class_has_its_own_name(folder: Path) -> None:
     (folder / "odd.py").write_text("class Odd:\n    pass\n\n\nodd = Odd()\n")
     pair = ("--reference", "net.py:Net", "--candidate", "odd.py:odd")
     result = call(folder, "run", "-q", *pair, "--input", "x=float32[5,6]")
-    assert result.returncode == 2 and "no adapter takes a odd.Odd" in result.stderr
+    assert result.returncode == 2 and "no adapter takes an odd.Odd" in result.stderr
 
 
 def test_a_pair_of_two_frameworks(folder: Path) -> None:

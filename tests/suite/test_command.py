@@ -28,6 +28,7 @@ def suite(*arguments: str) -> Result:
         (("--memory", "0"), "write a size such as 8GiB"),
         (("--timeout", "0"), "--timeout"),
         (("--effort", "some"), "'quick', 'thorough'"),
+        (("--memory", "5"), "write a size of at least 1 MiB"),
         (("--max-memory", "1kB"), "write a size of at least 1 MiB"),
         (("--max-memory", "none"), "write a size of at least 1 MiB"),
         (("--jobs", "0"), "--jobs"),

@@ -31,6 +31,12 @@ def broken():
     return net
 
 
+def partly_broken():
+    net = Net()
+    net.third.W[1, 2] = np.nan
+    return net
+
+
 class Raises:
     def forward(self, x):
         raise RuntimeError("out of luck")
@@ -63,6 +69,16 @@ def test_record_warns_of_what_is_not_finite(folder: Path, options: tuple[str, ..
     result = recorded("broken", "broken.safetensors", *options)
     assert "warning: `first.W`, `output` hold NaN or Inf" in result.stdout
     assert "warning" not in recorded("build", "right.safetensors", *options).stdout
+
+
+def test_two_recordings_say_what_is_not_finite_on_both_sides(folder: Path) -> None:
+    for name in ("one.safetensors", "other.safetensors"):
+        recorded("partly_broken", name)
+    both = call("compare", "one.safetensors", "other.safetensors")
+    assert both.exit_code == 0 and "NaN or Inf in the same places on both sides" in both.stdout
+    recorded("build", "right.safetensors")
+    same = call("compare", "right.safetensors", "right.safetensors")
+    assert same.exit_code == 0 and "NaN" not in same.stdout
 
 
 def test_record_says_what_it_kept(folder: Path) -> None:

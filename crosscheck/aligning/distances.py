@@ -14,12 +14,15 @@ from crosscheck.judging.noise import unit_roundoff
 from crosscheck.taps import Kind
 from crosscheck.trace import Trace
 
-__all__ = ["Asked", "Distances", "noticed", "rounding_between"]
+__all__ = ["NOTICED", "Asked", "Distances", "noticed", "rounding_between"]
 
 ROUNDINGS = 4.0
 """Unit roundoffs of a coarse type that two honest values may be apart, relatively."""
 COARSEST = 2.0**-8
 """Unit roundoff of bfloat16: in coarser types, unrelated values would pass for the same."""
+NOTICED = 100.0
+"""Unit roundoffs from which on a difference at the end of a stretch is looked into where nothing
+differs by more: a defect may fade (behind a large residual) until its values pass for the same."""
 
 Asked = tuple[Kind, str, str, Layout]
 """Kind of value, reference site, candidate site, and the layout between them."""
@@ -64,9 +67,9 @@ def rounding_between(*runs: Trace) -> float:
     return ROUNDINGS * min(unit_roundoff(*types), COARSEST)
 
 
-def noticed(roundoffs: float, same: float, *values: np.ndarray) -> float:
-    """The relative error from which on values differ by more than so many unit roundoffs, at most
+def noticed(same: float, *values: np.ndarray) -> float:
+    """The relative error from which on values differ by more than `NOTICED` unit roundoffs, at most
     ``same`` (see `Pairing`); in coarse types that is all that can be noticed."""
     floats = [value.dtype for value in values if is_float(value)]
     coarse = same > SAME_VALUE
-    return min(roundoffs * unit_roundoff(*floats), same) if floats and not coarse else same
+    return min(NOTICED * unit_roundoff(*floats), same) if floats and not coarse else same

@@ -13,7 +13,6 @@ others puts them in question: they were made while what goes into them was wrong
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import InitVar, dataclass, field, replace
 
@@ -39,6 +38,7 @@ from crosscheck.aligning.stretches import (
     stretch,
     until_the_next,
 )
+from crosscheck.aligning.trials import Trials
 from crosscheck.taps import Kind
 from crosscheck.trace import Trace, owner
 
@@ -46,29 +46,8 @@ __all__ = ["Refiner"]
 
 CLOSER = 0.3
 """How much closer than an anchored pair, and how close, two values must be to replace it."""
-WORSE = 3.0
-"""How many times further from the truth forcing a pair must bring what lies behind it, for the pair
-to be wrong. (A second defect there leaves the distance as it was, or hides it.)"""
-NOTICED = 100.0
-"""Unit roundoffs from which on a difference at the end of a stretch is looked into where nothing
-differs by more: a defect may fade (behind a large residual) until its values pass for the same."""
-MOST_RETRACTED = 4
-"""Guesses about such faded differences that may fail before no more are made."""
 WINDOW = 200
 """Most sites of a stretch that are paired by order: only the earliest pair is taken at a time."""
-
-
-@dataclass(frozen=True)
-class _Guess:
-    """A pair on trial: what lies behind it, and how far off that was without the pair."""
-
-    pair: SitePair
-    kind: Kind
-    reference: str
-    candidate: str
-    layout: Layout
-    error: float
-    limit: float  # an error up to here is none
 
 
 @dataclass
@@ -90,13 +69,12 @@ class Refiner:
     ends: set[tuple[str, str]] = field(init=False)
     owners: set[str] = field(init=False)
     heirs: set[str] = field(init=False)
-    _guesses: list[_Guess] = field(default_factory=list)
-    _guessed: set[SitePair] = field(default_factory=set)
-    _retracted: int = 0
+    _trials: Trials = field(init=False)
     _transferred: Anchors = ()
 
     def __post_init__(self, anchors: Anchors) -> None:
         self._transferred = tuple(anchors)
+        self._trials = Trials(self.pairing)
         self.anchored, self.ends = anchored_calls(self.pairing, anchors)
         self.owners = {r for r, _ in self.anchored}
         self.heirs = {c for _, c in self.anchored}
@@ -115,7 +93,7 @@ class Refiner:
         if not self.pairing.free_reference() or not self.pairing.free_candidate():
             return 0
         found = self._narrow(alignment, trace, at_once=at_once)
-        if found or not faded or self._retracted >= MOST_RETRACTED:
+        if found or not faded or self._trials.fail_too_often:
             return found
         return self._narrow(alignment, trace, at_once=at_once, faded=True)
 
@@ -129,7 +107,7 @@ class Refiner:
                 return 1
             inside_r = stretch(p.reference, kind, pair.reference, p.pairs, free_r)
             inside_c = stretch(p.candidate, kind, pair.candidate, p.taken, free_c)
-            known = HandedOn(p, self._guessed)
+            known = HandedOn(p, self._trials.guessed)
             here = [
                 (r, c)
                 for r, c in self.anchored
@@ -161,27 +139,7 @@ class Refiner:
 
     def take_back(self, trace: Trace) -> int:
         """Remove the guesses that ``trace``, forced at them, proves wrong; returns how many."""
-        wrong = [g for g in self._guesses if self._stands(g.pair) and self._is_wrong(g, trace)]
-        self._retracted += sum(guess.limit < self.pairing.same for guess in wrong)
-        self._guesses = []
-        for pair in (guess.pair for guess in wrong):
-            if pair.by == "entry":
-                self.pairing.enter(pair.reference, pair.candidate, compared=False)
-            else:
-                self.pairing.remove(pair)
-        return len(wrong)
-
-    def _is_wrong(self, guess: _Guess, trace: Trace) -> bool:
-        """Whether what lies behind a guess is further off with it; or is off still, and only one
-        side has code between: that code may be part of the other side's layer."""
-        error = self._error(guess.kind, guess.reference, guess.candidate, guess.layout, trace)
-        ours, theirs = self.pairing.reference.trace.info.sources, trace.info.sources
-        here = (
-            ours.get(guess.reference) == guess.pair.reference,
-            theirs.get(guess.candidate) == guess.pair.candidate,
-        )
-        cut = guess.pair.by == "anchor" and guess.kind == "input" and here[0] != here[1]
-        return error > WORSE * (guess.limit if cut else max(guess.error, guess.limit))
+        return self._trials.take_back(trace)
 
     # -- guesses -------------------------------------------------------------------------------
 
@@ -191,8 +149,8 @@ class Refiner:
         """Add a pair, and note what lies behind it."""
         if not self.pairing.add(r, c, by):
             return
-        self._try(self.pairing.pairs[r], alignment, trace, faded=faded)
-        self._reopen_behind(r)
+        self._trials.begin(self.pairing.pairs[r], alignment, trace, faded=faded)
+        self._trials.reopen_behind(r)
 
     def _enter(self, r: str, c: str, alignment: Alignment, trace: Trace) -> bool:
         """Compare what goes into two layers with the same parameters, where that differs: given
@@ -209,54 +167,8 @@ class Refiner:
         ):
             return False
         self.pairing.enter(r, c)
-        self._try(pair, alignment, trace, faded=False)
+        self._trials.begin(pair, alignment, trace, faded=False)
         return True
-
-    def _stands(self, pair: SitePair) -> bool:
-        if pair.by == "entry":
-            return self.pairing.entered[pair.reference, pair.candidate]
-        return self.pairing.pairs.get(pair.reference) == pair
-
-    def _try(self, pair: SitePair, alignment: Alignment, trace: Trace, *, faded: bool) -> None:
-        """Note what lies behind a guess."""
-        behind = self._behind(pair.reference, pair.candidate, alignment, trace)
-        if behind is not None:
-            kind, reference, candidate, layout = behind
-            error = self._error(kind, reference, candidate, layout, trace)
-            truth = self.pairing.reference.trace.values[kind, reference]
-            same = self.pairing.same
-            limit = noticed(NOTICED, same, truth) if faded else same
-            self._guesses.append(_Guess(pair, kind, reference, candidate, layout, error, limit))
-
-    def _reopen_behind(self, r: str) -> None:
-        """Note the pair of ``r``, and let go of the guesses behind it up to the next pair that is
-        none. Where one is right, the next runs find it again."""
-        p = self.pairing
-        order = p.reference.order
-        self._guessed.add(p.pairs[r])
-        behind = sorted((s for s in p.pairs if order[s] > order[r]), key=order.__getitem__)
-        for site in itertools.takewhile(lambda s: p.pairs[s] in self._guessed, behind):
-            p.release(p.pairs[site])
-
-    def _behind(
-        self, r: str, c: str, alignment: Alignment, trace: Trace
-    ) -> tuple[Kind, str, str, Layout] | None:
-        """The first aligned value that both sides compute after a pair: an input or an output."""
-        places = self.pairing.reference.place
-        theirs = trace.place
-        here = places["activation", r], theirs["activation", c]
-        aligned: list[tuple[Kind, str, str, Layout]] = [
-            ("activation", pair.reference, pair.candidate, pair.layout)
-            for pair in alignment.pairs
-            if pair.layout is not None
-        ]
-        aligned += [("input", e.reference, e.candidate, e.layout) for e in alignment.edges]
-        after = [
-            one
-            for one in aligned
-            if places[one[0], one[1]] > here[0] and theirs.get((one[0], one[2]), -1) > here[1]
-        ]
-        return min(after, key=lambda one: places[one[0], one[1]], default=None)
 
     def _error(self, kind: Kind, r: str, c: str, layout: Layout, trace: Trace) -> float:
         return self.pairing.distances(trace).of(kind, r, c, layout)
@@ -283,7 +195,7 @@ class Refiner:
                 return True
             values = reference.trace.values[kind, r], trace.values[kind, c]
             same = self.pairing.same
-            limit = noticed(NOTICED, same, *values) if faded else same
+            limit = noticed(same, *values) if faded else same
             return not distances.of(kind, r, c, layout) <= limit  # NaN differs
 
         found = [one for one in matched if differs(*one[:4])]
@@ -303,7 +215,7 @@ class Refiner:
         by = "anchor" if (r, c) in self.anchored else "value" if ends else "order"
         added = self.pairing.layout(r, c) is not None and self.pairing.add(r, c, by)
         if added:
-            self._reopen_behind(r)
+            self._trials.reopen_behind(r)
         return added
 
     # -- anchors -------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from crosscheck.aligning.distances import NOTICED
 from crosscheck.aligning.fingerprints import SAME_VALUE
-from crosscheck.aligning.refine import NOTICED
 from crosscheck.comparisons import Item, buffer_items, every_gradient
 from crosscheck.details.stage import OTHERS
 from crosscheck.judging.evidence import Evidence

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from crosscheck.aligning.alignment import Alignment, Edge
+from crosscheck.aligning.distances import NOTICED
 from crosscheck.aligning.fingerprints import SAME_VALUE
-from crosscheck.aligning.refine import NOTICED
 from crosscheck.arrays import dtype_name, is_float
 from crosscheck.judging.precision import coarser_unit
 from crosscheck.trace import Trace, owner

@@ -24,6 +24,7 @@ ARRAYS_ONLY = (  # know arrays and site names, and neither frameworks nor adapte
     "aligning/names",
     "aligning/pairing",
     "aligning/refine",
+    "aligning/trials",
     "arrays",
     "compare",
     "comparisons",

@@ -75,33 +75,37 @@ class CandidateCotangents:
     """The same cotangents, in the candidate's output names and layouts.
 
     Attributes:
-        layouts: candidate output -> layout, once alignment has decided it; before that the layout
-            under which the outputs are closest.
+        decided: (reference output, candidate output) -> layout, once alignment has decided it: a
+            forced run shows other values, but the same outputs. Before that the layout under which
+            the outputs are closest.
     """
 
     reference: Trace
     given: Mapping[str, np.ndarray]
     explicit: Mapping[str, str]
     skip: Sequence[str] = ()
-    layouts: Mapping[str, Layout | None] = field(default_factory=dict)
+    decided: Mapping[tuple[str, str], Layout | None] = field(default_factory=dict)
 
     def __call__(self, outputs: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         require_outputs(outputs, "candidate")
-        info = RunInfo((), tuple(outputs), {}, {}, {})
-        candidate = Trace({("activation", s): v for s, v in outputs.items()}, info, "")
         found = {}
-        named = {r: c for r, c in self.explicit.items() if c in outputs}
-        pairs = pair_outputs(self.reference, candidate, explicit=self.explicit, skip=self.skip)
-        for ours, theirs in [*pairs, *named.items()]:
-            if ours in self.given and is_float(outputs[theirs]):
+        for ours, theirs in self.decided or self._pairs(outputs):
+            if ours in self.given and theirs in outputs and is_float(outputs[theirs]):
                 layout = self._layout(ours, theirs, outputs[theirs])
                 if layout is not None:
                     found[theirs] = layout.to_candidate(self.given[ours])
         return found
 
+    def _pairs(self, outputs: Mapping[str, np.ndarray]) -> list[tuple[str, str]]:
+        info = RunInfo((), tuple(outputs), {}, {}, {})
+        candidate = Trace({("activation", s): v for s, v in outputs.items()}, info, "")
+        named = [(r, c) for r, c in self.explicit.items() if c in outputs]
+        pairs = pair_outputs(self.reference, candidate, explicit=self.explicit, skip=self.skip)
+        return [*pairs, *named]
+
     def _layout(self, ours: str, theirs: str, value: np.ndarray) -> Layout | None:
-        if theirs in self.layouts:
-            return self.layouts[theirs]
+        if (ours, theirs) in self.decided:
+            return self.decided[ours, theirs]
         truth = self.reference.values["activation", ours]
         options = fitting(truth.shape, value.shape)
         if len(options) == 1:

@@ -212,7 +212,7 @@ def force(draft: Evidence, aligner: Aligner, *, backward: bool) -> Evidence:
     Args:
         draft: with the alignment of the free runs.
     """
-    _fix_output_layouts(draft.candidate, draft.alignment)
+    _fix_outputs(draft.candidate, draft.alignment)
     found = sifted(draft, backward=backward)
     if found is not None:
         return found
@@ -236,7 +236,7 @@ def align(
     whole = candidate.cotangents is None or not candidate.adapter.capabilities.transparent
     looking = candidate if whole else replace(candidate, cotangents=None)
     for attempt in range(MOST_ROUNDS):
-        _fix_output_layouts(candidate, alignment)
+        _fix_outputs(candidate, alignment)
         latest = looking.record(Forcer(alignment.forced_on_candidate(reference)))
         changed = (
             aligner.take_back(latest)
@@ -251,10 +251,13 @@ def align(
     return alignment, candidate.record(Forcer(alignment.forced_on_candidate(reference)))
 
 
-def _fix_output_layouts(candidate: Runner, alignment: Alignment) -> None:
+def _fix_outputs(candidate: Runner, alignment: Alignment) -> None:
     if isinstance(candidate.cotangents, CandidateCotangents):
-        layouts = {p.candidate: p.layout for p in alignment.pairs if p.by in ("output", "explicit")}
-        candidate.cotangents.layouts = layouts
+        candidate.cotangents.decided = {
+            (p.reference, p.candidate): p.layout
+            for p in alignment.pairs
+            if p.by in ("output", "explicit")
+        }
 
 
 def with_vjps(reference: Runner, free: Trace) -> Trace:

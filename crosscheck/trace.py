@@ -12,7 +12,7 @@ import numpy as np
 from crosscheck.observers import Key
 from crosscheck.taps import Kind, Session
 
-__all__ = ["RunInfo", "Trace"]
+__all__ = ["RunInfo", "Trace", "is_beside", "owner"]
 
 
 @dataclass(frozen=True)
@@ -172,3 +172,9 @@ def _inverted(mapping: Mapping[str, str]) -> dict[str, list[str]]:
 def owner(site: str) -> str:
     """The layer call that a site belongs to: ``rnn#2:1`` -> ``rnn#2``."""
     return site.partition(":")[0]
+
+
+def is_beside(site: str) -> bool:
+    """Whether a site is what a layer returns beside its result: ``attn:1``."""
+    layer, _, rest = site.partition(":")
+    return bool(rest) and layer not in ("input", "output")

@@ -96,7 +96,7 @@ class Aligner:
         candidate = p.candidate if trace is None else PreparedTrace.of(trace)
         added = self._match_entered(candidate)
         for r, c, error in self._likeliest_first(self._alike(candidate), candidate):
-            if p.add(r, c, "value"):
+            if not p.told_already(r, c) and p.add(r, c, "value"):
                 added += 1
                 one = self._same_layer(r, c)
                 note_unlike_inputs(p.pairs[r], error, p, candidate.trace, same_layer=one)

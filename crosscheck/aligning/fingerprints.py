@@ -27,6 +27,7 @@ __all__ = [
     "SAME_VALUE",
     "Fingerprints",
     "PreparedTrace",
+    "copies",
     "differences",
     "fingerprint",
     "fingerprints",
@@ -307,3 +308,18 @@ def repeating(side: PreparedTrace, site: str, others: Iterable[str]) -> list[str
         ),
         key=side.order.__getitem__,
     )
+
+
+def copies(side: PreparedTrace, site: str, others: Iterable[str]) -> list[str]:
+    """Those of ``others`` that hold the numbers of ``site``, in whatever order of axes."""
+    value = side.value(site)
+    if not is_float(value) or side.is_constant(site):
+        return []
+    like = size_and_kind(value)
+    alike = [o for o in others if o != site and size_and_kind(side.value(o)) == like]
+    numbers = np.sort(value, axis=None) if alike else value
+    return [
+        o
+        for o in alike
+        if np.array_equal(np.sort(side.value(o), axis=None), numbers, equal_nan=True)
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,16 +11,18 @@ import numpy as np
 
 from crosscheck.aligning.alignment import SitePair
 from crosscheck.aligning.distances import Distances, rounding_between
-from crosscheck.aligning.fingerprints import SAME_VALUE, PreparedTrace
-from crosscheck.aligning.layout import Layout, LayoutBook, relative_error
+from crosscheck.aligning.fingerprints import SAME_VALUE, PreparedTrace, copies
+from crosscheck.aligning.layout import Layout, LayoutBook, fitting, relative_error
 from crosscheck.aligning.names import canonical, similarity
 from crosscheck.errors import CannotCompare, InvalidArgument, capped
-from crosscheck.trace import Trace
+from crosscheck.trace import Trace, is_beside
 
 __all__ = ["Pairing", "far", "pair_outputs"]
 
 ROUNDING = 1e-6
 """Relative 2-norm up to which two float32 values are taken for equally equal."""
+UNLIKE = 0.1
+"""Relative 2-norm from which on it tells nothing how far two outputs are apart."""
 
 
 class Pairing:
@@ -128,8 +131,21 @@ class Pairing:
             + 0.5 * (types[0] == types[1] != "")
             - self._apart(r, c)
             - 0.5 * (layout.shapes is not None)
+            - 0.5 * (is_beside(r) != is_beside(c))
             - 0.2 * math.log10(max(error / ROUNDING, 1.0))
         )
+
+    def told_already(self, r: str, c: str) -> bool:
+        """Whether one site is what a layer returns beside its result, is a copy of a value that has
+        a partner, and the other is a result: what goes on is that value, not the copy, so that
+        their cotangents are two things."""
+        if is_beside(r) == is_beside(c):
+            return False
+        side, site, paired = (
+            (self.reference, r, self.pairs) if is_beside(r) else (self.candidate, c, self.taken)
+        )
+        ends = {*side.trace.info.inputs, *side.trace.info.outputs}
+        return bool(copies(side, site, (s for s in paired if s in side.order and s not in ends)))
 
     def _apart(self, r: str, c: str) -> float:
         """How far from each other two sites come in their runs, as a part of the whole."""
@@ -165,7 +181,8 @@ def far(value: np.ndarray, truth: np.ndarray, layout: Layout, limit: float) -> b
 def pair_outputs(
     reference: Trace, candidate: Trace, *, explicit: Mapping[str, str], skip: Sequence[str] = ()
 ) -> list[tuple[str, str]]:
-    """Pair the models' outputs: by name where both name them, else in order.
+    """Pair the models' outputs: by name where both use the same names, else in order; where both
+    name them, and otherwise, by what they hold, since the order of a dict means nothing.
 
     Raises:
         CannotCompare: an output of one side has no counterpart and is not skipped.
@@ -176,6 +193,8 @@ def pair_outputs(
         suffixes = {s.partition(":")[2]: s for s in theirs}
         if {s.partition(":")[2] for s in ours} == set(suffixes):
             return [(s, suffixes[s.partition(":")[2]]) for s in ours]
+        if _named(ours) and _named(theirs):
+            return _by_content(reference, candidate, ours, theirs)
         return list(zip(ours, theirs, strict=True))
     named = {s.partition(":")[2]: s for s in theirs}
     pairs = [(s, named[s.partition(":")[2]]) for s in ours if s.partition(":")[2] in named]
@@ -191,6 +210,32 @@ def pair_outputs(
         "; ".join(lines) + f".\n  Fix: skip=[{example!r}] to leave it out, "
         "or sites={reference output: candidate output} to pair them"
     )
+
+
+def _named(outputs: Sequence[str]) -> bool:
+    """Whether they are the values of a dict, or fields: the first of them shows no name."""
+    return any(not part.isdigit() for site in outputs for part in site.split(":")[1:])
+
+
+def _by_content(
+    reference: Trace, candidate: Trace, ours: Sequence[str], theirs: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Outputs that hold the same, then those whose shapes fit; what is left, in order."""
+    sides = ((reference, ours), (candidate, theirs))
+    truths, values = ([t.values.get(("activation", s)) for s in some] for t, some in sides)
+    nearest: list[tuple[float, int, int, int]] = []
+    for (i, truth), (j, value) in itertools.product(enumerate(truths), enumerate(values)):
+        if truth is None or value is None:  # a sketch keeps none
+            continue
+        fits = fitting(truth.shape, value.shape)
+        errors = [relative_error(one.to_reference(value), truth) for one in fits]
+        nearest += [(min(*errors, UNLIKE), abs(i - j), i, j)] if errors else []
+    found: dict[int, int] = {}
+    for _, _, i, j in sorted(nearest):
+        if i not in found and j not in found.values():
+            found[i] = j
+    left = (j for j in range(len(theirs)) if j not in found.values())
+    return [(s, theirs[found[i] if i in found else next(left)]) for i, s in enumerate(ours)]
 
 
 def _no_such_site(argument: str, name: str, side: PreparedTrace) -> str:

@@ -94,6 +94,39 @@ def test_outputs_pair_in_order_where_their_names_differ() -> None:
     ]
 
 
+def holding(**outputs: np.ndarray) -> Trace:
+    """The first output of a dict shows no name."""
+    sites = ["output", *[f"output:{name}" for name in list(outputs)[1:]]]
+    values = {("activation", s): v for s, v in zip(sites, outputs.values(), strict=True)}
+    return Trace(values, RunInfo((), tuple(sites), {}, {}, {}), "")  # type: ignore[arg-type]
+
+
+def test_outputs_with_other_names_on_both_sides_pair_by_what_they_hold() -> None:
+    """The order of a dict means nothing: a decoder's states first, or an encoder's."""
+    long, short = (np.random.default_rng(n).normal(size=(2, n, 3)) for n in (7, 5))
+    ours = holding(last=short, encoder_last=long)
+    pairs = [("output", "output:decoder"), ("output:encoder_last", "output")]
+    assert outputs(ours, holding(encoder=long, decoder=short)) == pairs
+    assert outputs(ours, holding(encoder=2 * long, decoder=0 * short)) == pairs  # by shapes
+    other = short[::-1] + 1
+    ours = holding(last=short, encoder_last=other)
+    assert outputs(ours, holding(encoder=other, decoder=1.001 * short)) == pairs  # by values
+    in_order = [("output", "output"), ("output:encoder_last", "output:decoder")]
+    assert outputs(ours, holding(encoder=-short, decoder=-other)) == in_order
+    assert outputs(ours, holding(encoder=short[:1], decoder=other[:1])) == in_order
+
+
+def test_outputs_without_names_pair_in_order_whatever_they_hold() -> None:
+    """The place of a tuple's element does mean something: to swap two is a mistake."""
+    a, b = np.zeros((2, 3)), np.ones((4,))
+    values = {("activation", "output"): b, ("activation", "output:1"): a}
+    swapped = Trace(values, RunInfo((), ("output", "output:1"), {}, {}, {}), "")  # type: ignore[arg-type]
+    assert outputs(holding(a=a, b=b), swapped) == [
+        ("output", "output"),
+        ("output:b", "output:1"),
+    ]
+
+
 def test_outputs_left_over_are_an_error_that_says_what_to_do() -> None:
     with pytest.raises(CannotCompare) as caught:
         outputs(returning("output", "output:1", "output:2"), returning("output"))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from crosscheck.adapters.base import Parameter
+from crosscheck.aligning.layout import SAME
 from crosscheck.comparisons import (
     buffer_items,
     gradient_items,
@@ -165,5 +166,6 @@ def test_cotangents_reach_the_candidate_in_its_own_names_and_layouts() -> None:
     assert list(integers) == ["output:1"]
     with pytest.raises(CannotCompare, match="^the reference has 2 outputs, `output:1` without"):
         CandidateCotangents(ours, given, {})({"output": last})
-    fixed = CandidateCotangents(ours, given, {}, layouts={"output": None})
+    decided = {("output", "output"): None, ("output:1", "output:1"): SAME}
+    fixed = CandidateCotangents(ours, given, {}, decided=decided)
     assert list(fixed({"output": last, "output:1": REFERENCE})) == ["output:1"]

@@ -31,7 +31,8 @@ def flipped_kernel(e: Evidence) -> Iterator[Proposal]:
 @register("parameter_gradient")
 def frozen_rows(e: Evidence) -> Iterator[Proposal]:
     """One row of a table, or a few, that a lookup sends nothing to (padding_idx)."""
-    if e.reference.ndim != 2 or not e.uses or e.uses[0].kind != "embedding":
+    lookups = [i for i, use in enumerate(e.uses) if use.kind == "embedding"]
+    if e.reference.ndim != 2 or not lookups:
         return
     apart = np.abs(e.candidate - e.reference).max(axis=1)
     rows = np.flatnonzero(apart > 1e-3 * np.abs(e.reference).max())
@@ -45,14 +46,14 @@ def frozen_rows(e: Evidence) -> Iterator[Proposal]:
         yield Proposal(
             "frozen_row",
             f"looking up {which} {text}",
-            functools.partial(_with_rows, rows=rows, sign=sign),
+            functools.partial(_with_rows, lookups=lookups, rows=rows, sign=sign),
             constants=len(rows),
         )
 
 
-def _with_rows(e: Evidence, *, rows: np.ndarray, sign: float) -> np.ndarray:
+def _with_rows(e: Evidence, *, lookups: list[int], rows: np.ndarray, sign: float) -> np.ndarray:
     changed = e.reference.copy()
-    changed[rows] += sign * _share(e.uses[0], changed.shape)[rows]
+    changed[rows] += sign * _shares(e, lookups)[rows]
     return changed
 
 

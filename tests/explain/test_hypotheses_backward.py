@@ -116,6 +116,25 @@ def test_a_tied_gradient_and_a_padding_row() -> None:
     assert told(stale) == ["what the dense layer that shares the parameter sends is missing"]
 
 
+def test_a_padding_row_of_a_table_that_two_layers_look_up() -> None:
+    """As an encoder and a decoder do: neither of them sends anything to that row."""
+
+    def at(seed: int) -> object:
+        tokens = [np.random.default_rng(seed + i).integers(0, 6, (3, 5)) for i in (0, 1)]
+        sent = [normal((3, 5, 4), seed + i) for i in (8, 9)]
+        right = np.zeros((6, 4))
+        for some, given in zip(tokens, sent, strict=True):
+            np.add.at(right, some, given)
+        frozen = right.copy()
+        frozen[1] = 0
+        uses = tuple(Use("embedding", (t,), g) for t, g in zip(tokens, sent, strict=True))
+        return evidence("parameter_gradient", frozen, right, kind="parameter", uses=uses)
+
+    found = causes(at(1), lambda: at(2))  # type: ignore[arg-type, return-value]
+    statement = "looking up row 1 sends a gradient, which the reference's padding index stops"
+    assert told(found) == [statement]
+
+
 @pytest.mark.parametrize("mistake", ["momentum", "biased", "left"])
 def test_buffers(mistake: str) -> None:
     before = 1 + normal((4,), 3) ** 2

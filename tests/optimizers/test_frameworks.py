@@ -92,6 +92,23 @@ def test_keras_momentum_when_the_rate_changes() -> None:
     assert (cause.name, cause.verified) == ("lr_inside", True)
 
 
+def test_keras_optimizers_that_scale_the_loss() -> None:
+    """What `fit` multiplies the loss by, the step divides the gradients by."""
+    import keras
+
+    inner = {"learning_rate": 1e-2, "weight_decay": 0.05}
+    for own in (
+        keras.optimizers.LossScaleOptimizer(keras.optimizers.AdamW(**inner)),
+        keras.optimizers.AdamW(**inner, loss_scale_factor=128.0),
+    ):
+        right = "adamw(1e-2, weight_decay=0.05, eps_hat=True, eps=1e-7)"
+        report = run(keras_port(), (right, own), steps=2)
+        assert report.verdict == "agree", str(report)
+    doubled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.2))
+    report = run(keras_port(), ("sgd(0.1)", doubled))
+    assert {d.phase for d in report.divergences} == {"update"}
+
+
 def test_an_optax_transformation_with_a_mask_by_shape() -> None:
     import jax
     import optax

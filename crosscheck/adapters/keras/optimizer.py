@@ -92,7 +92,8 @@ class KerasStepper:
         if couples and name not in self._exempt:
             assert rule is not None
             sent = sent + rule.weight_decay * keras.ops.convert_to_tensor(variable)
-        return sent
+        # What `fit` asks of an optimizer before the gradient is taken, and what its step undoes.
+        return self._optimizer.scale_loss(sent)
 
     def _as_defined(self) -> None:
         """Make Keras' own compute the named definition at this step."""

@@ -106,6 +106,14 @@ SPATIAL: dict[str, tuple[Callable[[], Any], Callable[[], Any], str]] = {
         lambda: transposed_port(transpose_kernel=True),
         spec(2, 3, 4, 5),
     ),
+    "linen, transposed, kernel turned": (
+        lambda: nn.ConvTranspose2d(3, 4, (3, 2), stride=2),
+        lambda: of_linen(
+            linen.ConvTranspose(4, (3, 2), (2, 2), padding="VALID", transpose_kernel=True),
+            *(2, 4, 5, 3),
+        ),
+        spec(2, 3, 4, 5),
+    ),
     "norms": (
         lambda: nn.Sequential(nn.BatchNorm2d(4), nn.GroupNorm(2, 4)),
         lambda: nnx.Sequential(

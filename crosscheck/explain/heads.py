@@ -18,8 +18,20 @@ from crosscheck.explain.evidence import Evidence, Proposal
 from crosscheck.explain.hidden import hidden_in
 from crosscheck.explain.masks import another_number
 from crosscheck.explain.registry import register
+from crosscheck.explain.rotary import Rotary
 
-__all__ = ["POLARITIES", "Attention", "cut", "head_counts", "softmax", "variants"]
+__all__ = [
+    "POLARITIES",
+    "Attention",
+    "at_hand",
+    "beginning",
+    "cut",
+    "head_counts",
+    "is_near",
+    "is_possible",
+    "softmax",
+    "variants",
+]
 
 LAYOUTS = ("flat", "dim-major", "heads first", "heads second")
 SHARED = {"neighbours": "repeat_interleave", "around": "tile"}
@@ -27,6 +39,7 @@ POLARITIES = ("drops", "keeps")
 CAPS = (50.0, 30.0, 20.0, 10.0, 5.0)
 MOST_VALUES = 6  # at hand, the latest; and of those that layers made, the ones tried as q, k, v
 MOST_MADE = 4
+NEAR = 16  # positions that a first look takes
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,7 @@ class Attention:
         mask: ``"reference"``: the scores' own; ``"drops"``, ``"keeps"``: what flags among the
             inputs do where they are True; else a key of `_MASKS`.
         blank: what is made of a query that sees nothing.
+        turned: how queries and keys are, by their positions (see `turned`).
         added: to masked scores; None: they hold the reference's number.
         axis: of the softmax.
         merged: how heads are put side by side: as `layout`; ``"unmoved"``: reshaped as they are.
@@ -62,13 +76,12 @@ class Attention:
     merged: str = "flat"
     axis: int = -1
     blank: float = math.nan
+    turned: tuple[Rotary | None, Rotary | None] = (None, None)
 
     def scores(self, e: Evidence) -> np.ndarray:
         """(B, H, T, S), the reference's own numbers where its scores are masked."""
-        q = cut(e.nearby[self.q], self.heads, self.layout)
-        size = q.shape[-1]
-        k = self._spread(e.nearby[self.k], size)
-        s = q @ k.swapaxes(-1, -2) * _scales(size, self.heads)[self.scale]
+        q, k = self.multiplied(e)
+        s = q @ k.swapaxes(-1, -2) * _scales(q.shape[-1], self.heads)[self.scale]
         s = self.cap * np.tanh(s / self.cap) if self.cap else s
         if self.mask == "reference":
             other = e.reference if self.added is None else s + self.added
@@ -80,6 +93,15 @@ class Attention:
             dropped = np.broadcast_to(flags_of(e, s.shape) == (self.mask == "drops"), s.shape)
             return np.where(dropped, fill, s)
         return np.where(_visible(self.mask, s.shape[-2:]), s, fill)
+
+    def multiplied(
+        self, e: Evidence, examples: int | None = None, length: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Queries and keys, (B, H, T, D) each; of the first examples and positions (None: all)."""
+        q = cut(e.nearby[self.q][:examples], self.heads, self.layout)[:, :, :length]
+        k = self._spread(e.nearby[self.k][:examples], q.shape[-1], length)
+        ours, theirs = self.turned
+        return (q if ours is None else ours.turn(q)), (k if theirs is None else theirs.turn(k))
 
     def __call__(self, e: Evidence) -> np.ndarray:
         """The scores, or with ``v`` the weighted values, as the value at the site has them."""
@@ -97,12 +119,14 @@ class Attention:
         q = cut(e.nearby[self.q], self.heads, self.layout)
         return math.prod(q.shape[:3])
 
-    def _spread(self, value: np.ndarray, size: int) -> np.ndarray:
+    def _spread(self, value: np.ndarray, size: int, length: int | None = None) -> np.ndarray:
         heads = self.heads
         if self.layout in ("flat", "dim-major"):
             heads = value.shape[-1] // size
-        value = cut(value, heads, self.layout)
+        value = cut(value, heads, self.layout)[:, :, :length]
         times = self.heads // value.shape[1]
+        if times == 1:
+            return value
         if self.shared == "neighbours":
             return np.repeat(value, times, axis=1)
         return np.tile(value, (1, times, 1, 1))
@@ -253,22 +277,27 @@ def _caps(e: Evidence, ours: Attention) -> Iterator[Proposal]:
 
 def _reference(e: Evidence) -> Attention | None:
     """How the reference attends; None where it does not."""
-    if not e.nearby or e.reference.ndim not in (3, 4):
-        return None
-    values = {n: v for n, v in e.nearby.items() if v.ndim in (3, 4)}
-    names = list(values)[-MOST_VALUES:]
+    names, made = at_hand(e)
     if e.reference.ndim == 4:
+        heads = e.reference.shape[1]
         for q, k in itertools.permutations(names, 2):
-            found = _fitting(e, Attention(q, k, e.reference.shape[1], "flat"), CAPS)
+            found = _fitting(e, Attention(q, k, heads, "flat"), CAPS)
             if found is not None:
                 return found
-    made = [name for name in names if not name.endswith("(input)")][-MOST_MADE:]
     for q, k, v in itertools.permutations(made, 3):
-        for heads, mask in itertools.product(head_counts(e, values[q]), ("none", "causal")):
+        for heads, mask in itertools.product(head_counts(e, e.nearby[q]), ("none", "causal")):
             found = _fitting(e, Attention(q, k, heads, "flat", v, mask=mask), ())
             if found is not None:
                 return found
     return None
+
+
+def at_hand(e: Evidence) -> tuple[list[str], list[str]]:
+    """Names of values that may be queries, keys and values; and those of them that layers made."""
+    if e.reference.ndim not in (3, 4):
+        return [], []
+    names = [name for name, value in e.nearby.items() if value.ndim in (3, 4)][-MOST_VALUES:]
+    return names, [name for name in names if not name.endswith("(input)")][-MOST_MADE:]
 
 
 def head_counts(e: Evidence, q: np.ndarray) -> list[int]:
@@ -283,17 +312,17 @@ def _fitting(e: Evidence, one: Attention, caps: tuple[float, ...]) -> Attention 
     """What reproduces the reference, of all layouts, scales and soft caps."""
     for layout in LAYOUTS:
         one = replace(one, layout=layout)
-        if not _is_possible(e, one):
+        if not is_possible(e, one):
             continue
         size = cut(e.nearby[one.q], one.heads, layout).shape[-1]
         for scale, cap in itertools.product(_scales(size, one.heads), (0.0, *caps)):
             made = replace(one, scale=scale, cap=cap)
-            if _is_near(e, made) and e.fits_reference(made(e)):
+            if is_near(e, made) and e.fits_reference(made(e)):
                 return made
     return None
 
 
-def _is_possible(e: Evidence, one: Attention) -> bool:
+def is_possible(e: Evidence, one: Attention) -> bool:
     """Whether the shapes allow it, without an attempt."""
     values = [e.nearby[name] for name in (one.q, one.k, one.v) if name]
     wide = one.layout in ("flat", "dim-major")
@@ -316,18 +345,30 @@ def _is_possible(e: Evidence, one: Attention) -> bool:
     return fits and e.reference.shape == (q.shape[0], one.heads, *lengths)
 
 
-def _is_near(e: Evidence, made: Attention) -> bool:
-    """A first look that spares most of the work: the last query of the first example."""
-    q = cut(e.nearby[made.q][:1], made.heads, made.layout)[:, :, -1:]
-    k = made._spread(e.nearby[made.k][:1], q.shape[-1])
+def is_near(e: Evidence, made: Attention) -> bool:
+    """A first look that spares most of the work: one query of the first example, which sees all
+    that is before it, or all others where that is the last."""
+    length = beginning(e, made)
+    q, k = made.multiplied(e, 1, length)
+    q = q[:, :, -1:]
     s = (q @ k.swapaxes(-1, -2)) * _scales(q.shape[-1], made.heads)[made.scale]
     s = made.cap * np.tanh(s / made.cap) if made.cap else s
     if not made.v:
         right = e.reference[:1, :, -1:]
         seen = ~hidden_in(e.reference)[:1, :, -1:]
         return bool(np.allclose(s[seen], right[seen], rtol=1e-3, atol=1e-3))
-    heads = softmax(s) @ made._spread(e.nearby[made.v][:1], q.shape[-1])  # it sees all others
-    right = e.reference[0].reshape(heads.shape[1], -1, heads.shape[-1])[:, -1]
+    heads = softmax(s) @ made._spread(e.nearby[made.v][:1], q.shape[-1], length)
+    at = -1 if length is None else length - 1
+    right = e.reference[0].reshape(heads.shape[1], -1, heads.shape[-1])[:, at]
     if e.reference.ndim == 3:
-        right = e.reference[0, -1].reshape(heads.shape[1], -1)
+        right = e.reference[0, at].reshape(heads.shape[1], -1)
     return bool(np.allclose(heads[0, :, 0], right, rtol=1e-3, atol=1e-3))
+
+
+def beginning(e: Evidence, made: Attention) -> int | None:
+    """So many positions tell as much as all do, where no later one is seen."""
+    axis = 2 if made.layout == "heads first" else 1
+    of_queries, of_keys = (e.nearby[name].shape[axis] for name in (made.q, made.k))
+    if not made.v or made.mask != "causal" or of_queries != of_keys:
+        return None
+    return min(NEAR, int(of_queries))

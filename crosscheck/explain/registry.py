@@ -31,7 +31,7 @@ _REGISTERED: dict[Hypothesis, tuple[Phase, ...]] = {}
 _OWN = (
     "absent activations attention attention_backward between dense fused gated gradients graphs "
     "heads losses masks norms outputs placement pools rearranged recurrent recurrent_backward "
-    "resize rotary sums transposed updates weights windows"
+    "resize rotary sums transposed turned updates weights windows"
 )
 _PACKAGE = "crosscheck.explain."
 

@@ -18,7 +18,7 @@ from crosscheck.explain.evidence import Evidence, Proposal
 from crosscheck.explain.numbers import tidy
 from crosscheck.explain.registry import register
 
-__all__ = ["Rotary"]
+__all__ = ["BASES", "Rotary", "ways"]
 
 BASES = (1e4, 5e5, 1e6, 1e5, 1e3, 100.0, 10.0)
 
@@ -49,7 +49,10 @@ class Rotary:
 
     def __call__(self, e: Evidence) -> np.ndarray:
         """The input, turned."""
-        x = _turning(e)
+        return self.turn(_turning(e))
+
+    def turn(self, x: np.ndarray) -> np.ndarray:
+        """A value, turned."""
         size = self.part or x.shape[-1]
         frequency = self.base ** (-np.arange(0, size, 2) / (self.width or size))
         angle = self.sign * np.outer(self.start + np.arange(x.shape[self.time]), frequency)
@@ -85,28 +88,30 @@ def rotary(e: Evidence) -> Iterator[Proposal]:
     ours = _reference(e)
     if ours is None:
         return
-    for pairs, angles in itertools.product(_TEXT, _TEXT):
-        if (pairs, angles) != (ours.pairs, ours.angles):
-            yield Proposal(
-                "rotary_layout",
-                f"pairs are {_TEXT[pairs]} and angles laid out {_TEXT[angles]}; the reference has "
-                f"pairs {_TEXT[ours.pairs]} and angles {_TEXT[ours.angles]}",
-                replace(ours, pairs=pairs, angles=angles),
-            )
+    yield from ways(ours)
     for start in (1.0, -1.0, 2.0):
         text = f"positions are counted from {ours.start + start:g} instead of {ours.start:g}"
         yield Proposal("rotary_start", text, replace(ours, start=ours.start + start))
-    text = "the rotation is in the other direction"
-    yield Proposal("rotary_sign", text, replace(ours, sign=-ours.sign))
     yield Proposal("rotary_missing", "nothing is turned", lambda e: _turning(e))
-    if ours.part:
-        text = f"all features are turned, not the first {ours.part} alone"
-        yield Proposal("rotary_part", text, replace(ours, part=0))
     for time in range(e.reference.ndim - 1):
         if time != ours.time:
             text = f"positions are counted along axis {time}, not along axis {ours.time}"
             yield Proposal("rotary_axis", text, replace(ours, time=time))
     yield from _other_base(e, ours)
+
+
+def ways(ours: Rotary) -> Iterator[Proposal]:
+    """Other rotations at the same positions; a `Rotary` predicts each."""
+    for pairs, angles in itertools.product(_TEXT, _TEXT):
+        if (pairs, angles) != (ours.pairs, ours.angles):
+            text = f"pairs are {_TEXT[pairs]} and angles laid out {_TEXT[angles]}; the reference "
+            text += f"has pairs {_TEXT[ours.pairs]} and angles {_TEXT[ours.angles]}"
+            yield Proposal("rotary_layout", text, replace(ours, pairs=pairs, angles=angles))
+    text = "the rotation is in the other direction"
+    yield Proposal("rotary_sign", text, replace(ours, sign=-ours.sign))
+    if ours.part:
+        text = f"all features are turned, not the first {ours.part} alone"
+        yield Proposal("rotary_part", text, replace(ours, part=0))
 
 
 @register("backward")

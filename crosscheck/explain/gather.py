@@ -156,7 +156,8 @@ class Sites:
         uses = []
         for one in (parameter, *parameter.also):
             layer = one.layer
-            uses.append(Use(one.kind, self._inputs(layer), self._get("cotangent", layer)))
+            if inputs := self._inputs(layer):  # some hold it for others, and are never called
+                uses.append(Use(one.kind, inputs, self._get("cotangent", layer)))
         return replace(
             evidence,
             layer=self.reference.info.layers.get(parameter.layer, ""),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import crosscheck
 from crosscheck.explain.fresh import fresh_inputs
@@ -74,6 +75,28 @@ def test_a_layer_that_does_something_unheard_of() -> None:
     report = run(net(), wrong)
     assert not any(c.verified for d in report.divergences for c in d.causes)
     assert "cause (reproduced" not in str(report)
+
+
+class Shared(torch.nn.Module):
+    """As encoder-decoders hold it: a table that two layers look up, and a third only owns."""
+
+    def __init__(self, padding: int | None) -> None:
+        super().__init__()
+        self.shared, *both = (torch.nn.Embedding(11, 6, padding_idx=padding) for _ in range(3))
+        self.encoder, self.decoder = both
+        self.encoder.weight = self.decoder.weight = self.shared.weight
+        self.dense = torch.nn.Linear(6, 4)
+
+    def forward(self, x: Any, y: Any) -> Any:
+        return torch.tanh(self.dense(self.encoder(x))).sum(1) + self.dense(self.decoder(y)).sum(1)
+
+
+def test_a_padding_index_of_a_table_that_is_shared() -> None:
+    tokens = {"x": "int64[4,9] 0..11", "y": "int64[4,7] 0..11"}
+    report = crosscheck.check(Shared(1), Shared(None), tokens)
+    found = [(d.reference, c.statement, c.verified) for d in report.divergences for c in d.causes]
+    statement = "looking up row 1 sends a gradient, which the reference's padding index stops"
+    assert found[:1] == [("shared.weight", statement, True)], str(report)
 
 
 def test_how_it_is_shown(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ and KerasHub reads that folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,19 @@ import torch
 Arrays = dict[str, np.ndarray]
 
 TOKENS = {"input_ids": "int64[2,13] 0..211"}
+BOTH = {"input_ids": "int64[2,13] 0..211", "decoder_input_ids": "int64[2,9] 0..211"}
 PIXELS = {"pixel_values": "float32[2,3,32,32]"}
 
 
 @dataclass(frozen=True)
 class Port:
-    """One family: how to make the reference, which class loads it, and how inputs translate."""
+    """One family: how to make the reference, which class loads it, and how inputs translate.
+
+    Attributes:
+        skip: outputs that the port does not have.
+        told: what its converter reads in config.json, and transformers no longer writes there.
+        whole: the reference is the model itself: its ``base_model`` is a part of it.
+    """
 
     config: Callable[[Any], Any]
     model: str
@@ -29,6 +37,8 @@ class Port:
     inputs: dict[str, str]
     translate: Callable[[Arrays], Arrays | np.ndarray]
     skip: tuple[str, ...] = ()
+    told: Mapping[str, Any] = field(default_factory=dict)
+    whole: bool = False
 
     def make(self, folder: Path, **changes: Any) -> tuple[torch.nn.Module, Any]:
         """(the reference, KerasHub's port of it), in eval mode.
@@ -44,13 +54,15 @@ class Port:
             setattr(config, name, value)
         torch.manual_seed(0)
         whole = getattr(transformers, self.model)(config).eval()
-        reference = whole.base_model
+        reference = whole if self.whole else whole.base_model
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in whole.parameters():
                 if parameter.ndim == 1:
                     parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
         whole.save_pretrained(folder)
+        written = folder / "config.json"
+        written.write_text(json.dumps({**json.loads(written.read_text()), **self.told}))
         return reference, getattr(keras_hub.models, self.backbone).from_preset(str(folder))
 
 
@@ -61,6 +73,14 @@ def _padded(inputs: Arrays) -> Arrays:
 
 def _segmented(inputs: Arrays) -> Arrays:
     return _padded(inputs) | {"segment_ids": np.zeros(inputs["input_ids"].shape, np.int32)}
+
+
+def _both(inputs: Arrays) -> Arrays:
+    found = {}
+    for side, name in (("encoder", "input_ids"), ("decoder", "decoder_input_ids")):
+        ids = inputs[name].astype(np.int32)
+        found |= {f"{side}_token_ids": ids, f"{side}_padding_mask": np.ones_like(ids)}
+    return found
 
 
 def _channels_last(inputs: Arrays) -> np.ndarray:
@@ -83,6 +103,12 @@ _DECODER = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 24,
+}
+_GEMMA = _DECODER | {
+    "head_dim": 12,
+    "query_pre_attn_scalar": 12,
+    "sliding_window": 8,
+    "layer_types": ["full_attention", "sliding_attention", "full_attention"],
 }
 _VISION = {
     "hidden_size": 48,
@@ -184,5 +210,54 @@ PORTS = {
         PIXELS,
         _channels_last,
         ("output:pooler_output",),  # the first token again
+    ),
+    "dinov3": Port(
+        lambda t: t.DINOv3ViTConfig(**_VISION, num_register_tokens=2),
+        "DINOv3ViTModel",
+        "DINOV3Backbone",
+        PIXELS,
+        _channels_last,
+        ("output:pooler_output",),
+        whole=True,
+    ),
+    "swin": Port(
+        lambda t: t.SwinConfig(
+            image_size=56, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[2, 4]
+        ),
+        "SwinForImageClassification",
+        "SwinTransformerBackbone",
+        {"pixel_values": "float32[2,3,56,56]"},
+        _channels_last,
+        ("output:pooler_output",),
+    ),
+    "bart": Port(
+        lambda t: t.BartConfig(
+            vocab_size=211,
+            max_position_embeddings=24,
+            d_model=48,
+            pad_token_id=1,
+            bos_token_id=0,
+            eos_token_id=2,
+            **{f"{side}_layers": 2 for side in ("encoder", "decoder")},
+            **{f"{side}_attention_heads": 4 for side in ("encoder", "decoder")},
+            **{f"{side}_ffn_dim": 96 for side in ("encoder", "decoder")},
+        ),
+        "BartModel",
+        "BartBackbone",
+        BOTH,
+        _both,
+        told={"num_hidden_layers": 2},
+    ),
+    "t5gemma": Port(
+        lambda t: t.T5GemmaConfig(
+            encoder=t.T5GemmaModuleConfig(**_GEMMA),
+            decoder=t.T5GemmaModuleConfig(**_GEMMA),
+            vocab_size=211,
+        ),
+        "T5GemmaForConditionalGeneration",
+        "T5GemmaBackbone",
+        BOTH,
+        _both,
+        ("output:decoder_hidden_states:0",),
     ),
 }

@@ -68,6 +68,37 @@ def test_right_ports_agree_everywhere(name: str, block: str, tmp_path: Path) -> 
     assert any(s.phase == "parameter_gradient" for s in report.sites)
 
 
+@pytest.mark.parametrize("name", ["swin", "dinov3"])
+def test_states_that_a_layer_returns_beside_are_not_taken_for_a_layer(
+    name: str, tmp_path: Path
+) -> None:
+    """Nobody uses them, so that no cotangent arrives there."""
+    report = judged(name, tmp_path)
+    assert report.verdict == "agree", str(report)
+    assert any(s.phase == "parameter_gradient" for s in report.sites)
+
+
+def test_bart_lets_the_padding_token_learn(tmp_path: Path) -> None:
+    """The outputs have other names in another order. One difference: no padding index."""
+    report = judged("bart", tmp_path)
+    assert [(d.phase, d.reference) for d in report.divergences] == [
+        ("parameter_gradient", "shared.weight")
+    ]
+    cause = report.divergences[0].causes[0]
+    statement = "looking up row 1 sends a gradient, which the reference's padding index stops"
+    assert (cause.statement, cause.verified) == (statement, True)
+
+
+def test_t5gemma_has_other_windows(tmp_path: Path) -> None:
+    """Its encoder sees all tokens where the config says 8 on either side; its decoder sees one
+    more than 8."""
+    report = judged("t5gemma", tmp_path)
+    places = {site for d in report.divergences if (site := d.site) and d.phase == "forward"}
+    wrong = ("encoder.layers.1.self_attn", "decoder.layers.1.self_attn")
+    assert places and all(site.startswith(wrong) for site in places), str(report)
+    assert {site.partition(".")[0] for site in places} == {"encoder", "decoder"}
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "deit", "albert"])
 def test_weights_are_carried_over_without_a_map(name: str, tmp_path: Path) -> None:
     """Into a port that holds nothing of them: the converters' work, found by crosscheck alone."""

@@ -107,6 +107,8 @@ class Parameter:
         buffer: True for state that a forward pass in train mode changes.
         also: what other layers know the same parameter as (tied weights): the same value under
             their names, roles, kinds and axes.
+        named: the path of ``layer`` as names tell it, where its sites are called otherwise (a node
+            of an ONNX graph); ``""``: the same.
     """
 
     name: str
@@ -118,6 +120,12 @@ class Parameter:
     trainable: bool = True
     buffer: bool = False
     also: tuple[Parameter, ...] = ()
+    named: str = ""
+
+    @property
+    def home(self) -> str:
+        """The path by which its layer is told from others, and matched."""
+        return self.named or self.layer
 
 
 class Adapter(abc.ABC):

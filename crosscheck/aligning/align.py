@@ -38,6 +38,7 @@ from crosscheck.aligning.fingerprints import (
 )
 from crosscheck.aligning.layout import SAME, Layout, fitting
 from crosscheck.aligning.lookalikes import Alike, Key, LookAlikes
+from crosscheck.aligning.nearer import move_to_nearer
 from crosscheck.aligning.pairing import Pairing, far, pair_outputs
 from crosscheck.aligning.refine import Refiner
 from crosscheck.trace import Trace
@@ -100,7 +101,7 @@ class Aligner:
                 added += 1
                 one = self._same_layer(r, c)
                 note_unlike_inputs(p.pairs[r], error, p, candidate.trace, same_layer=one)
-        return added
+        return added + move_to_nearer(p, candidate)
 
     def _match_entered(self, candidate: PreparedTrace) -> int:
         """Pair layers that return the same for the inputs that both were given, before anything

@@ -62,18 +62,23 @@ class _Shown:
         theirs says that they are not each other's.
         """
         ours, theirs = m.reference.layer, m.candidate.layer
-        sides = (
-            (_returned(self._runs[1], theirs, self._theirs), theirs, ours, left),
-            (_returned(self._runs[0], ours, self._ours), ours, theirs, left[::-1]),
-        )
-        for returned, own, twin, (there, here) in sides:
-            for layer, agrees in returned:
-                places = [(there, layer)] if agrees or not _lies_at(layer, twin) else []
-                places += [(here, own)] if agrees else []
-                for parameters, place in places:
-                    found = next((p.name for p in parameters if _lies_at(p.layer, place)), None)
-                    if found is not None:
-                        return found, agrees
+        runs = self._runs
+        for seen in (_returned, _following):
+            sides = (
+                (seen(runs[1], theirs, self._theirs), theirs, ours, left, runs[0]),
+                (seen(runs[0], ours, self._ours), ours, theirs, left[::-1], runs[1]),
+            )
+            for returned, own, twin, (there, here), run in sides:
+                for layer, agrees in returned:
+                    places = [(there, layer)] if agrees or not _lies_at(layer, twin) else []
+                    places += [(here, own)] if agrees else []
+                    around = [p for some, at in places for p in some if _lies_at(p.layer, at)]
+                    between = _between(run, twin, layer)
+                    around += [
+                        p for p in there if p.layer in between and (agrees or p.layer != twin)
+                    ]
+                    if around:
+                        return around[0].name, agrees
         return None
 
 
@@ -87,9 +92,35 @@ def _returned(
         return []
     if layer in known:
         return [known[layer]]
-    behind = [s for s in known if s in side.order and side.order[s] > side.order[layer]]
-    alike = [s for s in behind if side.shapes[s] == side.shapes[layer]]
+    alike = [s for s in _behind(side, layer, known) if side.shapes[s] == side.shapes[layer]]
     return [known[s] for s in repeating(side, layer, alike)]
+
+
+def _following(
+    trace: Trace, layer: str, known: dict[str, tuple[str, bool]]
+) -> list[tuple[str, bool]]:
+    """Where nothing returns what a layer shall (the activation is part of it here, and a function
+    call there): the next one that is compared, which agrees where all behind it do."""
+    side = PreparedTrace.of(trace)
+    behind = _behind(side, layer, known) if layer not in known else []
+    if not behind:
+        return []
+    return [(known[behind[0]][0], all(known[s][1] for s in behind))]
+
+
+def _behind(side: PreparedTrace, layer: str, known: dict[str, tuple[str, bool]]) -> list[str]:
+    """Those of the known sites that return after a layer, in order."""
+    here = side.order.get(layer, len(side.order))
+    behind = [s for s in known if side.order.get(s, -1) > here]
+    return sorted(behind, key=side.order.__getitem__)
+
+
+def _between(trace: Trace, layer: str, end: str) -> set[str]:
+    """A layer and those that return after it and before another one."""
+    place = {site: i for i, site in enumerate(trace.shapes())}
+    if layer not in place or end not in place:
+        return set()
+    return {s for s, i in place.items() if place[layer] <= i < place[end]}
 
 
 def _lies_at(layer: str, place: str) -> bool:

@@ -277,4 +277,5 @@ def _parameter(spec: Any) -> Parameter:
         axes=axes,
         trainable=spec["trainable"] is True,
         buffer=spec["buffer"] is True,
+        named=_text(spec.get("named", "")),
     )

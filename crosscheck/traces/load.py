@@ -185,7 +185,8 @@ class _Reader(Records):
             raise self.wrong(
                 f"the axes of parameter `{shown(name)}` are {shown(axes)}", "leave them out"
             )
-        wrong = [k for k in ("layer", "role", "layer_kind") if not isinstance(spec.get(k, ""), str)]
+        texts = "layer", "role", "layer_kind", "named"
+        wrong = [key for key in texts if not isinstance(spec.get(key, ""), str)]
         if wrong:
             raise self.wrong(f"`{wrong[0]}` of parameter `{shown(name)}` is no string", "mend it")
         held = ("parameter", name) in self._names
@@ -198,6 +199,7 @@ class _Reader(Records):
             axes=None if axes is None else tuple(axes),
             trainable=bool(spec.get("trainable", name not in info.buffers)),
             buffer=bool(spec.get("buffer", name in info.buffers)),
+            named=spec.get("named", ""),
         )
 
     def _shape_of(self, name: str, spec: dict[str, Any]) -> np.ndarray:

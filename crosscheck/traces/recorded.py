@@ -176,4 +176,5 @@ def parameter_entry(p: Parameter) -> dict[str, Any]:
         "axes": None if p.axes is None else list(p.axes),
         "trainable": p.trainable,
         "buffer": p.buffer,
+        **({"named": p.named} if p.named else {}),
     }

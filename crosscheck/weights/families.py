@@ -33,7 +33,7 @@ def mixed_units(parameters: Sequence[Parameter]) -> list[Unit]:
     """Three kernels with their biases in one array, as PyTorch has it where sizes differ."""
     layers: defaultdict[str, dict[str, Parameter]] = defaultdict(dict)
     for p in parameters:
-        layers[p.layer][re.split(r"[./]", p.name)[-1]] = p
+        layers[p.home][re.split(r"[./]", p.name)[-1]] = p
     found = []
     for path, own in layers.items():
         kernels = [own.get(f"{letter}_proj_weight") for letter in QKV.members]

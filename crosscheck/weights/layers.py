@@ -36,7 +36,7 @@ def layers_of(parameters: Sequence[Parameter]) -> list[Layer]:
     in their names (``W1, b1, W2, b2``)."""
     groups: defaultdict[str, list[Parameter]] = defaultdict(list)
     for parameter in parameters:
-        groups[parameter.layer].append(parameter)
+        groups[parameter.home].append(parameter)
     layers: list[Layer] = []
     for path, members in groups.items():
         roles = [m.role for m in members]

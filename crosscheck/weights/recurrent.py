@@ -110,11 +110,11 @@ def _place(parameter: Parameter) -> tuple[str, str]:
     torch = _TORCH.match(leaf)
     if torch is not None and torch[3] is not None:  # a module of several layers and directions
         way = "backward" if torch[4] else "forward"
-        return f"{parameter.layer}.{way}.l{torch[3]}", leaf
-    parent, _, last = parameter.layer.rpartition(".")
+        return f"{parameter.home}.{way}.l{torch[3]}", leaf
+    parent, _, last = parameter.home.rpartition(".")
     if leaf in ("kernel", "bias") and _FLAX_LAYER.match(last):
         return parent, f"{last}.{leaf}"
-    return parameter.layer, leaf
+    return parameter.home, leaf
 
 
 # -- names -----------------------------------------------------------------------------------------

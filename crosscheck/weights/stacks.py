@@ -131,10 +131,10 @@ def _series(parameters: Iterable[Parameter], length: int) -> dict[str, Sequence[
 def _standing_for(p: Parameter, name: str) -> Parameter:
     """One of a series, under the series' name."""
     before = name.partition("*")[0]
-    layer = p.layer
+    layer = p.home
     if len(layer) > len(before):
         layer = before + _NUMBER.sub("*", layer[len(before) :], count=1)
-    return replace(p, name=name, layer=layer, also=())
+    return replace(p, name=name, layer=layer, named="", also=())
 
 
 def _within(m: Matched, known: Mapping[str, object]) -> bool:

@@ -157,7 +157,7 @@ def _swaps(match: Match) -> Iterator[tuple[str, str]]:
     names that do not say which is which."""
     layers: defaultdict[tuple[str, str], list[Matched]] = defaultdict(list)
     for m in match.pairs:
-        layers[m.reference.layer, m.candidate.layer].append(m)
+        layers[m.reference.home, m.candidate.home].append(m)
     groups: defaultdict[tuple[object, ...], list[tuple[str, str]]] = defaultdict(list)
     for pair, members in layers.items():
         if all(not m.more and m.transform.function is None for m in members):
@@ -179,11 +179,11 @@ def _swaps(match: Match) -> Iterator[tuple[str, str]]:
 
 def _swapped(match: Match, one: str, other: str) -> Match:
     """The match with the counterparts of two candidate layers exchanged."""
-    by_place = {(m.candidate.layer, m.candidate.role): m for m in match.pairs}
+    by_place = {(m.candidate.home, m.candidate.role): m for m in match.pairs}
     twin = {one: other, other: one}
     pairs = []
     for m in match.pairs:
-        source = by_place.get((twin.get(m.candidate.layer, ""), m.candidate.role))
+        source = by_place.get((twin.get(m.candidate.home, ""), m.candidate.role))
         if source is not None:
             before = transforms(m.reference, m.candidate)
             after = transforms(source.reference, m.candidate)

@@ -136,7 +136,8 @@ def test_a_file_without_module_paths() -> None:
     assert "no module paths" in adapter.notes[0]
     assert set(info.parents.values()) == {"output"}
     for p in adapter.parameters():
-        assert (p.layer, p.kind) == (p.name.rpartition(".")[0], "dense")
+        assert (p.home, p.kind) == (p.name.rpartition(".")[0], "dense")
+        assert info.layers[p.layer] == "Gemm"
     relu = next(s for s, layer in info.layers.items() if layer == "Relu")
     forced = np.full_like(values["activation", relu], 0.25)
     changed, _ = run(adapter, "mlp", Forcer({("activation", relu): forced}))

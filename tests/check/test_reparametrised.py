@@ -89,6 +89,19 @@ def test_a_folded_norm(bias: bool, turned: bool, effort: str) -> None:
     assert "`conv1.weight`, or its gradient: `bn1." in said and "`conv2.weight`" in said
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_folded_norm_that_was_never_trained(turned: bool) -> None:
+    """It changes its input by less than what values of one quantity may differ: names would go with
+    the convolution alone."""
+    torch.manual_seed(0)
+    net = Net(bias=False).eval()
+    pair = net, Folded(net)
+    report = check(*(pair[::-1] if turned else pair), IMAGE)
+    assert report.verdict == "agree", str(report)
+    norms = {(s.reference, s.candidate)[turned] for s in report.sites if s.kind == "activation"}
+    assert {"bn1", "bn2"} <= norms
+
+
 def test_a_folded_norm_is_compared_at_both_ends() -> None:
     """The convolution that begins a folded one is given the same, and sends the same back."""
     net = convolutional(bias=False)

@@ -6,6 +6,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 import torch.nn as nn  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
@@ -140,3 +141,43 @@ def test_folded_norms_are_compared_by_what_they_return() -> None:
         "head.weight",
         "head.bias",
     }
+
+
+def optimised(model: nn.Module, level: str, folder: Path) -> Any:
+    """As ONNX Runtime writes it."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kept = {"training": torch.onnx.TrainingMode.EVAL, "do_constant_folding": False}
+        example = (torch.ones(2, 3, 11, 13),)
+        torch.onnx.export(model, example, file, dynamo=False, opset_version=17, **kept)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    return onnx.load(folder / "optimised.onnx")
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("level", ["ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED"])
+def test_a_file_that_onnx_runtime_optimised(level: str, trained: bool, tmp_path: Path) -> None:
+    """Norms are folded, and activations fused; one that was not trained changes next to nothing."""
+    torch.manual_seed(0)
+    model = made(Folding) if trained else Folding().eval()
+    proto = optimised(model, level, tmp_path)
+    folded = [t.name for t in proto.graph.initializer if t.name.startswith("ConvBnFusion_W")]
+    assert len(folded) == 3 and not nodes(proto, "BatchNormalization")
+    report = check(model, proto, IMAGE)
+    assert report.verdict == "agree", str(report)
+    said = " ".join(report.coverage.not_compared)
+    assert all(f"`conv{i}.weight`, or its gradient" in said for i in range(3))
+
+
+def test_a_mistake_in_a_file_that_onnx_runtime_optimised(tmp_path: Path) -> None:
+    model = made(Folding)
+    proto = optimised(model, "ORT_ENABLE_BASIC", tmp_path)
+    wrong = next(n.input[1] for n in nodes(proto, "Conv") if "conv1" in n.name)
+    alter(proto, wrong, lambda v: v * np.linspace(1.0, 1.3, len(v))[:, None, None, None])
+    found = {(d.phase, d.reference) for d in check(model, proto, IMAGE).divergences}
+    assert found == {("forward", "bn1")}

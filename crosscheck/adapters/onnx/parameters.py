@@ -93,20 +93,23 @@ def describe(structure: Structure, value_of: Callable[[str], np.ndarray]) -> tup
             continue
         first = min(u.node for u in uses[tensor.name])
         parameter = _parameter(structure, tensor, use, value_of(tensor.name), exported=bool(specs))
-        if not specs and not tensor.name.rpartition(".")[0] and use.layer in named:
+        if not specs and not structure.annotated:
+            parameter = replace(parameter, named=named.get(use.layer, ""))
+        elif not specs and not tensor.name.rpartition(".")[0] and use.layer in named:
             parameter = replace(parameter, layer=named[use.layer])
         found.append((first, parameter))
     return tuple(parameter for _, parameter in sorted(found, key=lambda f: f[0]))
 
 
 def _named_layers(uses: Mapping[str, Sequence[_Use]]) -> dict[int, str]:
-    """Node of a product -> the path that the name of its weight or bias holds. An exporter that
-    transposes a weight gives it a name of its own, and leaves the bias the old one."""
+    """Node that makes up a layer -> the path that the names of its parameters hold, if they hold
+    one. An exporter that transposes a weight gives it a name of its own, and leaves the bias the
+    old one; a tool that folds a norm into a convolution names one after either."""
     paths: defaultdict[int, set[str]] = defaultdict(set)
     for name, found in uses.items():
         path = name.rpartition(".")[0]
         for use in found:
-            if path and use.kind in ("dense", "conv") and use.role in ("weight", "bias"):
+            if path:
                 paths[use.layer].add(path)
     return {layer: next(iter(known)) for layer, known in paths.items() if len(known) == 1}
 
@@ -152,7 +155,7 @@ def _parameter(
     call = structure.calls[structure.stacks[use.layer][-1]]
     if exported and not _related(layer, call.path):
         layer = call.path  # shared, and named after another of its layers
-    elif not exported and not layer:
+    elif not exported and (not layer or not structure.annotated):
         layer = call.path if structure.annotated else call.site
     role, kind, axes = use.role, use.kind, use.axes
     if leaf in _ROLES:

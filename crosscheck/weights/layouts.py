@@ -98,11 +98,44 @@ def _with_split(axes: tuple[str, ...]) -> tuple[str, ...]:
 
 def transforms(reference: Parameter, candidate: Parameter) -> list[Transform]:
     """The layouts that map one parameter onto the other, most likely first; empty if none does."""
-    made_of = reference.axes, reference.value.shape, candidate.axes, candidate.value.shape
-    found = _alike("", *made_of)
-    if any(t.expression is not None for t in found):  # an expression names its source
-        found = _transforms(reference.name, *made_of)
-    return [*found]
+    shapes = reference.value.shape, candidate.value.shape
+    found: list[Transform] = []
+    for ours, theirs in _readings(reference.axes, candidate.axes):
+        made_of = ours, shapes[0], theirs, shapes[1]
+        some = _alike("", *made_of)
+        if any(t.expression is not None for t in some):  # an expression names its source
+            some = _transforms(reference.name, *made_of)
+        found += [one for one in some if one not in found]
+    return found
+
+
+def _readings(ours: Axes, theirs: Axes) -> list[tuple[Axes, Axes]]:
+    """What the axes of two parameters may be. A kernel of Linen is named alike whether its layer is
+    a transposed convolution, which need not turn it, or not: its counterpart tells."""
+    if _is_transposed(ours) and _is_plain(theirs):
+        return [(ours, axes) for axes in _of_transposed(theirs)]
+    if _is_transposed(theirs) and _is_plain(ours):
+        return [(axes, theirs) for axes in _of_transposed(ours)]
+    return [(ours, theirs)]
+
+
+def _is_transposed(axes: Axes) -> bool:
+    """Whether these are of the kernel of a transposed convolution that turns it."""
+    spatial = axes is not None and bool(_SPACE.intersection(axes))
+    return (
+        spatial and axes is not None and (axes[:2] == ("in", "out") or axes[-2:] == ("out", "in"))
+    )
+
+
+def _is_plain(axes: Axes) -> bool:
+    """Whether these are the axes that Flax gives every kernel of a convolution."""
+    return axes is not None and bool(_SPACE.intersection(axes)) and axes[-2:] == ("in", "out")
+
+
+def _of_transposed(axes: Axes) -> list[Axes]:
+    """Those of a transposed convolution: that does not turn its kernel, or does; or of none."""
+    assert axes is not None
+    return [(*(f"-{name}" for name in axes[:-2]), "in", "out"), (*axes[:-2], "out", "in"), axes]
 
 
 def _transforms(

@@ -123,7 +123,8 @@ def _by_convention(pairs: list[Matched]) -> list[Matched]:
     for m in pairs:
         known = shown[m.reference.kind, m.reference.value.ndim]
         options = [t for t in (m.transform, *m.alternatives) if t in known]
-        if m.alternatives and not m.decision and len(options) == 1:
+        named = m.reference.axes is not None and m.candidate.axes is not None
+        if m.alternatives and not m.decision and not named and len(options) == 1:
             m = replace(m, transform=options[0], alternatives=())
         settled.append(m)
     return settled

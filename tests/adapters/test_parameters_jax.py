@@ -114,6 +114,27 @@ SPATIAL: dict[str, tuple[Callable[[], Any], Callable[[], Any], str]] = {
         ),
         spec(2, 3, 4, 5),
     ),
+    **{
+        f"linen, transposed, {size} to 4, turned: {turned}": (
+            lambda size=size: nn.Sequential(
+                nn.Conv2d(3, size, 1), nn.ConvTranspose2d(size, 4, (3, 2), stride=2)
+            ),
+            lambda size=size, turned=turned: of_linen(
+                linen.Sequential(
+                    [
+                        linen.Conv(size, (1, 1)),
+                        linen.ConvTranspose(
+                            4, (3, 2), (2, 2), padding="VALID", transpose_kernel=turned
+                        ),
+                    ]
+                ),
+                *(2, 4, 5, 3),
+            ),
+            spec(2, 3, 4, 5),
+        )
+        for size in (4, 5)
+        for turned in (False, True)
+    },
     "norms": (
         lambda: nn.Sequential(nn.BatchNorm2d(4), nn.GroupNorm(2, 4)),
         lambda: nnx.Sequential(

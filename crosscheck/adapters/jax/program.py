@@ -155,22 +155,11 @@ class TreeProgram(Program):
                 layer,
                 leaf,
                 kinds[layer],
-                _axes(name, kinds[layer], values),
+                axes_of(kinds[layer], leaf, values[name].ndim, layer),
                 **options,
             )
             for name, (layer, leaf) in split.items()
         ]
-
-
-def _axes(name: str, kind: str, values: Mapping[str, Any]) -> tuple[str, ...] | None:
-    layer, _, leaf = name.rpartition(".")
-    shape = values[name].shape
-    axes = axes_of(kind, leaf, len(shape), layer)
-    bias = values.get(f"{layer}.bias" if layer else "bias")
-    if kind != "conv" or axes is None or len(shape) < 2 or bias is None:
-        return axes
-    # A transposed convolution whose kernel is turned (`transpose_kernel=True`) has no other names.
-    return (*axes[:-2], "out", "in") if bias.shape == shape[-2:-1] != shape[-1:] else axes
 
 
 class FunctionProgram(TreeProgram):

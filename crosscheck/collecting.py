@@ -14,7 +14,7 @@ TIMES = 50
 """A check of a deep model makes objects by the hundred thousand, nearly none of them in cycles, and
 looks at each of them would take a tenth of its time. The arrays that garbage may hold until it is
 found are those of so many objects more."""
-LONGER, SHARE, MOST = 64, 0.01, 1 << 30
+LONGER, SHARE, MOST = 8, 0.01, 1 << 30
 """While no more than that share of the new objects is garbage, it waits so many times as long."""
 
 

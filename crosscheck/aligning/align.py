@@ -18,9 +18,10 @@ dropout in eval mode, a wrapper around its last layer) is compared in effect and
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
 from crosscheck.aligning.alignment import Alignment, Edge, SitePair
 from crosscheck.aligning.edges import (
@@ -36,7 +37,7 @@ from crosscheck.aligning.fingerprints import (
     repeating,
     size_and_kind,
 )
-from crosscheck.aligning.layout import SAME, Layout, fitting
+from crosscheck.aligning.layout import SAME, Layout, Shape, between, mergings
 from crosscheck.aligning.lookalikes import Alike, Key, LookAlikes
 from crosscheck.aligning.nearer import move_to_nearer
 from crosscheck.aligning.pairing import Pairing, far, pair_outputs
@@ -255,27 +256,34 @@ class Aligner:
     def _learn_layouts(self) -> None:
         """Let sites with equal content vote; the first partner of each is enough."""
         p = self._pairing
-        ours, theirs = (
-            {s: tuple(sorted(shape)) for s, shape in side.shapes.items() if len(shape) >= 3}
-            for side in (p.reference, p.candidate)
-        )
-        equal: dict[str, list[Layout]] = {}
+        shapes = p.reference.shapes, p.candidate.shapes
+        alike = [{s: sorted(one) for s, one in side.items() if len(one) >= 3} for side in shapes]
+        self._let_vote(*({s: tuple(one) for s, one in side.items()} for side in alike))
+        open_ = _open_mergings(*({*side.values()} for side in shapes))
+        if open_:
+            self._let_vote(
+                *({s: math.prod(o) for s, o in side.items() if o in open_} for side in shapes)
+            )
+
+    def _let_vote(self, ours: Mapping[str, Hashable], theirs: Mapping[str, Hashable]) -> None:
+        """``ours``, ``theirs``: site -> what two values must have in common to be looked at."""
+        p = self._pairing
+        equal: dict[str, tuple[str, list[Layout]]] = {}
         for nearest in self._look_alikes.among(ours, theirs, p.candidate).of_rank(equal):
             equal |= self._equal_in(nearest)
-        for r, shape in p.reference.shapes.items():
-            p.book.vote(equal.get(r, ()), len(shape))
+        for r, (c, layouts) in equal.items():
+            p.book.vote(layouts, len(p.reference.shapes[r]), len(p.candidate.shapes[c]))
 
-    def _equal_in(self, pairs: Sequence[tuple[str, str]]) -> dict[str, list[Layout]]:
-        """Of those pairs whose values are equal: the layouts in which they are, by reference
-        site."""
+    def _equal_in(self, pairs: Sequence[tuple[str, str]]) -> dict[str, tuple[str, list[Layout]]]:
+        """Of those pairs whose values are equal: by reference site the other, and the layouts."""
         ours, theirs = self._pairing.reference, self._pairing.candidate
         laid_out = [
-            (r, c, layout) for r, c in pairs for layout in fitting(ours.shapes[r], theirs.shapes[c])
+            (r, c, layout) for r, c in pairs for layout in between(ours.shapes[r], theirs.shapes[c])
         ]
-        found: defaultdict[str, list[Layout]] = defaultdict(list)
-        for (r, _, layout), error in zip(laid_out, self._errors(laid_out, theirs), strict=True):
+        found: dict[str, tuple[str, list[Layout]]] = {}
+        for (r, c, layout), error in zip(laid_out, self._errors(laid_out, theirs), strict=True):
             if error <= self._pairing.same:
-                found[r].append(layout)
+                found.setdefault(r, (c, []))[1].append(layout)
         return found
 
     def _errors(
@@ -299,6 +307,15 @@ class Aligner:
         if set(ours) == set(theirs):
             return [(name, name) for name in ours]
         return list(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else []
+
+
+def _open_mergings(ours: set[Shape], theirs: set[Shape]) -> set[Shape]:
+    """The shapes between which neighbouring axes can be merged in several orders."""
+    found: set[Shape] = set()
+    for one, other in itertools.product(ours, theirs):
+        if math.prod(one) == math.prod(other) and len(mergings(one, other)) > 1:
+            found |= {one, other}
+    return found
 
 
 def _unmatched(side: PreparedTrace, free: Sequence[str], taken: Iterable[str]) -> tuple[str, ...]:

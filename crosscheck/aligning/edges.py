@@ -321,7 +321,7 @@ def _twin(
 
     Args:
         alone: it is the only input of two layers with the same parameters, so that it may differ
-            even where one side splits an axis (heads).
+            even where one side splits an axis (heads), as it lies.
     """
     value = pairing.reference.trace.values["input", group[0]]
     distances = pairing.distances(candidate)
@@ -333,7 +333,7 @@ def _twin(
             continue  # a mask of flags and one of numbers to add: neither can stand for the other
         if distances.of("input", group[0], other[0], layout) <= pairing.same:
             return other, layout, False
-        if first is None and (alone or layout.shapes is None):
+        if first is None and (layout.shapes is None or (alone and layout.axes is None)):
             first = other, layout, True
     return first
 

@@ -5,15 +5,17 @@ They are inferred from values once per number of dimensions and then enforced; a
 would call a transposed tensor a layout and hide the mistake.
 
 Inside a model one side may also hold two neighbouring axes as one (all heads side by side, or all
-tokens of a batch in one axis): the same numbers in the same order. Models' inputs and outputs must
-have the same shape up to an axis order.
+tokens of a batch in one axis): the same numbers in the same order. Or it turns the other side's
+axes before it merges them (an image of patches against a row of tokens; heads before positions).
+Models' inputs and outputs must have the same shape up to an axis order.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -27,14 +29,18 @@ __all__ = [
     "SAME",
     "Layout",
     "LayoutBook",
+    "Shape",
     "Two",
+    "between",
     "fitting",
-    "merging",
+    "is_cut",
+    "mergings",
     "relative_error",
     "relative_errors",
 ]
 
 Shape = tuple[int, ...]
+Axes = tuple[int, ...] | None
 Two = tuple[np.ndarray, np.ndarray]
 """A value and what it should be, in one layout."""
 BYTES = 16  # for each element: two sides, of eight bytes at most
@@ -45,9 +51,10 @@ class Layout:
     """``candidate.transpose(axes)`` has the reference's layout; None is the identity.
 
     Attributes:
-        axes: the order of the candidate's axes that the reference has.
-        shapes: instead of ``axes``, (reference shape, candidate shape) where one of them merges
-            neighbouring axes of the other.
+        axes: the order of the candidate's axes that the reference has. With ``shapes``: the order
+            of the axes of the side that has more of them, in which the other one merges them.
+        shapes: (reference shape, candidate shape) where one of them merges neighbouring axes of the
+            other.
     """
 
     axes: tuple[int, ...] | None = None
@@ -60,17 +67,25 @@ class Layout:
     def _hash(self) -> int:
         return hash((self.axes, self.shapes))
 
+    @cached_property
+    def steps(self) -> tuple[tuple[str, Shape], ...]:
+        """What makes the reference's layout of a candidate's value: methods of an array, each with
+        its argument."""
+        return _steps(self.axes, self.shapes)
+
+    @cached_property
+    def _steps_back(self) -> tuple[tuple[str, Shape], ...]:
+        if self.shapes is not None:
+            return _steps(self.axes, self.shapes[::-1])
+        return _steps(None if self.axes is None else _inverse(self.axes), None)
+
     def to_reference(self, candidate: np.ndarray) -> np.ndarray:
         """A candidate's value in the reference's layout; a view wherever NumPy can make one."""
-        if self.shapes is not None:
-            return candidate.reshape(self.shapes[0])
-        return candidate if self.axes is None else candidate.transpose(self.axes)
+        return _made(candidate, self.steps)
 
     def to_candidate(self, reference: np.ndarray) -> np.ndarray:
         """A reference's value in the candidate's layout; a view wherever NumPy can make one."""
-        if self.shapes is not None:
-            return reference.reshape(self.shapes[1])
-        return reference if self.axes is None else reference.transpose(np.argsort(self.axes))
+        return _made(reference, self._steps_back)
 
     def fits(self, reference: tuple[int, ...], candidate: tuple[int, ...]) -> bool:
         """Whether a candidate of that shape becomes a reference of that shape."""
@@ -83,11 +98,34 @@ class Layout:
 
     def __str__(self) -> str:
         if self.shapes is not None:
-            return f"reshaped {self.shapes[1]} -> {self.shapes[0]}"
+            turned = "" if self.axes is None else f", transposed {self.axes}"
+            return f"reshaped {self.shapes[1]} -> {self.shapes[0]}{turned}"
         return "as it is" if self.axes is None else f"transposed {self.axes}"
 
 
 SAME = Layout()
+
+
+def _steps(axes: Axes, shapes: tuple[Shape, Shape] | None) -> tuple[tuple[str, Shape], ...]:
+    """From the second of two shapes to the first, as `Layout` has them."""
+    if shapes is None:
+        return () if axes is None else (("transpose", axes),)
+    to, here = shapes
+    if axes is None:
+        return (("reshape", to),)
+    if len(here) > len(to):
+        return ("transpose", axes), ("reshape", to)
+    return ("reshape", tuple(to[a] for a in axes)), ("transpose", _inverse(axes))
+
+
+def _made(value: np.ndarray, steps: tuple[tuple[str, Shape], ...]) -> np.ndarray:
+    for name, argument in steps:
+        value = getattr(value, name)(argument)
+    return value
+
+
+def _inverse(axes: Shape) -> Shape:
+    return tuple(axes.index(a) for a in range(len(axes)))
 
 
 def _family(ndim: int) -> list[Layout]:
@@ -112,43 +150,82 @@ def _fitting(reference: Shape, candidate: Shape) -> tuple[Layout, ...]:
     return tuple(one for one in _family(len(reference)) if one.fits(reference, candidate))
 
 
-def merging(reference: tuple[int, ...], candidate: tuple[int, ...]) -> Layout | None:
-    """The layout between two shapes of which one merges neighbouring axes of the other.
+def between(reference: tuple[int, ...], candidate: tuple[int, ...]) -> list[Layout]:
+    """All known layouts between two shapes: those of `fitting`, or `mergings`."""
+    return fitting(reference, candidate) or mergings(reference, candidate)
 
-    ``(2, 13, 48)`` and ``(2, 13, 4, 12)``. Axes of length 1 merge into nothing: ``(7, 1)`` is not
-    ``(7,)``, which broadcasts differently.
+
+def mergings(reference: tuple[int, ...], candidate: tuple[int, ...]) -> list[Layout]:
+    """The layouts between two shapes of which one merges neighbouring axes of the other, as they
+    lie or turned; the likeliest first.
+
+    ``(2, 13, 48)`` and ``(2, 13, 4, 12)``, or ``(2, 4, 13, 12)``: heads; ``(2, 16, 24)`` and
+    ``(2, 24, 4, 4)``: patches. Axes of length 1 merge into nothing: ``(7, 1)`` is not ``(7,)``,
+    which broadcasts differently.
     """
+    return [*_mergings(tuple(reference), tuple(candidate))]
+
+
+@lru_cache(maxsize=1 << 12)
+def _mergings(reference: Shape, candidate: Shape) -> tuple[Layout, ...]:
     few, many = sorted((reference, candidate), key=len)
     if len(few) == len(many) or not few or 0 in many:
-        return None
-    rest = list(many)
+        return ()
+    fits = [
+        axes for axes, begins in _turned(len(many)) if _merges([many[a] for a in axes], few, begins)
+    ]
+    same, shapes = tuple(range(len(many))), (reference, candidate)
+    return tuple(Layout(None if axes == same else axes, shapes) for axes in fits)
+
+
+def _turned(ndim: int) -> Iterator[tuple[tuple[int, ...], set[int]]]:
+    """Orders in which axes are merged, and the places in each where no axis may run through.
+
+    As they lie, any may be merged. With channels last or first, these are merged with nothing:
+    flattened with the rest, their order is the mistake that is looked for. Of four axes also heads
+    and positions exchanged, and the two not merged with each other.
+    """
+    same = tuple(range(ndim))
+    yield same, set()
+    if ndim >= 3:
+        yield (0, *same[2:], 1), {ndim - 1}
+    if ndim >= 4:
+        yield (0, ndim - 1, *same[1:-1]), {1, 2}
+    if ndim == 4:
+        yield (0, 2, 1, 3), {2}
+
+
+def _merges(many: Sequence[int], few: Shape, begins: set[int]) -> bool:
+    """Whether neighbouring lengths multiply to those of ``few``, none across ``begins``."""
+    end = 0
     for length in few:
-        product = rest.pop(0) if rest else 0
-        merged = product == 1 != length
-        while rest and product < length:
-            merged |= rest[0] == 1
-            product *= rest.pop(0)
-        if product != length or merged:
-            return None
-    return None if rest else Layout(shapes=(tuple(reference), tuple(candidate)))
+        begin, product = end, 1
+        while end < len(many) and (end == begin or product < length):
+            product *= many[end]
+            end += 1
+        inner = begins & {*range(begin + 1, end)}
+        merged = end > begin + 1
+        if begin == end or product != length or (merged and 1 in many[begin:end]) or inner:
+            return False
+    return end == len(many)
 
 
 class LayoutBook:
-    """The layout of each number of dimensions, decided by votes of confirmed pairs."""
+    """The layout of each two numbers of dimensions, decided by votes of confirmed pairs."""
 
     def __init__(self) -> None:
-        self._votes: defaultdict[int, Counter[Layout]] = defaultdict(Counter)
+        self._votes: defaultdict[tuple[int, int], Counter[Axes]] = defaultdict(Counter)
         self._chosen: dict[tuple[Shape, Shape, bool], Layout | None] = {}
 
-    def vote(self, equal: Sequence[Layout], ndim: int) -> None:
+    def vote(self, equal: Sequence[Layout], reference: int, candidate: int) -> None:
         """Let a pair of values vote.
 
         Args:
             equal: the layouts in which the two are equal; with several, the pair abstains.
-            ndim: their number of dimensions.
+            reference, candidate: their numbers of dimensions.
         """
         if len(equal) == 1:
-            self._votes[ndim][equal[0]] += 1
+            self._votes[reference, candidate][equal[0].axes] += 1
             self._chosen.clear()
 
     def choose(
@@ -165,18 +242,37 @@ class LayoutBook:
         return self._chosen[key]
 
     def _choose(self, reference: Shape, candidate: Shape, merged: bool) -> Layout | None:
-        if merged and len(reference) != len(candidate):
-            return merging(reference, candidate)
-        options = fitting(reference, candidate)
-        voted = self._votes[len(reference)].most_common(1)
-        if voted and voted[0][0] in options:
-            return voted[0][0]
-        return options[0] if options else None
+        options = (between if merged else fitting)(reference, candidate)
+        voted = self._votes[len(reference), len(candidate)].most_common(1)
+        likeliest = [one for one in options if voted and one.axes == voted[0][0]]
+        return next(iter([*likeliest, *options]), None)
 
 
 def relative_error(value: np.ndarray, truth: np.ndarray) -> float:
     """‖value − truth‖ / ‖truth‖ over finite elements; 0 for two zeros; inf if NaN or Inf differ."""
     return _relative(compare(value, truth))
+
+
+def is_cut(one: np.ndarray, other: np.ndarray, same: float) -> bool:
+    """Whether one of two values is a part of the other, in whatever layout: what is left of a
+    padded sequence, say. Looked for at either end and in the middle of each axis.
+
+    Args:
+        same: the relative error up to which two values are the same.
+    """
+    small, large = sorted((one, other), key=lambda value: value.size)
+    if small.ndim != large.ndim or not 0 < small.size < large.size:
+        return False
+    for layout in _family(small.ndim):
+        turned = layout.to_reference(small)
+        spare = [n - m for n, m in zip(large.shape, turned.shape, strict=True)]
+        if min(spare) >= 0:
+            begins = itertools.product(*({0, n // 2, n - n // 2, n} for n in spare))
+            for begin in begins:
+                part = tuple(slice(b, b + m) for b, m in zip(begin, turned.shape, strict=True))
+                if relative_error(turned, large[part]) <= same:
+                    return True
+    return False
 
 
 def relative_errors(pairs: Iterable[Two]) -> list[float]:

@@ -23,7 +23,7 @@ from crosscheck.aligning.assignment import best_monotone
 from crosscheck.aligning.distances import noticed
 from crosscheck.aligning.edges import edges_of
 from crosscheck.aligning.fingerprints import repeating
-from crosscheck.aligning.layout import SAME, Layout
+from crosscheck.aligning.layout import SAME, Layout, is_cut
 from crosscheck.aligning.names import abbreviated, ends_in, similarity
 from crosscheck.aligning.pairing import Pairing
 from crosscheck.aligning.stretches import (
@@ -117,6 +117,7 @@ class Refiner:
                 and not known.as_another(r, c)
                 and not self._is_a_part(r, c)
                 and not self._ends_in_glue(r, c, trace)
+                and not self._is_cut_behind(r, c, alignment, trace)
             ]
             here.sort(key=lambda rc: p.reference.order[rc[0]])
             if any(self._enter(r, c, alignment, trace) for r, c in here):
@@ -276,6 +277,21 @@ class Refiner:
         found = is_glue_of(reference, r, theirs, same) or is_glue_of(trace, c, ours, same)
         if found:
             self.pairing.refused.add((r, c))
+        return found
+
+    def _is_cut_behind(self, r: str, c: str, alignment: Alignment, trace: Trace) -> bool:
+        """Whether one layer returns a part of what the other one does, of which no more is used:
+        what comes next is right (a causal convolution that is padded at both ends, and cut)."""
+        p = self.pairing
+        theirs = trace.values.get(("activation", c))
+        if theirs is None or p.layout(r, c) is not None:
+            return False
+        behind = self._trials.behind(r, c, alignment, trace)
+        if behind is None or self._error(*behind, trace) > p.same:
+            return False
+        found = is_cut(theirs, p.reference.value(r), p.same)
+        if found:
+            p.refused.add((r, c))
         return found
 
     def _distance(self, r: str, c: str, trace: Trace) -> float:

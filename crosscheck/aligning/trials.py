@@ -66,7 +66,7 @@ class Trials:
             alignment: what ``trace``, a run without the guess, was forced at.
             faded: it is about a difference that may be noticed, and no more.
         """
-        behind = self._behind(pair.reference, pair.candidate, alignment, trace)
+        behind = self.behind(pair.reference, pair.candidate, alignment, trace)
         if behind is not None:
             kind, reference, candidate, layout = behind
             error = self._pairing.distances(trace).of(kind, reference, candidate, layout)
@@ -98,25 +98,7 @@ class Trials:
         for site in itertools.takewhile(lambda s: p.pairs[s] in self.guessed, behind):
             p.release(p.pairs[site])
 
-    def _stands(self, pair: SitePair) -> bool:
-        if pair.by == "entry":
-            return self._pairing.entered[pair.reference, pair.candidate]
-        return self._pairing.pairs.get(pair.reference) == pair
-
-    def _is_wrong(self, guess: _Guess, trace: Trace) -> bool:
-        """Whether what lies behind a guess is further off with it; or is off still, and only one
-        side has code between: that code may be part of the other side's layer."""
-        asked = guess.kind, guess.reference, guess.candidate, guess.layout
-        error = self._pairing.distances(trace).of(*asked)
-        ours, theirs = self._pairing.reference.trace.info.sources, trace.info.sources
-        here = (
-            ours.get(guess.reference) == guess.pair.reference,
-            theirs.get(guess.candidate) == guess.pair.candidate,
-        )
-        cut = guess.pair.by == "anchor" and guess.kind == "input" and here[0] != here[1]
-        return error > WORSE * (guess.limit if cut else max(guess.error, guess.limit))
-
-    def _behind(
+    def behind(
         self, r: str, c: str, alignment: Alignment, trace: Trace
     ) -> tuple[Kind, str, str, Layout] | None:
         """The first aligned value that both sides compute after a pair: an input or an output."""
@@ -134,3 +116,21 @@ class Trials:
             if places[one[0], one[1]] > here[0] and theirs.get((one[0], one[2]), -1) > here[1]
         ]
         return min(after, key=lambda one: places[one[0], one[1]], default=None)
+
+    def _stands(self, pair: SitePair) -> bool:
+        if pair.by == "entry":
+            return self._pairing.entered[pair.reference, pair.candidate]
+        return self._pairing.pairs.get(pair.reference) == pair
+
+    def _is_wrong(self, guess: _Guess, trace: Trace) -> bool:
+        """Whether what lies behind a guess is further off with it; or is off still, and only one
+        side has code between: that code may be part of the other side's layer."""
+        asked = guess.kind, guess.reference, guess.candidate, guess.layout
+        error = self._pairing.distances(trace).of(*asked)
+        ours, theirs = self._pairing.reference.trace.info.sources, trace.info.sources
+        here = (
+            ours.get(guess.reference) == guess.pair.reference,
+            theirs.get(guess.candidate) == guess.pair.candidate,
+        )
+        cut = guess.pair.by == "anchor" and guess.kind == "input" and here[0] != here[1]
+        return error > WORSE * (guess.limit if cut else max(guess.error, guess.limit))

@@ -134,6 +134,11 @@ class Locator:
                 between,
             )
         text = "everything that it was given is the reference's"
+        if self._around.is_given_unseen(result):
+            text = (
+                "what it was given could not be compared, since the other side holds it in another "
+                "form: the error may also be in the code that makes it"
+            )
         if between:
             sites = "site" if len(between) == 1 else "sites"
             text += f"; {len(between)} candidate {sites} without partner before it"

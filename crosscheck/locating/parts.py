@@ -2,7 +2,8 @@
 what they return are no sites of each other: query, key and value, projected apart or together.
 
 What such a layer returns is not compared as a value. That it holds what the several return tells
-that it is right, and that what is wrong behind it is not its doing.
+that it is right, and that what is wrong behind it is not its doing. So does a part of what a single
+one returns: a padded sequence that the code behind cuts on one side alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from crosscheck.aligning.alignment import Alignment, Edge
 from crosscheck.aligning.distances import NOTICED
 from crosscheck.aligning.fingerprints import SAME_VALUE
+from crosscheck.aligning.layout import is_cut
 from crosscheck.arrays import dtype_name, is_float
 from crosscheck.judging.precision import coarser_unit
 from crosscheck.trace import Trace, owner
@@ -22,7 +24,7 @@ __all__ = ["Parts"]
 
 
 class Parts:
-    """Which layers return in one piece what several return on the other side.
+    """Which layers return in one piece what several return on the other side, or a part of it.
 
     Args:
         reference, candidate: runs in which both are given the same.
@@ -40,7 +42,7 @@ class Parts:
 
     def are_right(self, reference: str, candidate: str) -> bool:
         """Whether one of two layers returns, in whatever order, the numbers of the other one and of
-        those that are given the same beside it."""
+        those that are given the same beside it; or a part of what the other one returns."""
         ends = reference, candidate
         if ends not in self._edges:
             return False
@@ -53,8 +55,6 @@ class Parts:
             dict.fromkeys(map(owner, (edge.reference, *edge.also_reference))),
             dict.fromkeys(map(owner, (edge.candidate, *edge.also_candidate))),
         )
-        if len(several[0]) == len(several[1]):
-            return False
         made = [
             [run.values.get(("activation", layer)) for layer in layers]
             for run, layers in zip(self._runs, several, strict=True)
@@ -62,6 +62,8 @@ class Parts:
         ours, theirs = ([v for v in side if v is not None and is_float(v)] for side in made)
         if (len(ours), len(theirs)) != (len(several[0]), len(several[1])):
             return False
+        if len(ours) == len(theirs):
+            return len(ours) == 1 and is_cut(theirs[0], ours[0], SAME_VALUE)
         unit = coarser_unit(*(dtype_name(v.dtype) for v in (ours[0], theirs[0])))
         a, b = _sorted(ours), _sorted(theirs)
         if a.shape != b.shape:

@@ -156,8 +156,7 @@ class Surroundings:
         if result.aligned_by != "value" or result.metrics is None:
             return False
         slots = self.reference.inputs_of(ours), self.candidate.inputs_of(theirs)
-        compared = self._compared["reference"], self._compared["candidate"]
-        if result.metrics.rel_l2 <= SAME_VALUE or any(map(frozenset.intersection, compared, slots)):
+        if result.metrics.rel_l2 <= SAME_VALUE or not self.is_given_unseen(result):
             return False
         calls = (*self.reference.info.parents.items(), *self.candidate.info.parents.items())
         if any(home in (ours, theirs) for _, home in calls):
@@ -166,10 +165,16 @@ class Surroundings:
             (self.reference.values["input", slot] for slot in slots[0]),
             (self.candidate.values["input", slot] for slot in slots[1]),
         )
-        sources = [self.candidate.info.sources.get(slot) for slot in slots[1]]
-        if not all(slots) or None not in sources:
-            return False
         return not any(_are_alike(r, c) for r, c in pairs)
+
+    def is_given_unseen(self, result: SiteResult) -> bool:
+        """Whether two layers have inputs of which none are compared, and code around the
+        candidate's makes some of them."""
+        ours = self.reference.inputs_of(owner(result.reference))
+        theirs = self.candidate.inputs_of(owner(result.candidate))
+        seen = self._compared["reference"] & {*ours} or self._compared["candidate"] & {*theirs}
+        made = self.candidate.info.sources
+        return bool(ours and theirs) and not seen and any(made.get(slot) is None for slot in theirs)
 
     def several_in(self, result: SiteResult) -> str:
         """Of an output that one side makes in one layer and the other in several, by what is

@@ -42,25 +42,18 @@ class Cut:
 
     Attributes:
         output: which of several outputs, as the end of a site's name (``:1``); empty for the first.
-        axes: ``candidate.transpose(axes)`` has the reference's layout; None: as it is.
-        shape: instead of ``axes``, the shape to give to the candidate's value.
+        layout: of the candidate's value against the reference's.
     """
 
     phase: str
     reference: CutSide
     candidate: CutSide
     output: str
-    axes: tuple[int, ...] | None
-    shape: tuple[int, ...] | None
+    layout: Layout
 
     def compared(self) -> tuple[np.ndarray, np.ndarray]:
         """(reference's, candidate's) value as they were captured, in the reference's layout."""
-        value = self.candidate.value
-        if self.shape is not None:
-            value = value.reshape(self.shape)
-        elif self.axes is not None:
-            value = value.transpose(self.axes)
-        return self.reference.value, value
+        return self.reference.value, self.layout.to_reference(self.candidate.value)
 
 
 def cut_out(evidence: Evidence, first: Divergence) -> Cut | str:
@@ -124,8 +117,7 @@ def _cut(phase: str, ours: CutSide, theirs: CutSide, layout: Layout, site: str) 
     if not ours.inputs or not theirs.inputs:
         return "what goes into it was not seen"
     suffix = site[len(owner(site)) :]
-    shape = None if layout.shapes is None else layout.shapes[0]
-    return Cut(phase, ours, theirs, suffix, layout.axes, shape)
+    return Cut(phase, ours, theirs, suffix, layout)
 
 
 def _slots(e: Evidence, side: str, site: str) -> list[str]:

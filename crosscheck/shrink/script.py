@@ -49,10 +49,8 @@ def write_script(
         arrays |= candidate.arrays
         code += ["", "# -- the candidate, given the same", *candidate.lines]
         code += _call(cut.candidate, candidate, "candidate", "actual", cut.output, arrays)
-    if cut.shape is not None:
-        code.append(f"actual = actual.reshape({cut.shape!r})")
-    elif cut.axes is not None:
-        code.append(f"actual = actual.transpose({cut.axes!r})  # the reference's order of axes")
+    for name, argument in cut.layout.steps:
+        code.append(f"actual = actual.{name}({argument!r})  # the reference's layout")
     builds = [reference] + ([] if candidate is None else [candidate])
     data = _data(path, arrays)
     head = [f'"""{title}"""', "", *_imports(builds, beside="pathlib" in data[0])]

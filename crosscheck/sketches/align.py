@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from crosscheck.aligning.fingerprints import SAME_VALUE
-from crosscheck.aligning.layout import SAME, Layout, fitting, merging
+from crosscheck.aligning.layout import SAME, Layout, fitting, mergings
 from crosscheck.arrays import is_float
 from crosscheck.observers import Key
 from crosscheck.sketches.make import Sketch
@@ -45,7 +45,7 @@ class Layouts:
     ) -> Layout | None:
         """The layout that maps a candidate's shape onto a reference's; None: none does."""
         if merged and len(reference) != len(candidate):
-            return merging(reference, candidate)
+            return next(iter(mergings(reference, candidate)), None)
         options = fitting(reference, candidate)
         voted = self.votes.get(len(reference))
         return voted if voted in options else next(iter(options), None)

@@ -163,6 +163,8 @@ _alike = lru_cache(maxsize=1 << 12)(_transforms)
 
 def _named(source: Source, ours: NormalForm, theirs: NormalForm) -> tuple[Transform, ...]:
     normal = ours.node(source)
+    if patches := _of_patches(normal, ours, theirs):
+        return tuple(Transform.of(theirs.stored(node)) for node in patches)
     if ours.shape == theirs.shape:
         alike = ours.axes == theirs.axes or len(ours.shape) == 1
     else:  # a convolution with windows of one pixel is a dense layer
@@ -176,6 +178,24 @@ def _of_one_pixel(conv: NormalForm, dense: NormalForm) -> bool:
     axes = [(name, n) for name, n in zip(conv.axes, conv.shape, strict=True) if name not in _SPACE]
     sizes = {n for name, n in zip(conv.axes, conv.shape, strict=True) if name in _SPACE}
     return sizes == {1} and axes == list(zip(dense.axes, dense.shape, strict=True))
+
+
+def _of_patches(normal: Node, ours: NormalForm, theirs: NormalForm) -> list[Node]:
+    """A convolution whose windows lie side by side, as a dense layer on patches, or the other way
+    round: a patch holds its channels first, as PyTorch unfolds an image, or last."""
+    conv, dense = (ours, theirs) if len(ours.axes) > len(theirs.axes) else (theirs, ours)
+    space = len(conv.axes) - 2
+    if dense.axes != ("out", "in") or conv.axes[:2] != ("out", "in") or _of_one_pixel(conv, dense):
+        return []
+    if space < 1 or (conv.shape[0], math.prod(conv.shape[1:])) != dense.shape:
+        return []
+    last = (0, *range(2, space + 2), 1)
+    if conv is ours:
+        turned = Applied(Transpose(last), normal)
+        return [Applied(Reshape(dense.shape), node) for node in (normal, turned)]
+    whole = Applied(Reshape(tuple(conv.shape[a] for a in last)), normal)
+    back = tuple(last.index(a) for a in range(len(last)))
+    return [Applied(Reshape(conv.shape), normal), Applied(Transpose(back), whole)]
 
 
 def _split(source: Source, c: Shape) -> tuple[Transform, ...]:

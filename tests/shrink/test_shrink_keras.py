@@ -39,6 +39,6 @@ def test_a_stock_layer_of_keras(tmp_path: Path) -> None:
     text = shrunk.script.read_text()
     assert "reference = torch.nn.BatchNorm2d(num_features=3, eps=1e-05" in text
     assert "candidate = keras.layers.BatchNormalization.from_config(" in text
-    assert ".transpose((0, 3, 1, 2))  # the reference's order of axes" in text
+    assert ".transpose((0, 3, 1, 2))  # the reference's layout" in text
     assert first.metrics is not None
     assert shrunk.difference == pytest.approx(first.metrics.rel_l2, rel=0.5)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from crosscheck.aligning.fingerprints import SAME_VALUE
-from crosscheck.aligning.layout import Layout, LayoutBook, fitting, merging, relative_error
+from crosscheck.aligning.layout import (
+    Layout,
+    LayoutBook,
+    between,
+    fitting,
+    is_cut,
+    mergings,
+    relative_error,
+)
 from tests.stages.graphs import Graph, Node, aligned, pairs
 
 RNG = np.random.default_rng(0)
@@ -82,10 +92,83 @@ def test_neighbouring_axes_held_as_one(
     few: tuple[int, ...], many: tuple[int, ...], merges: bool
 ) -> None:
     for reference, candidate in ((few, many), (many, few)):
-        layout = merging(reference, candidate)
-        assert (layout is not None) == merges
-        if layout is not None:
+        layouts = [one for one in mergings(reference, candidate) if one.axes is None]
+        assert len(layouts) == merges
+        for layout in layouts:
             assert layout.to_reference(np.zeros(candidate)).shape == reference
+
+
+HEADS, LAST, FIRST = (0, 2, 1, 3), (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("few", "many", "orders"),
+    [
+        ((2, 35, 4), (2, 4, 5, 7), [LAST]),  # an image of patches, and a row of tokens
+        ((70, 4), (2, 4, 5, 7), [LAST]),  # a convolution by hand, as a product of matrices
+        ((2, 4, 35), (2, 5, 7, 4), [FIRST]),
+        ((2, 13, 28), (2, 4, 13, 7), [HEADS]),
+        ((26, 4, 7), (2, 4, 13, 7), [HEADS]),
+        ((26, 5), (2, 5, 13), [(0, 2, 1)]),
+        ((2, 16, 4), (2, 4, 4, 4), [None, LAST]),  # the first as it lies, which is tried first
+        # Channels flattened with the rest: their order is what would be hidden.
+        ((2, 140), (2, 4, 5, 7), [None]),
+        ((2, 20, 7), (2, 4, 5, 7), [None]),
+        ((2, 28, 5), (2, 4, 5, 7), []),
+    ],
+)
+def test_axes_turned_before_they_are_merged(
+    few: tuple[int, ...], many: tuple[int, ...], orders: list[tuple[int, ...] | None]
+) -> None:
+    value = normal(*many)
+    for reference, candidate in ((few, many), (many, few)):
+        layouts = mergings(reference, candidate)
+        assert [one.axes for one in layouts] == orders
+        assert between(reference, candidate) == layouts
+        for one in layouts:
+            merged = value.transpose(one.axes or range(len(many))).reshape(few)
+            ours, theirs = (value, merged) if reference == many else (merged, value)
+            assert np.array_equal(one.to_reference(theirs), ours)
+            assert np.array_equal(one.to_candidate(ours), theirs)
+            assert one.fits(reference, candidate) and not one.fits(candidate, reference)
+
+
+def test_how_axes_are_merged_is_learned_from_values() -> None:
+    """Patches of as many rows as channels fit either way."""
+    x = normal(2, 4, 4, 4)
+    ours = cnn(["c0", "c1"], 1)
+    theirs = Graph()
+    tokens = lambda v: conv(0, 1)(v).transpose(0, 2, 3, 1).reshape(2, 16, 4)  # noqa: E731
+    theirs.add("dense", "Conv", tokens, "input:x")
+    image = lambda v: v.reshape(2, 4, 4, 4).transpose(0, 3, 1, 2)  # noqa: E731
+    theirs.add("back", "", image, "dense")
+    theirs.add("conv_1", "Conv", conv(1, 1), "back")
+    ours.outputs, theirs.outputs = ("c1",), ("conv_1",)
+    found = aligned(ours.run(x=x), theirs.run(x=x))
+    pair = next(p for p in found.pairs if p.reference == "c0")
+    assert pair.candidate == "dense" and pair.layout is not None
+    assert pair.layout.axes == LAST and pair.layout.shapes == ((2, 4, 4, 4), (2, 16, 4))
+
+
+@pytest.mark.parametrize(
+    ("part", "cut"),
+    [
+        (np.s_[:, :, :9], True),
+        (np.s_[:, :, 3:], True),
+        (np.s_[:, :, 1:-2], True),  # the middle, as far as there is one
+        (np.s_[:, :4, :], True),
+        (np.s_[:, :, ::2], False),
+        (np.s_[:, :, :0], False),
+        (np.s_[...], False),  # all of it is no part
+    ],
+)
+def test_a_part_of_a_value(part: Any, cut: bool) -> None:
+    whole = normal(2, 5, 12)
+    some = whole[part]
+    for one in (some, some.transpose(0, 2, 1)):
+        assert is_cut(one, whole, SAME_VALUE) == is_cut(whole, one, SAME_VALUE) == cut
+    assert not is_cut(some + np.float32(0.1), whole, SAME_VALUE)
+    assert not is_cut(some[0], whole, SAME_VALUE)
 
 
 def book(*pairs_: tuple[np.ndarray, np.ndarray]) -> LayoutBook:
@@ -96,7 +179,7 @@ def book(*pairs_: tuple[np.ndarray, np.ndarray]) -> LayoutBook:
             for layout in fitting(ours.shape, theirs.shape)
             if relative_error(layout.to_reference(theirs), ours) <= SAME_VALUE
         ]
-        one.vote(layouts, ours.ndim)
+        one.vote(layouts, ours.ndim, theirs.ndim)
     return one
 
 

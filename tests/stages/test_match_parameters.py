@@ -297,10 +297,29 @@ def test_a_convolution_with_windows_of_one_pixel_is_a_dense_layer(space: str) ->
         match = match_parameters([ours], [theirs])
         match.require_complete()
         assert np.array_equal(match.values()["se.weight"], theirs.value)
-    wide = weight("se", np.zeros((4, 6, *ones[1:], 3)), "conv", ("out", "in", *space))
-    assert not match_parameters(
-        [wide], [weight("se", np.zeros((18, 4)), "dense", dense.axes)]
-    ).pairs
+
+
+@pytest.mark.parametrize("space", ["w", "hw", "dhw"])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_convolution_over_windows_side_by_side_is_a_dense_layer_on_patches(
+    space: str, backwards: bool
+) -> None:
+    """How a patch holds its channels, first or last, no shape tells: both are offered."""
+    sizes = (3, 5, 2)[: len(space)]
+    value = np.random.default_rng(4).normal(size=(4, 6, *sizes)).astype(np.float32)
+    axes = ("out", "in", *space)
+    conv = Parameter("patch.weight", value, "patch", "weight", "conv", axes)
+    first = value.reshape(4, -1).T
+    last = np.moveaxis(value, 1, -1).reshape(4, -1).T
+    for number, matrix in enumerate((first, last)):
+        dense = Parameter("patch.kernel", matrix, "patch", "weight", "dense", ("in", "out"))
+        ours, theirs = (dense, conv) if backwards else (conv, dense)
+        (matched,) = match_parameters([ours], [theirs]).pairs
+        made = [matched.transform, *matched.alternatives][number]
+        assert len(matched.alternatives) == 1
+        assert np.array_equal(made.make({ours.name: ours.value}), theirs.value)
+    short = Parameter("patch.kernel", first[1:], "patch", "weight", "dense", ("in", "out"))
+    assert not match_parameters([conv], [short]).pairs
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -4,10 +4,12 @@ Only two layouts exist between frameworks: the same, and channels last against c
 They are inferred from values once per number of dimensions and then enforced; a search per tensor
 would call a transposed tensor a layout and hide the mistake.
 
-Inside a model one side may also hold two neighbouring axes as one (all heads side by side, or all
-tokens of a batch in one axis): the same numbers in the same order. Or it turns the other side's
-axes before it merges them (an image of patches against a row of tokens; heads before positions).
-Models' inputs and outputs must have the same shape up to an axis order.
+Inside a model one side may also have sequences first where the other has the batch first (PyTorch's
+recurrent layers and transformers do, unless told otherwise). And one side may hold two neighbouring
+axes as one (all heads side by side, or all tokens of a batch in one axis): the same numbers in the
+same order. Or it turns the other side's axes before it merges them (an image of patches against a
+row of tokens; heads before positions). Models' outputs must have the same shape up to channels last
+or first.
 """
 
 from __future__ import annotations
@@ -138,21 +140,31 @@ def _family(ndim: int) -> list[Layout]:
     return [SAME, *map(Layout, both)]
 
 
+def _inside(ndim: int) -> list[Layout]:
+    """These, and sequences first against batch first."""
+    if ndim < 3:
+        return _family(ndim)
+    return [*_family(ndim), Layout((1, 0, *range(2, ndim)))]
+
+
 def fitting(reference: tuple[int, ...], candidate: tuple[int, ...]) -> list[Layout]:
-    """The known layouts that map one shape onto the other."""
-    return [*_fitting(tuple(reference), tuple(candidate))]
+    """The layouts between two models that map one shape onto the other."""
+    return [*_fitting(tuple(reference), tuple(candidate), False)]
 
 
 @lru_cache(maxsize=1 << 12)
-def _fitting(reference: Shape, candidate: Shape) -> tuple[Layout, ...]:
+def _fitting(reference: Shape, candidate: Shape, inside: bool) -> tuple[Layout, ...]:
     if len(reference) != len(candidate):
         return ()
-    return tuple(one for one in _family(len(reference)) if one.fits(reference, candidate))
+    family = (_inside if inside else _family)(len(reference))
+    return tuple(one for one in family if one.fits(reference, candidate))
 
 
 def between(reference: tuple[int, ...], candidate: tuple[int, ...]) -> list[Layout]:
-    """All known layouts between two shapes: those of `fitting`, or `mergings`."""
-    return fitting(reference, candidate) or mergings(reference, candidate)
+    """The layouts within two models that map one shape onto the other: of as many axes, or
+    `mergings`."""
+    reference, candidate = tuple(reference), tuple(candidate)
+    return [*_fitting(reference, candidate, True)] or mergings(reference, candidate)
 
 
 def mergings(reference: tuple[int, ...], candidate: tuple[int, ...]) -> list[Layout]:
@@ -181,12 +193,14 @@ def _mergings(reference: Shape, candidate: Shape) -> tuple[Layout, ...]:
 def _turned(ndim: int) -> Iterator[tuple[tuple[int, ...], set[int]]]:
     """Orders in which axes are merged, and the places in each where no axis may run through.
 
-    As they lie, any may be merged. With channels last or first, these are merged with nothing:
-    flattened with the rest, their order is the mistake that is looked for. Of four axes also heads
-    and positions exchanged, and the two not merged with each other.
+    As they lie, any may be merged. With channels last or first, or sequences first, channels are
+    merged with nothing: flattened with the rest, their order is the mistake that is looked for. Of
+    four axes also heads and positions exchanged, and the two not merged with each other.
     """
     same = tuple(range(ndim))
     yield same, set()
+    if ndim == 3:
+        yield (1, 0, 2), {2}
     if ndim >= 3:
         yield (0, *same[2:], 1), {ndim - 1}
     if ndim >= 4:
@@ -234,7 +248,8 @@ class LayoutBook:
         """The layout between two shapes: the voted one, or the one that the shapes force.
 
         Args:
-            merged: whether one side may hold several axes of the other as one.
+            merged: whether they lie within the models, where one side may hold several axes of the
+                other as one, or have sequences first.
         """
         key = reference, candidate, merged
         if key not in self._chosen:
@@ -263,7 +278,7 @@ def is_cut(one: np.ndarray, other: np.ndarray, same: float) -> bool:
     small, large = sorted((one, other), key=lambda value: value.size)
     if small.ndim != large.ndim or not 0 < small.size < large.size:
         return False
-    for layout in _family(small.ndim):
+    for layout in _inside(small.ndim):
         turned = layout.to_reference(small)
         spare = [n - m for n, m in zip(large.shape, turned.shape, strict=True)]
         if min(spare) >= 0:

@@ -23,6 +23,7 @@ from functools import cached_property
 import numpy as np
 
 from crosscheck.aligning.alignment import Alignment
+from crosscheck.aligning.layout import between
 from crosscheck.arrays import is_float
 from crosscheck.errors import capped
 from crosscheck.locating.gradients import layer_of, wrong_from
@@ -322,10 +323,11 @@ def _place(result: SiteResult) -> str:
 
 def _statement(result: SiteResult, blame: _Blame) -> str:
     if result.metrics is None:
-        return (
-            f"shapes differ: reference {result.shape}, candidate {result.candidate_shape}; "
-            "no layout maps one onto the other"
-        )
+        shapes = result.shape, result.candidate_shape
+        text = f"shapes differ: reference {shapes[0]}, candidate {shapes[1]}; "
+        if between(*shapes):  # a layout that is one within a model alone
+            return f"{text}a model must return its axes in the reference's order, but for channels"
+        return f"{text}no layout maps one onto the other"
     if result.metrics.nonfinite_mismatch:
         count = result.metrics.nonfinite_mismatch
         elements = "1 element is" if count == 1 else f"{count} elements are"

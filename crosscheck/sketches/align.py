@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from crosscheck.aligning.fingerprints import SAME_VALUE
-from crosscheck.aligning.layout import SAME, Layout, fitting, mergings
+from crosscheck.aligning.layout import SAME, Layout, between, fitting
 from crosscheck.arrays import is_float
 from crosscheck.observers import Key
 from crosscheck.sketches.make import Sketch
@@ -44,9 +44,7 @@ class Layouts:
         self, reference: tuple[int, ...], candidate: tuple[int, ...], *, merged: bool
     ) -> Layout | None:
         """The layout that maps a candidate's shape onto a reference's; None: none does."""
-        if merged and len(reference) != len(candidate):
-            return next(iter(mergings(reference, candidate)), None)
-        options = fitting(reference, candidate)
+        options = (between if merged else fitting)(reference, candidate)
         voted = self.votes.get(len(reference))
         return voted if voted in options else next(iter(options), None)
 
@@ -135,6 +133,7 @@ def _own_layout(shape: tuple[int, ...], layouts: Layouts, known: set[tuple[int, 
         options += [
             Layout((0, len(shape) - 1, *inner)),
             Layout((0, *range(2, len(shape)), 1)),
+            Layout((1, 0, *range(2, len(shape)))),
         ]
     for layout in options:
         axes = layout.axes or range(len(shape))
@@ -154,7 +153,7 @@ def _votes(sketch: Sketch, candidate: Trace) -> dict[int, Layout]:
     for value in candidate.activations().values():
         for key in groups.get(tuple(sorted(value.shape)), ()):
             record = sketch.record(key)
-            options = fitting(record.shape, value.shape)
+            options = between(record.shape, value.shape)
             if len(options) < 2 or not _alike(value, record.numbers):
                 continue
             equal = [

@@ -1,5 +1,6 @@
 """Layers that return the same in another shape: patches as an image or in a row, a padded sequence
-that the code behind cuts. They are neither blamed for what comes later nor left out."""
+that the code behind cuts, sequences before the batch. They are neither blamed for what comes later
+nor left out."""
 
 from __future__ import annotations
 
@@ -84,7 +85,8 @@ IMAGES = f"float32[2,2,{SIDE * PATCH},{SIDE * PATCH}]"
 
 
 def site(report: Report, name: str) -> Any:
-    return next(s for s in report.sites if s.phase == "forward" and s.reference == name)
+    found = (s for s in report.sites if (s.phase, s.kind) == ("forward", "activation"))
+    return next(s for s in found if s.reference == name)
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -184,3 +186,67 @@ def test_a_layer_that_returns_another_part_is_blamed(cut: Cut) -> None:
     """Padded evenly it returns a part as well; what comes next then tells that it is another."""
     found = checked(cut, Causal("padding"), SEQUENCES).divergences[0]
     assert (found.reference, found.candidate) == ("conv", "conv")
+
+
+# -- sequences first -------------------------------------------------------------------------------
+
+
+class SequencesFirst(nn.Module):
+    """As PyTorch's recurrent layers and transformers have them by default.
+
+    Args:
+        back: whether what it returns has the batch first again.
+    """
+
+    def __init__(self, back: bool = True) -> None:
+        super().__init__()
+        self.up = nn.Linear(6, 8)
+        self.mix = nn.Linear(8, 8)
+        self.norm = nn.LayerNorm(8)
+        self.down = nn.Linear(8, 5)
+        self.back = back
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.up(x.transpose(0, 1))
+        h = self.norm(h + torch.tanh(self.mix(h)).cumsum(0))
+        made: torch.Tensor = self.down(h)
+        return made.transpose(0, 1) if self.back else made
+
+
+class BatchFirst(nnx.Module):
+    def __init__(self, defect: str = "") -> None:
+        rngs = nnx.Rngs(0)
+        self.up = nnx.Linear(6, 8, rngs=rngs)
+        self.mix = nnx.Linear(8, 8, rngs=rngs)
+        eps = 1e-3 if defect == "eps" else 1e-5
+        self.norm = nnx.LayerNorm(8, epsilon=eps, rngs=rngs)
+        self.down = nnx.Linear(8, 5, rngs=rngs)
+        self.axis = 0 if defect == "axis" else 1
+
+    def __call__(self, x: Any) -> Any:
+        h = self.up(x)
+        return self.down(self.norm(h + jnp.cumsum(jnp.tanh(self.mix(h)), self.axis)))
+
+
+@pytest.mark.parametrize("sizes", [(3, 7), (5, 5)])
+def test_sequences_first_are_compared(sizes: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    reference, inputs = SequencesFirst(), f"float32[{sizes[0]},{sizes[1]},6]"
+    report = checked(reference, BatchFirst(), inputs)
+    assert report.verdict == "agree"
+    for name in ("up", "mix", "norm", "down"):
+        assert site(report, name).verdict == "agree"
+        assert site(report, name).shape == (*sizes[::-1], 5 if name == "down" else 8)
+    found = checked(reference, BatchFirst("eps"), inputs).divergences[0]
+    assert (found.reference, found.candidate) == ("norm", "norm")
+    found = checked(reference, BatchFirst("axis"), inputs).divergences[0]
+    assert found.site == "norm" and found.reference == "output"  # what goes into it
+
+
+def test_what_a_model_returns_may_not_have_another_order() -> None:
+    torch.manual_seed(0)
+    report = checked(SequencesFirst(back=False), BatchFirst(), "float32[3,7,6]")
+    found = report.divergences[0]
+    assert (found.site, found.metrics) == ("output", None)
+    assert "in the reference's order" in found.statement
+    assert site(report, "down").verdict == "agree"

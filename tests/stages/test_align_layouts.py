@@ -98,6 +98,24 @@ def test_neighbouring_axes_held_as_one(
             assert layout.to_reference(np.zeros(candidate)).shape == reference
 
 
+@pytest.mark.parametrize("shape", [(5, 3, 4), (5, 3, 4, 2), (5, 3, 2, 4, 6)])
+def test_sequences_first_is_a_layout_within_models(shape: tuple[int, ...]) -> None:
+    swapped = (shape[1], shape[0], *shape[2:])
+    assert fitting(shape, swapped) == []
+    (layout,) = between(shape, swapped)
+    value = normal(*shape)
+    assert np.array_equal(layout.to_candidate(value), value.swapaxes(0, 1))
+    learned = LayoutBook()
+    assert learned.choose(shape, swapped) is None
+    assert learned.choose(shape, swapped, merged=True) == layout
+    square = (6, 6, *shape[2:])
+    assert learned.choose(square, square, merged=True) == Layout()
+    learned.vote([layout], len(shape), len(shape))
+    assert learned.choose(square, square, merged=True) == layout
+    assert learned.choose(square, square) == Layout()
+    assert between((5, 3), (3, 5)) == []  # a matrix: transposed is wrong
+
+
 HEADS, LAST, FIRST = (0, 2, 1, 3), (0, 2, 3, 1), (0, 3, 1, 2)
 
 
@@ -110,6 +128,7 @@ HEADS, LAST, FIRST = (0, 2, 1, 3), (0, 2, 3, 1), (0, 3, 1, 2)
         ((2, 13, 28), (2, 4, 13, 7), [HEADS]),
         ((26, 4, 7), (2, 4, 13, 7), [HEADS]),
         ((26, 5), (2, 5, 13), [(0, 2, 1)]),
+        ((26, 5), (2, 13, 5), [None, (1, 0, 2)]),  # sequences first
         ((2, 16, 4), (2, 4, 4, 4), [None, LAST]),  # the first as it lies, which is tried first
         # Channels flattened with the rest: their order is what would be hidden.
         ((2, 140), (2, 4, 5, 7), [None]),

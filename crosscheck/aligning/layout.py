@@ -34,8 +34,8 @@ __all__ = [
     "Shape",
     "Two",
     "between",
+    "cut_of",
     "fitting",
-    "is_cut",
     "mergings",
     "relative_error",
     "relative_errors",
@@ -183,9 +183,9 @@ def _mergings(reference: Shape, candidate: Shape) -> tuple[Layout, ...]:
     few, many = sorted((reference, candidate), key=len)
     if len(few) == len(many) or not few or 0 in many:
         return ()
-    fits = [
+    fits = dict.fromkeys(
         axes for axes, begins in _turned(len(many)) if _merges([many[a] for a in axes], few, begins)
-    ]
+    )
     same, shapes = tuple(range(len(many))), (reference, candidate)
     return tuple(Layout(None if axes == same else axes, shapes) for axes in fits)
 
@@ -194,7 +194,8 @@ def _turned(ndim: int) -> Iterator[tuple[tuple[int, ...], set[int]]]:
     """Orders in which axes are merged, and the places in each where no axis may run through.
 
     As they lie, any may be merged. With channels last or first, or sequences first, channels are
-    merged with nothing: flattened with the rest, their order is the mistake that is looked for. Of
+    merged with nothing: flattened with the rest, their order is the mistake that is looked for.
+    Those of frames may lie behind batch and time (``(14, 3, 8, 8)`` and ``(2, 7, 8, 8, 3)``). Of
     four axes also heads and positions exchanged, and the two not merged with each other.
     """
     same = tuple(range(ndim))
@@ -205,6 +206,8 @@ def _turned(ndim: int) -> Iterator[tuple[tuple[int, ...], set[int]]]:
         yield (0, *same[2:], 1), {ndim - 1}
     if ndim >= 4:
         yield (0, ndim - 1, *same[1:-1]), {1, 2}
+        yield (0, 1, *same[3:], 2), {2, ndim - 1}
+        yield (0, 1, ndim - 1, *same[2:-1]), {2, 3}
     if ndim == 4:
         yield (0, 2, 1, 3), {2}
 
@@ -268,26 +271,30 @@ def relative_error(value: np.ndarray, truth: np.ndarray) -> float:
     return _relative(compare(value, truth))
 
 
-def is_cut(one: np.ndarray, other: np.ndarray, same: float) -> bool:
+def cut_of(one: np.ndarray, other: np.ndarray, same: float) -> bool | None:
     """Whether one of two values is a part of the other, in whatever layout: what is left of a
     padded sequence, say. Looked for at either end and in the middle of each axis.
 
     Args:
         same: the relative error up to which two values are the same.
+
+    Returns:
+        None where no layout makes one shape lie within the other.
     """
     small, large = sorted((one, other), key=lambda value: value.size)
     if small.ndim != large.ndim or not 0 < small.size < large.size:
-        return False
-    for layout in _inside(small.ndim):
-        turned = layout.to_reference(small)
+        return None
+    lies_within: bool | None = None
+    for turned in (layout.to_reference(small) for layout in _inside(small.ndim)):
         spare = [n - m for n, m in zip(large.shape, turned.shape, strict=True)]
-        if min(spare) >= 0:
-            begins = itertools.product(*({0, n // 2, n - n // 2, n} for n in spare))
-            for begin in begins:
-                part = tuple(slice(b, b + m) for b, m in zip(begin, turned.shape, strict=True))
-                if relative_error(turned, large[part]) <= same:
-                    return True
-    return False
+        if min(spare) < 0:
+            continue
+        lies_within = False
+        for begin in itertools.product(*({0, n // 2, n - n // 2, n} for n in spare)):
+            part = tuple(slice(b, b + m) for b, m in zip(begin, turned.shape, strict=True))
+            if relative_error(turned, large[part]) <= same:
+                return True
+    return lies_within
 
 
 def relative_errors(pairs: Iterable[Two]) -> list[float]:

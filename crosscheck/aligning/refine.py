@@ -23,7 +23,7 @@ from crosscheck.aligning.assignment import best_monotone
 from crosscheck.aligning.distances import noticed
 from crosscheck.aligning.edges import edges_of
 from crosscheck.aligning.fingerprints import repeating
-from crosscheck.aligning.layout import SAME, Layout, is_cut
+from crosscheck.aligning.layout import SAME, Layout, cut_of
 from crosscheck.aligning.names import abbreviated, ends_in, similarity
 from crosscheck.aligning.pairing import Pairing
 from crosscheck.aligning.stretches import (
@@ -289,7 +289,7 @@ class Refiner:
         behind = self._trials.behind(r, c, alignment, trace)
         if behind is None or self._error(*behind, trace) > p.same:
             return False
-        found = is_cut(theirs, p.reference.value(r), p.same)
+        found = bool(cut_of(theirs, p.reference.value(r), p.same))
         if found:
             p.refused.add((r, c))
         return found

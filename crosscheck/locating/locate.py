@@ -26,6 +26,7 @@ from crosscheck.aligning.alignment import Alignment
 from crosscheck.aligning.layout import between
 from crosscheck.arrays import is_float
 from crosscheck.errors import capped
+from crosscheck.locating.given import Given
 from crosscheck.locating.gradients import layer_of, wrong_from
 from crosscheck.locating.parts import Parts
 from crosscheck.locating.severed import ancestors, is_cut_before, is_silent, released
@@ -59,6 +60,10 @@ class Locator:
     @cached_property
     def _parts(self) -> Parts:
         return Parts(self.alignment, self.reference, self.candidate)
+
+    @cached_property
+    def _given(self) -> Given:
+        return Given(self.alignment, self.reference, self.candidate)
 
     @cached_property
     def _passages(self) -> Passages:
@@ -127,7 +132,7 @@ class Locator:
 
     def _output(self, result: SiteResult) -> _Blame:
         between = self._around.loose(result.candidate, "candidate")
-        if self._around.is_given_something_else(result):
+        if self._given.is_something_else(result):
             return _Blame(
                 *self._homes(result),
                 f"what goes into `{owner(result.candidate)}` differs as well, and could not be "
@@ -135,11 +140,21 @@ class Locator:
                 between,
             )
         text = "everything that it was given is the reference's"
-        if self._around.is_given_unseen(result):
+        if self._given.is_unseen(result):
+            padded = self._given.is_padded(result)
+            if padded is False:
+                return _Blame(
+                    *self._homes(result),
+                    f"what goes into `{owner(result.candidate)}` has another size, and is not what "
+                    "the reference is given with a border around it: the code before it differs",
+                    between,
+                )
             text = (
                 "what it was given could not be compared, since the other side holds it in another "
                 "form: the error may also be in the code that makes it"
             )
+            if padded:
+                text = "what it was given is the reference's, but for a border"
         if between:
             sites = "site" if len(between) == 1 else "sites"
             text += f"; {len(between)} candidate {sites} without partner before it"

@@ -15,7 +15,7 @@ import numpy as np
 from crosscheck.aligning.alignment import Alignment, Edge
 from crosscheck.aligning.distances import NOTICED
 from crosscheck.aligning.fingerprints import SAME_VALUE
-from crosscheck.aligning.layout import is_cut
+from crosscheck.aligning.layout import cut_of
 from crosscheck.arrays import dtype_name, is_float
 from crosscheck.judging.precision import coarser_unit
 from crosscheck.trace import Trace, owner
@@ -63,7 +63,7 @@ class Parts:
         if (len(ours), len(theirs)) != (len(several[0]), len(several[1])):
             return False
         if len(ours) == len(theirs):
-            return len(ours) == 1 and is_cut(theirs[0], ours[0], SAME_VALUE)
+            return len(ours) == 1 and bool(cut_of(theirs[0], ours[0], SAME_VALUE))
         unit = coarser_unit(*(dtype_name(v.dtype) for v in (ours[0], theirs[0])))
         a, b = _sorted(ours), _sorted(theirs)
         if a.shape != b.shape:

@@ -6,15 +6,14 @@ import bisect
 import itertools
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from crosscheck.aligning.alignment import Alignment, Edge, SitePair
-from crosscheck.aligning.fingerprints import SAME_VALUE
-from crosscheck.arrays import is_float
+from crosscheck.aligning.alignment import Alignment, SitePair
+from crosscheck.locating.given import slots_of
 from crosscheck.locating.gradients import layer_of
 from crosscheck.locating.severed import ancestors, is_silent
 from crosscheck.observers import Key
@@ -148,34 +147,6 @@ class Surroundings:
         pairs = (p for r in reversed(before_r) for p in self._with_edges.get(r, {}).values())
         return next((p for p in pairs if p.candidate in before_c), None)
 
-    def is_given_something_else(self, result: SiteResult) -> bool:
-        """Whether two layers, without layers in them, have inputs of which none are compared,
-        none are alike and the candidate's are made by the code around it, though once they
-        returned the same: what they return now says nothing about them."""
-        ours, theirs = owner(result.reference), owner(result.candidate)
-        if result.aligned_by != "value" or result.metrics is None:
-            return False
-        slots = self.reference.inputs_of(ours), self.candidate.inputs_of(theirs)
-        if result.metrics.rel_l2 <= SAME_VALUE or not self.is_given_unseen(result):
-            return False
-        calls = (*self.reference.info.parents.items(), *self.candidate.info.parents.items())
-        if any(home in (ours, theirs) for _, home in calls):
-            return False
-        pairs = itertools.product(
-            (self.reference.values["input", slot] for slot in slots[0]),
-            (self.candidate.values["input", slot] for slot in slots[1]),
-        )
-        return not any(_are_alike(r, c) for r, c in pairs)
-
-    def is_given_unseen(self, result: SiteResult) -> bool:
-        """Whether two layers have inputs of which none are compared, and code around the
-        candidate's makes some of them."""
-        ours = self.reference.inputs_of(owner(result.reference))
-        theirs = self.candidate.inputs_of(owner(result.candidate))
-        seen = self._compared["reference"] & {*ours} or self._compared["candidate"] & {*theirs}
-        made = self.candidate.info.sources
-        return bool(ours and theirs) and not seen and any(made.get(slot) is None for slot in theirs)
-
     def several_in(self, result: SiteResult) -> str:
         """Of an output that one side makes in one layer and the other in several, by what is
         compared of their inputs: which they are. Else nothing."""
@@ -279,14 +250,9 @@ class Surroundings:
         return found
 
     @cached_property
-    def _compared(self) -> dict[str, frozenset[str]]:
-        """The input slots of either side that are compared."""
-        return _slots_of(self.alignment.edges)
-
-    @cached_property
     def _sending(self) -> dict[str, frozenset[str]]:
-        """Those of them through which the same comes back on both sides."""
-        return _slots_of(edge for edge in self.alignment.edges if edge.sends_back)
+        """The input slots of either side through which the same comes back on both sides."""
+        return slots_of(edge for edge in self.alignment.edges if edge.sends_back)
 
     def scope_of(self, trace: Trace, several: Sequence[str]) -> str | None:
         """The innermost container of all of several sites."""
@@ -367,24 +333,8 @@ def _as_returned(trace: Trace, site: str) -> str | None:
     return home if made is not None and _is_handed_on(made, value) else None
 
 
-def _slots_of(edges: Iterable[Edge]) -> dict[str, frozenset[str]]:
-    slots = [slot for edge in edges for slot in edge.slots()]
-    return {
-        "reference": frozenset(r for r, _ in slots),
-        "candidate": frozenset(c for _, c in slots),
-    }
-
-
 def _parent(info: RunInfo, site: str) -> str | None:
     return info.parents.get(owner(site))
-
-
-def _are_alike(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two values hold nearly the same numbers, in whatever layout."""
-    if a.size != b.size or is_float(a) != is_float(b):
-        return False
-    left, right = (np.sort(v.astype(np.float64), None) for v in (a, b))
-    return bool(np.allclose(left, right, rtol=1e-2, atol=1e-4, equal_nan=True))
 
 
 def _is_handed_on(a: np.ndarray, b: np.ndarray) -> bool:

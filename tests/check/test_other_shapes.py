@@ -250,3 +250,49 @@ def test_what_a_model_returns_may_not_have_another_order() -> None:
     assert (found.site, found.metrics) == ("output", None)
     assert "in the reference's order" in found.statement
     assert site(report, "down").verdict == "agree"
+
+
+# -- a border that one side adds before the layer, and the other within it -------------------------
+
+
+class Within(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 5, 3, padding=1)
+        self.conv = nn.Conv2d(5, 4, 3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.conv(torch.relu(self.stem(x)))
+        return made
+
+
+class Before(nnx.Module):
+    def __init__(self, defect: str) -> None:
+        rngs = nnx.Rngs(0)
+        self.stem = nnx.Conv(2, 5, (3, 3), rngs=rngs)
+        self.conv = nnx.Conv(5, 4, (3, 3), strides=2, padding="VALID", rngs=rngs)
+        self.defect = defect
+
+    def __call__(self, x: Any) -> Any:
+        h = self.stem(jnp.transpose(x, (0, 2, 3, 1)))
+        if self.defect != "activation":
+            h = jax.nn.relu(h)
+        border = (0, 1) if self.defect == "border" else (1, 1)
+        h = jnp.pad(h, ((0, 0), border, border, (0, 0)))
+        return jnp.transpose(self.conv(h), (0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("defect", "blamed", "said"),
+    [
+        ("", None, ""),
+        ("border", "conv", "the reference's, but for a border"),
+        ("activation", "output", "not what the reference is given with a border"),
+    ],
+)
+def test_a_border_around_what_a_layer_is_given(defect: str, blamed: str | None, said: str) -> None:
+    torch.manual_seed(0)
+    report = checked(Within(), Before(defect), "float32[2,2,8,8]")
+    first = report.divergences[0] if report.divergences else None
+    assert (first.reference if first else None) == blamed
+    assert said in (first.statement if first else "")

@@ -12,8 +12,8 @@ from crosscheck.aligning.layout import (
     Layout,
     LayoutBook,
     between,
+    cut_of,
     fitting,
-    is_cut,
     mergings,
     relative_error,
 )
@@ -130,6 +130,9 @@ HEADS, LAST, FIRST = (0, 2, 1, 3), (0, 2, 3, 1), (0, 3, 1, 2)
         ((26, 5), (2, 5, 13), [(0, 2, 1)]),
         ((26, 5), (2, 13, 5), [None, (1, 0, 2)]),  # sequences first
         ((2, 16, 4), (2, 4, 4, 4), [None, LAST]),  # the first as it lies, which is tried first
+        ((14, 4, 8, 9), (2, 7, 8, 9, 4), [(0, 1, 4, 2, 3)]),  # frames of a film
+        ((14, 8, 9, 4), (2, 7, 4, 8, 9), [(0, 1, 3, 4, 2)]),
+        ((14, 4, 9), (2, 7, 9, 4), [(0, 1, 3, 2)]),
         # Channels flattened with the rest: their order is what would be hidden.
         ((2, 140), (2, 4, 5, 7), [None]),
         ((2, 20, 7), (2, 4, 5, 7), [None]),
@@ -177,17 +180,18 @@ def test_how_axes_are_merged_is_learned_from_values() -> None:
         (np.s_[:, :, 1:-2], True),  # the middle, as far as there is one
         (np.s_[:, :4, :], True),
         (np.s_[:, :, ::2], False),
-        (np.s_[:, :, :0], False),
-        (np.s_[...], False),  # all of it is no part
+        (np.s_[:, :, :0], None),
+        (np.s_[...], None),  # all of it is no part
     ],
 )
-def test_a_part_of_a_value(part: Any, cut: bool) -> None:
+def test_a_part_of_a_value(part: Any, cut: bool | None) -> None:
     whole = normal(2, 5, 12)
     some = whole[part]
     for one in (some, some.transpose(0, 2, 1)):
-        assert is_cut(one, whole, SAME_VALUE) == is_cut(whole, one, SAME_VALUE) == cut
-    assert not is_cut(some + np.float32(0.1), whole, SAME_VALUE)
-    assert not is_cut(some[0], whole, SAME_VALUE)
+        assert cut_of(one, whole, SAME_VALUE) is cut_of(whole, one, SAME_VALUE) is cut
+    assert not cut_of(some + np.float32(0.1), whole, SAME_VALUE)
+    assert cut_of(some[0], whole, SAME_VALUE) is None
+    assert cut_of(normal(2, 13, 2), whole, SAME_VALUE) is None
 
 
 def book(*pairs_: tuple[np.ndarray, np.ndarray]) -> LayoutBook:

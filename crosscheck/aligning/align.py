@@ -272,7 +272,8 @@ class Aligner:
         for nearest in self._look_alikes.among(ours, theirs, p.candidate).of_rank(equal):
             equal |= self._equal_in(nearest)
         for r, (c, layouts) in equal.items():
-            p.book.vote(layouts, len(p.reference.shapes[r]), len(p.candidate.shapes[c]))
+            shapes = p.reference.shapes[r], p.candidate.shapes[c]
+            p.book.vote(layouts, len(shapes[0]), len(shapes[1]), p.types(r, c))
 
     def _equal_in(self, pairs: Sequence[tuple[str, str]]) -> dict[str, tuple[str, list[Layout]]]:
         """Of those pairs whose values are equal: by reference site the other, and the layouts."""

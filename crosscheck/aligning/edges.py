@@ -210,8 +210,7 @@ def compare_inputs_ahead(pairs: Iterable[SitePair], pairing: Pairing, candidate:
         for pair in pairs:
             slots = reference.inputs_of(pair.reference), candidate.inputs_of(pair.candidate)
             for r, c in zip(*slots, strict=False):
-                shapes = reference.values["input", r].shape, candidate.values["input", c].shape
-                layout = pairing.book.choose(*shapes, merged=True)
+                layout = pairing.layout_into(r, c, candidate)
                 if layout is not None:
                     yield "input", r, c, layout
 
@@ -222,13 +221,11 @@ def _slots_fit(
     slots: tuple[Sequence[str], Sequence[str]], pairing: Pairing, candidate: Trace
 ) -> bool:
     """Whether both sides have the same number of inputs, of the same shapes: then each is one."""
-    values = (
-        [pairing.reference.trace.values["input", s] for s in slots[0]],
-        [candidate.values["input", s] for s in slots[1]],
-    )
-    return len(values[0]) == len(values[1]) and all(
-        pairing.book.choose(r.shape, c.shape) is not None and is_float(r) == is_float(c)
-        for r, c in zip(*values, strict=True)
+    values = pairing.reference.trace.values, candidate.values
+    return len(slots[0]) == len(slots[1]) and all(
+        pairing.layout_into(r, c, candidate, merged=False) is not None
+        and is_float(values[0]["input", r]) == is_float(values[1]["input", c])
+        for r, c in zip(*slots, strict=True)
     )
 
 
@@ -328,7 +325,7 @@ def _twin(
     first: tuple[Group, Layout, bool] | None = None
     for other in ranked:
         theirs = candidate.values["input", other[0]]
-        layout = pairing.book.choose(value.shape, theirs.shape, merged=True)
+        layout = pairing.layout_into(group[0], other[0], candidate)
         if layout is None or is_float(theirs) != is_float(value):
             continue  # a mask of flags and one of numbers to add: neither can stand for the other
         if distances.of("input", group[0], other[0], layout) <= pairing.same:

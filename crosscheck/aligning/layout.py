@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -228,42 +228,60 @@ def _merges(many: Sequence[int], few: Shape, begins: set[int]) -> bool:
 
 
 class LayoutBook:
-    """The layout of each two numbers of dimensions, decided by votes of confirmed pairs."""
+    """Which of several layouts that fit is taken: decided by votes of confirmed pairs.
+
+    Where axes are equally long, shapes do not tell. Layers of two types have one layout for each
+    two numbers of dimensions (in one model a norm over the last axis has another than a
+    convolution); where none of them voted, that of most pairs with as many dimensions is taken.
+    """
 
     def __init__(self) -> None:
-        self._votes: defaultdict[tuple[int, int], Counter[Axes]] = defaultdict(Counter)
-        self._chosen: dict[tuple[Shape, Shape, bool], Layout | None] = {}
+        self._votes: defaultdict[tuple[Hashable, ...], Counter[Axes]] = defaultdict(Counter)
 
-    def vote(self, equal: Sequence[Layout], reference: int, candidate: int) -> None:
+    def vote(
+        self, equal: Sequence[Layout], reference: int, candidate: int, types: Hashable = None
+    ) -> None:
         """Let a pair of values vote.
 
         Args:
             equal: the layouts in which the two are equal; with several, the pair abstains.
             reference, candidate: their numbers of dimensions.
+            types: of the two layers.
         """
         if len(equal) == 1:
-            self._votes[reference, candidate][equal[0].axes] += 1
-            self._chosen.clear()
+            for key in ((reference, candidate, types), (reference, candidate)):
+                self._votes[key][equal[0].axes] += 1
 
     def choose(
-        self, reference: tuple[int, ...], candidate: tuple[int, ...], *, merged: bool = False
+        self,
+        reference: tuple[int, ...],
+        candidate: tuple[int, ...],
+        types: Callable[[], Hashable] = lambda: None,
+        *,
+        merged: bool = False,
     ) -> Layout | None:
         """The layout between two shapes: the voted one, or the one that the shapes force.
 
         Args:
+            types: of the two layers, where somebody must ask.
             merged: whether they lie within the models, where one side may hold several axes of the
                 other as one, or have sequences first.
         """
-        key = reference, candidate, merged
-        if key not in self._chosen:
-            self._chosen[key] = self._choose(*key)
-        return self._chosen[key]
+        options = _options(reference, candidate, merged)
+        if len(options) < 2:
+            return options[0] if options else None
+        dimensions = len(reference), len(candidate)
+        for key in ((*dimensions, types()), dimensions):
+            voted = self._votes[key].most_common(1)
+            likeliest = [one for one in options if voted and one.axes == voted[0][0]]
+            if likeliest:
+                return likeliest[0]
+        return options[0]
 
-    def _choose(self, reference: Shape, candidate: Shape, merged: bool) -> Layout | None:
-        options = (between if merged else fitting)(reference, candidate)
-        voted = self._votes[len(reference), len(candidate)].most_common(1)
-        likeliest = [one for one in options if voted and one.axes == voted[0][0]]
-        return next(iter([*likeliest, *options]), None)
+
+@lru_cache(maxsize=1 << 12)
+def _options(reference: Shape, candidate: Shape, merged: bool) -> tuple[Layout, ...]:
+    return tuple((between if merged else fitting)(reference, candidate))
 
 
 def relative_error(value: np.ndarray, truth: np.ndarray) -> float:

@@ -15,7 +15,7 @@ from crosscheck.aligning.fingerprints import SAME_VALUE, PreparedTrace, copies
 from crosscheck.aligning.layout import Layout, LayoutBook, fitting, relative_error
 from crosscheck.aligning.names import canonical, similarity
 from crosscheck.errors import CannotCompare, InvalidArgument, capped
-from crosscheck.trace import Trace, is_beside
+from crosscheck.trace import Trace, is_beside, owner
 
 __all__ = ["Pairing", "far", "pair_outputs"]
 
@@ -73,8 +73,19 @@ class Pairing:
         return self.book.choose(
             self.reference.shapes[r],
             self.candidate.shapes[c],
+            lambda: self.types(r, c),
             merged=r not in outputs[0] and c not in outputs[1],
         )
+
+    def layout_into(self, r: str, c: str, run: Trace, *, merged: bool = True) -> Layout | None:
+        """The layout between inputs of two layers; ``run``: of the candidate."""
+        shapes = self.reference.trace.values["input", r].shape, run.values["input", c].shape
+        return self.book.choose(*shapes, lambda: self.types(r, c), merged=merged)
+
+    def types(self, r: str, c: str) -> tuple[str, str]:
+        """The types of the layers that two sites, or inputs, belong to."""
+        layers = self.reference.trace.info.layers, self.candidate.trace.info.layers
+        return layers[0].get(owner(r), ""), layers[1].get(owner(c), "")
 
     def add(self, r: str, c: str, by: str) -> bool:
         """Pair two sites that are free; says whether they were."""

@@ -346,3 +346,30 @@ def test_outputs_whose_shapes_nothing_maps_are_paired_without_a_layout() -> None
     assert ("activation", "output") not in found.forced_on_candidate(reference)
     assert ("activation", "output") not in found.forced_on_reference(reference)
     assert set(found.forced_on_reference(reference)) == {("activation", "input:x")}
+
+
+def test_each_type_of_layer_has_its_layout_where_shapes_do_not_tell() -> None:
+    """A convolution's channels are first, those of the norm behind it last (ConvNeXt)."""
+    x = normal(2, 4, 4, 4)
+    scale = normal(4)
+    norm = lambda v: v * scale  # noqa: E731
+    ours, theirs = Graph(["c1"]), Graph(["conv_1"])
+    here = there = "input:x"
+    for i in range(2):
+        ours.add(f"c{i}", "Conv", conv(i, 1), here)
+        ours.add(f"last{i}", "", NHWC.to_candidate, f"c{i}")
+        ours.add(f"norm{i}", "Norm", norm, f"last{i}")
+        here = ours.add(f"first{i}", "", NHWC.to_reference, f"norm{i}")
+        theirs.add(f"conv_{i}", "Convolution", conv(i, 3), there)
+        wrong = (lambda v: v * (scale + np.float32(0.5))) if i else norm
+        there = theirs.add(f"norm_{i}", "LayerNorm", wrong, f"conv_{i}")
+    for graph, end in ((ours, "c2"), (theirs, "conv_2")):
+        graph.add(end, "End", conv(2, 1 if graph is ours else 3), here if graph is ours else there)
+        graph.outputs = (end,)
+    reference = ours.run(x=x)
+    found = aligned(reference, theirs.run(x=NHWC.to_candidate(x)), explicit={"norm1": "norm_1"})
+    layouts = {p.reference: p.layout for p in found.pairs}
+    assert layouts["c0"] == layouts["c1"] == NHWC
+    assert layouts["norm0"] == layouts["norm1"] == Layout()  # though the second differs
+    inputs = {e.reference: e.layout for e in found.edges}
+    assert inputs["norm0"] == Layout() and inputs["c0"] == NHWC

@@ -36,6 +36,7 @@ __all__ = [
     "between",
     "cut_of",
     "fitting",
+    "layouts_of",
     "mergings",
     "relative_error",
     "relative_errors",
@@ -93,10 +94,13 @@ class Layout:
         """Whether a candidate of that shape becomes a reference of that shape."""
         if self.shapes is not None:
             return self.shapes == (reference, candidate)
-        if len(reference) != len(candidate):
-            return False
-        axes = self.axes or range(len(candidate))
-        return tuple(candidate[a] for a in axes) == tuple(reference)
+        return len(reference) == len(candidate) and self.shape_of(candidate) == tuple(reference)
+
+    def shape_of(self, candidate: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that a candidate of that shape becomes."""
+        if self.shapes is not None:
+            return self.shapes[0]
+        return tuple(candidate[a] for a in self.axes or range(len(candidate)))
 
     def __str__(self) -> str:
         if self.shapes is not None:
@@ -140,8 +144,9 @@ def _family(ndim: int) -> list[Layout]:
     return [SAME, *map(Layout, both)]
 
 
-def _inside(ndim: int) -> list[Layout]:
-    """These, and sequences first against batch first."""
+def layouts_of(ndim: int) -> list[Layout]:
+    """The layouts of so many dimensions within models: as it is, channels last -> first, channels
+    first -> last, and sequences first against batch first."""
     if ndim < 3:
         return _family(ndim)
     return [*_family(ndim), Layout((1, 0, *range(2, ndim)))]
@@ -156,7 +161,7 @@ def fitting(reference: tuple[int, ...], candidate: tuple[int, ...]) -> list[Layo
 def _fitting(reference: Shape, candidate: Shape, inside: bool) -> tuple[Layout, ...]:
     if len(reference) != len(candidate):
         return ()
-    family = (_inside if inside else _family)(len(reference))
+    family = (layouts_of if inside else _family)(len(reference))
     return tuple(one for one in family if one.fits(reference, candidate))
 
 
@@ -270,13 +275,15 @@ class LayoutBook:
         options = _options(reference, candidate, merged)
         if len(options) < 2:
             return options[0] if options else None
-        dimensions = len(reference), len(candidate)
-        for key in ((*dimensions, types()), dimensions):
-            voted = self._votes[key].most_common(1)
-            likeliest = [one for one in options if voted and one.axes == voted[0][0]]
-            if likeliest:
-                return likeliest[0]
-        return options[0]
+        voted = self.voted(len(reference), len(candidate), types())
+        likeliest = (one for axes in voted for one in options if one.axes == axes)
+        return next(likeliest, options[0])
+
+    def voted(self, reference: int, candidate: int, types: Hashable) -> list[Axes]:
+        """The order of axes that most pairs of layers of these types voted for, if any did; then
+        that of all with as many dimensions."""
+        keys = (reference, candidate, types), (reference, candidate)
+        return [axes for key in keys for axes, _ in self._votes[key].most_common(1)]
 
 
 @lru_cache(maxsize=1 << 12)
@@ -303,7 +310,7 @@ def cut_of(one: np.ndarray, other: np.ndarray, same: float) -> bool | None:
     if small.ndim != large.ndim or not 0 < small.size < large.size:
         return None
     lies_within: bool | None = None
-    for turned in (layout.to_reference(small) for layout in _inside(small.ndim)):
+    for turned in (layout.to_reference(small) for layout in layouts_of(small.ndim)):
         spare = [n - m for n, m in zip(large.shape, turned.shape, strict=True)]
         if min(spare) < 0:
             continue

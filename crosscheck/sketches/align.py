@@ -2,26 +2,26 @@
 
 The projection is linear and keeps norms, so the sites of two runs can be paired by their projected
 values as they are by the values themselves (`crosscheck.aligning.align`), once the candidate's lie
-in the reference's layout. As there, only two layouts are known, and which one holds is decided once
-for each number of axes, by the values that settle it.
+in the reference's layout. As there, few layouts are known, and which one holds is decided once for
+each type of layer and number of axes, by the values that settle it.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from crosscheck.aligning.fingerprints import SAME_VALUE
-from crosscheck.aligning.layout import SAME, Layout, between, fitting
+from crosscheck.aligning.layout import Layout, LayoutBook, between, layouts_of
 from crosscheck.arrays import is_float
 from crosscheck.observers import Key
-from crosscheck.sketches.make import Sketch
-from crosscheck.sketches.project import Numbers, measure
-from crosscheck.trace import Trace
+from crosscheck.sketches.make import Record, Sketch
+from crosscheck.sketches.project import Numbers, Plan, measure
+from crosscheck.trace import Trace, owner
 from crosscheck.traces.file import DTYPES, named_dtype
 from crosscheck.traces.recorded import RecordedTrace
 
@@ -30,23 +30,60 @@ __all__ = ["Layouts", "Shadows", "shadows", "shadows_of_two"]
 _FLOATS = {d.name for d in DTYPES.values() if is_float(np.empty(0, d))}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Layouts:
-    """The layout of each number of axes.
+    """The layouts of a candidate's values.
 
     Attributes:
-        votes: number of axes -> the layout that equal values have.
+        types: layer -> its type. Those of one type decide together.
     """
 
-    votes: Mapping[int, Layout] = field(default_factory=dict)
+    types: Mapping[str, str] = field(default_factory=dict)
+    _book: LayoutBook = field(default_factory=LayoutBook)
+
+    @classmethod
+    def of(cls, sketch: Sketch, candidate: Trace) -> Layouts:
+        """Let values vote that equal a sketched one in one layout alone."""
+        found = cls(candidate.info.layers)
+        groups: defaultdict[tuple[int, ...], list[Key]] = defaultdict(list)
+        for kind, site in sketch.order:
+            record = sketch.record((kind, site))
+            if kind == "activation" and len(record.shape) >= 3 and record.dtype in _FLOATS:
+                groups[tuple(sorted(record.shape))].append((kind, site))  # type: ignore[arg-type]
+        settled: set[tuple[str, tuple[int, ...]]] = set()
+        for site, value in candidate.activations().items():
+            shaped = found._type(site), value.shape
+            for key in groups.get(tuple(sorted(value.shape)), ()):
+                record = sketch.record(key)
+                options = between(record.shape, value.shape)
+                if len(options) == 1 and shaped in settled:
+                    continue
+                equal = _equal(value, record, options, sketch.plan)
+                if len(equal) == 1:
+                    found._book.vote(equal, value.ndim, value.ndim, found._type(site))
+                    settled.add(shaped)
+                    break
+        return found
 
     def between(
-        self, reference: tuple[int, ...], candidate: tuple[int, ...], *, merged: bool
+        self, reference: tuple[int, ...], candidate: tuple[int, ...], site: str, *, merged: bool
     ) -> Layout | None:
-        """The layout that maps a candidate's shape onto a reference's; None: none does."""
-        options = (between if merged else fitting)(reference, candidate)
-        voted = self.votes.get(len(reference))
-        return voted if voted in options else next(iter(options), None)
+        """The layout that maps a candidate's shape onto a reference's; None: none does.
+
+        Args:
+            site: the candidate's.
+        """
+        return self._book.choose(reference, candidate, lambda: self._type(site), merged=merged)
+
+    def alone(self, shape: tuple[int, ...], site: str, known: set[tuple[int, ...]]) -> Layout:
+        """How to turn a value of the candidate before it is known whose partner it is; ``known``:
+        the shapes of the reference's."""
+        voted = self._book.voted(len(shape), len(shape), self._type(site))
+        options = [*map(Layout, voted), *layouts_of(len(shape))]
+        return next((one for one in options if one.shape_of(shape) in known), options[0])
+
+    def _type(self, site: str) -> str:
+        return self.types.get(owner(site), "")
 
 
 @dataclass(frozen=True)
@@ -64,13 +101,13 @@ class Shadows:
 
 def shadows(sketch: Sketch, candidate: RecordedTrace) -> Shadows:
     """Project the candidate's values as the sketch's were, in the sketch's layout."""
-    layouts = Layouts(_votes(sketch, candidate))
+    layouts = Layouts.of(sketch, candidate)
     known = {sketch.record(key).shape for key in sketch.order}
     lengths = _Lengths(sketch.plan.rows)
     reference = _shadow(sketch, lengths)
     theirs = {}
     for key, value in candidate.values.items():
-        layout = _own_layout(value.shape, layouts, known)
+        layout = layouts.alone(value.shape, key[1], known)
         numbers = measure(layout.to_reference(value), sketch.plan)
         theirs[key] = lengths.vector(numbers, value.size, value.dtype)
     return Shadows(reference, replace(candidate, values=theirs), layouts)
@@ -125,47 +162,14 @@ def _vector(numbers: Numbers, length: int, kind: str) -> np.ndarray:
     return found if kind == "f" else np.clip(found * 2, -(2.0**62), 2.0**62).astype(np.int64)
 
 
-def _own_layout(shape: tuple[int, ...], layouts: Layouts, known: set[tuple[int, ...]]) -> Layout:
-    """How to turn a value of the candidate before it is known whose partner it is."""
-    options = [layouts.votes.get(len(shape), SAME), SAME]
-    if len(shape) >= 3:
-        inner = tuple(range(1, len(shape) - 1))
-        options += [
-            Layout((0, len(shape) - 1, *inner)),
-            Layout((0, *range(2, len(shape)), 1)),
-            Layout((1, 0, *range(2, len(shape)))),
-        ]
-    for layout in options:
-        axes = layout.axes or range(len(shape))
-        if tuple(shape[a] for a in axes) in known:
-            return layout
-    return options[0]
-
-
-def _votes(sketch: Sketch, candidate: Trace) -> dict[int, Layout]:
-    """Let values vote that equal a sketched one in one layout alone."""
-    groups: defaultdict[tuple[int, ...], list[Key]] = defaultdict(list)
-    for kind, site in sketch.order:
-        record = sketch.record((kind, site))
-        if kind == "activation" and len(record.shape) >= 3 and record.dtype in _FLOATS:
-            groups[tuple(sorted(record.shape))].append((kind, site))  # type: ignore[arg-type]
-    votes: defaultdict[int, Counter[Layout]] = defaultdict(Counter)
-    for value in candidate.activations().values():
-        for key in groups.get(tuple(sorted(value.shape)), ()):
-            record = sketch.record(key)
-            options = between(record.shape, value.shape)
-            if len(options) < 2 or not _alike(value, record.numbers):
-                continue
-            equal = [
-                layout
-                for layout in options
-                if _error(measure(layout.to_reference(value), sketch.plan), record.numbers)
-                <= SAME_VALUE
-            ]
-            if len(equal) == 1:
-                votes[value.ndim][equal[0]] += 1
-                break
-    return {ndim: counter.most_common(1)[0][0] for ndim, counter in votes.items()}
+def _equal(
+    value: np.ndarray, record: Record, options: Sequence[Layout], plan: Plan
+) -> list[Layout]:
+    """The layouts in which a value is the sketched one."""
+    if not _alike(value, record.numbers):
+        return []
+    measured = ((one, measure(one.to_reference(value), plan)) for one in options)
+    return [one for one, numbers in measured if _error(numbers, record.numbers) <= SAME_VALUE]
 
 
 def _alike(value: np.ndarray, numbers: Numbers) -> bool:

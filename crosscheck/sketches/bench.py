@@ -98,7 +98,7 @@ class Bench(ABC):
         """What maps the candidate's value onto the reference's."""
         outputs = self.sketch.info.outputs, self.sides.candidate.info.outputs
         merged = item.reference not in outputs[0] and item.candidate not in outputs[1]
-        return self.sides.layouts.between(record.shape, shape, merged=merged)
+        return self.sides.layouts.between(record.shape, shape, item.candidate, merged=merged)
 
     def _result(self, item: Item, record: Record | None, seen: Seen | None) -> SiteResult | None:
         if record is None or seen is None:

@@ -163,6 +163,47 @@ def test_channels_last_is_transposed_before_it_is_sketched() -> None:
     assert report.verdict == "diverge"
 
 
+class Rows(Pointwise):
+    """The same, always over the last axis."""
+
+    def __init__(self) -> None:
+        super().__init__("nhwc,co->nhwo", "nhwo,co->nhwc", "nhwc,nhwo->co")
+
+
+class Mixed(Images):
+    """Channels as `Images` has them, and last between its layers on either side."""
+
+    def __init__(self, *, last: bool, factor: float = 1.0) -> None:
+        super().__init__(last=last)
+        self.rows, self.factor = Rows(), factor
+        self.there, self.back = ((0, 2, 3, 1), (0, 3, 1, 2)) if not last else ((0, 1, 2, 3),) * 2
+
+    def forward(self, x: Any) -> Any:
+        rows = self.rows.forward(self.one.forward(x).transpose(self.there))
+        return self.two.forward(rows.transpose(self.back) * np.float32(self.factor))
+
+    def backward(self, d: Any) -> Any:
+        rows = self.two.backward(d).transpose(self.there) * np.float32(self.factor)
+        return self.one.backward(self.rows.backward(rows).transpose(self.back))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5, 7), (3, 4, 5, 5), (3, 4, 4, 4)])
+def test_layers_of_each_type_have_their_layout(shape: tuple[int, ...]) -> None:
+    inputs = f"float32[{','.join(map(str, shape))}]"
+    sketch = crosscheck.record(Mixed(last=False), inputs, parameters=True).sketch(9000)
+
+    def turned(inputs: dict[str, np.ndarray]) -> np.ndarray:
+        return np.ascontiguousarray(inputs["x"].transpose(0, 2, 3, 1))
+
+    report = crosscheck.check(sketch, Mixed(last=True), inputs, candidate_inputs=turned)
+    assert report.verdict == "agree", str(report)
+    sites = {s.reference for s in report.sites if (s.phase, s.kind) == ("forward", "activation")}
+    assert {"one", "rows", "two"} <= sites
+    report = crosscheck.check(sketch, Mixed(last=True, factor=1.1), inputs, candidate_inputs=turned)
+    first = report.first_divergence
+    assert first is not None and first.site == "two"
+
+
 def test_small_values_are_kept_whole_with_the_inputs(tmp_path: Path) -> None:
     path = tmp_path / "golden.safetensors"
     crosscheck.record(Net(), X, parameters=True).save(path, sketch=30_000)

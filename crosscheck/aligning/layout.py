@@ -178,7 +178,7 @@ def mergings(reference: tuple[int, ...], candidate: tuple[int, ...]) -> list[Lay
 
     ``(2, 13, 48)`` and ``(2, 13, 4, 12)``, or ``(2, 4, 13, 12)``: heads; ``(2, 16, 24)`` and
     ``(2, 24, 4, 4)``: patches. Axes of length 1 merge into nothing: ``(7, 1)`` is not ``(7,)``,
-    which broadcasts differently.
+    which broadcasts differently. The first may: a batch of one that the other side does without.
     """
     return [*_mergings(tuple(reference), tuple(candidate))]
 
@@ -189,20 +189,21 @@ def _mergings(reference: Shape, candidate: Shape) -> tuple[Layout, ...]:
     if len(few) == len(many) or not few or 0 in many:
         return ()
     fits = dict.fromkeys(
-        axes for axes, begins in _turned(len(many)) if _merges([many[a] for a in axes], few, begins)
+        axes for axes, begins in _turned(many) if _merges([many[a] for a in axes], few, begins)
     )
     same, shapes = tuple(range(len(many))), (reference, candidate)
     return tuple(Layout(None if axes == same else axes, shapes) for axes in fits)
 
 
-def _turned(ndim: int) -> Iterator[tuple[tuple[int, ...], set[int]]]:
-    """Orders in which axes are merged, and the places in each where no axis may run through.
+def _turned(shape: Shape) -> Iterator[tuple[tuple[int, ...], set[int]]]:
+    """Orders in which the axes of a shape are merged, and where in each no axis may run through.
 
     As they lie, any may be merged. With channels last or first, or sequences first, channels are
     merged with nothing: flattened with the rest, their order is the mistake that is looked for.
     Those of frames may lie behind batch and time (``(14, 3, 8, 8)`` and ``(2, 7, 8, 8, 3)``). Of
     four axes also heads and positions exchanged, and the two not merged with each other.
     """
+    ndim = len(shape)
     same = tuple(range(ndim))
     yield same, set()
     if ndim == 3:
@@ -211,6 +212,7 @@ def _turned(ndim: int) -> Iterator[tuple[tuple[int, ...], set[int]]]:
         yield (0, *same[2:], 1), {ndim - 1}
     if ndim >= 4:
         yield (0, ndim - 1, *same[1:-1]), {1, 2}
+    if ndim >= 4 and shape[0] > 1:
         yield (0, 1, *same[3:], 2), {2, ndim - 1}
         yield (0, 1, ndim - 1, *same[2:-1]), {2, 3}
     if ndim == 4:
@@ -226,8 +228,9 @@ def _merges(many: Sequence[int], few: Shape, begins: set[int]) -> bool:
             product *= many[end]
             end += 1
         inner = begins & {*range(begin + 1, end)}
-        merged = end > begin + 1
-        if begin == end or product != length or (merged and 1 in many[begin:end]) or inner:
+        alone = begin == 0 < end - 1 and len(few) > 1  # a batch of one may go
+        ones = 1 in many[begin + alone : end] and end > begin + 1
+        if begin == end or product != length or ones or inner:
             return False
     return end == len(many)
 

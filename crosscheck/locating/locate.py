@@ -341,7 +341,7 @@ def _statement(result: SiteResult, blame: _Blame) -> str:
         shapes = result.shape, result.candidate_shape
         text = f"shapes differ: reference {shapes[0]}, candidate {shapes[1]}; "
         if between(*shapes):  # a layout that is one within a model alone
-            return f"{text}a model must return its axes in the reference's order, but for channels"
+            return f"{text}a model must return the reference's axes in its order, but for channels"
         return f"{text}no layout maps one onto the other"
     if result.metrics.nonfinite_mismatch:
         count = result.metrics.nonfinite_mismatch

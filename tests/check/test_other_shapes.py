@@ -248,7 +248,7 @@ def test_what_a_model_returns_may_not_have_another_order() -> None:
     report = checked(SequencesFirst(back=False), BatchFirst(), "float32[3,7,6]")
     found = report.divergences[0]
     assert (found.site, found.metrics) == ("output", None)
-    assert "in the reference's order" in found.statement
+    assert "the reference's axes in its order" in found.statement
     assert site(report, "down").verdict == "agree"
 
 

@@ -133,6 +133,13 @@ HEADS, LAST, FIRST = (0, 2, 1, 3), (0, 2, 3, 1), (0, 3, 1, 2)
         ((14, 4, 8, 9), (2, 7, 8, 9, 4), [(0, 1, 4, 2, 3)]),  # frames of a film
         ((14, 8, 9, 4), (2, 7, 4, 8, 9), [(0, 1, 3, 4, 2)]),
         ((14, 4, 9), (2, 7, 9, 4), [(0, 1, 3, 2)]),
+        # A batch of one that the other side does without; what broadcasts otherwise stays.
+        ((7, 5), (1, 7, 5), [None]),
+        ((7, 5), (7, 1, 5), [(1, 0, 2)]),
+        ((7, 12), (1, 4, 7, 3), [HEADS]),
+        ((12, 8), (1, 8, 3, 4), [LAST]),
+        ((8, 4, 4), (1, 8, 4, 4), [None]),
+        ((8, 4), (8, 4, 1), []),
         # Channels flattened with the rest: their order is what would be hidden.
         ((2, 140), (2, 4, 5, 7), [None]),
         ((2, 20, 7), (2, 4, 5, 7), [None]),

@@ -24,6 +24,7 @@ __all__ = [
     "POLARITIES",
     "Attention",
     "at_hand",
+    "attends",
     "beginning",
     "cut",
     "head_counts",
@@ -204,7 +205,7 @@ def _scales(size: int, heads: int) -> dict[str, float]:
 @register("forward")
 def separate_heads(e: Evidence) -> Iterator[Proposal]:
     """Scores or weighted values with heads, scale, cap, mask or layout otherwise."""
-    ours = _reference(e)
+    ours = attends(e)
     if ours is not None:
         yield from variants(e, ours)
 
@@ -275,7 +276,7 @@ def _caps(e: Evidence, ours: Attention) -> Iterator[Proposal]:
         yield Proposal("soft_cap", f"a soft cap of {cap:g} is applied", replace(ours, cap=cap))
 
 
-def _reference(e: Evidence) -> Attention | None:
+def attends(e: Evidence) -> Attention | None:
     """How the reference attends; None where it does not."""
     names, made = at_hand(e)
     if e.reference.ndim == 4:

@@ -30,8 +30,8 @@ Hypothesis = Callable[[Evidence], Iterable[Proposal]]
 _REGISTERED: dict[Hypothesis, tuple[Phase, ...]] = {}
 _OWN = (
     "absent activations attention attention_backward between dense fused gated gradients graphs "
-    "heads losses masks norms outputs placement pools rearranged recurrent recurrent_backward "
-    "resize rotary sums transposed turned updates weights windows"
+    "heads losses masks norms outputs packed placement pools rearranged recurrent "
+    "recurrent_backward resize rotary sums transposed turned updates weights windows"
 )
 _PACKAGE = "crosscheck.explain."
 

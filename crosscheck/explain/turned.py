@@ -23,7 +23,7 @@ from crosscheck.explain.heads import (
 from crosscheck.explain.registry import register
 from crosscheck.explain.rotary import BASES, Rotary, ways
 
-__all__: list[str] = []
+__all__ = ["attends_turned", "turns"]
 
 TIME = 2  # the axis of positions, of (B, H, T, D)
 LIKELY = (1e4, 5e5, 1e6)
@@ -35,9 +35,13 @@ MOST_SEEN = 2**16
 @register("forward")
 def turned_heads(e: Evidence) -> Iterator[Proposal]:
     """Queries and keys turned otherwise; or scale, mask and heads beside it."""
-    ours = _reference(e)
-    if ours is None:
-        return
+    ours = attends_turned(e)
+    if ours is not None:
+        yield from turns(e, ours)
+
+
+def turns(e: Evidence, ours: Attention) -> Iterator[Proposal]:
+    """Everything that such attention may do otherwise, where the reference does ``ours``."""
     yield from variants(e, ours)
     one, size = ours.turned[0], e.nearby[ours.q].shape[-1] // ours.heads
     assert one is not None
@@ -71,7 +75,7 @@ def _parts(size: int) -> list[Rotary]:
     return [Rotary(TIME, part=half, width=width) for width in (0, size)] if size % 4 == 0 else []
 
 
-def _reference(e: Evidence) -> Attention | None:
+def attends_turned(e: Evidence) -> Attention | None:
     """How the reference attends, if it turns queries and keys, which are made in this order."""
     for one in _options(e):
         cheap = beginning(e, one) or e.nearby[one.k][0].size <= MOST_SEEN

@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from crosscheck.arrays import is_float
+from crosscheck.arrays import is_complex, is_float, real_parts
 from crosscheck.errors import DeviceUnavailable
 from crosscheck.kernels.blocked import PairSums
 from crosscheck.kernels.on_device import DeviceArray
@@ -155,7 +155,7 @@ def compare(value: Any, truth: Any) -> Difference:
 
 def compare_each(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Difference]:
     """`compare` for many (value, truth), each of one shape, in one call."""
-    found = _differences(group_rows(pairs)[:, 0], [truth.size for _, truth in pairs])
+    found = _differences(_rows(pairs)[:, 0], [truth.size for _, truth in pairs])
     return [found[i] for i in range(len(pairs))]
 
 
@@ -164,18 +164,18 @@ def compare_three(groups: Groups) -> Threes:
     rows = np.empty((len(groups), 3, FIELDS))
     # Where the truth is the reference itself, two of the three comparisons are one.
     same = [i for i, (_, reference, truth) in enumerate(groups) if truth is reference]
-    between = group_rows([groups[i][:2] for i in same])
+    between = _rows([groups[i][:2] for i in same])
     rows[same] = between
     rows[same, 1, DIFF2] = rows[same, 1, MAX_DIFF] = 0.0
     apart = np.ones(len(groups), bool)
     apart[same] = (between[:, 0, MISMATCH] > 0) | (between[:, 0, UNIT] != 1.0)
-    rows[apart] = group_rows([groups[i] for i in np.flatnonzero(apart).tolist()])
+    rows[apart] = _rows([groups[i] for i in np.flatnonzero(apart).tolist()])
     return Threes(groups, rows)
 
 
 def compare_two(groups: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Two]:
     """Compare (value, reference), each of one shape, for many sites in one call."""
-    rows = group_rows(groups)[:, 0]
+    rows = _rows(groups)[:, 0]
     found = _differences(rows, [value.size for value, _ in groups])
     return [Two(found[i], metrics) for i, metrics in enumerate(_metrics(rows, groups))]
 
@@ -193,7 +193,7 @@ def equal(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[bool]:
 
 def root_mean_squares(values: Sequence[np.ndarray]) -> list[float]:
     """Of the finite elements of each; 0 where there is none."""
-    rows = group_rows([(value, value) for value in values])[:, 0]
+    rows = _rows([(value, value) for value in values])[:, 0]
     count = np.maximum(rows[:, COUNT], 1.0)
     found: list[float] = (np.sqrt(rows[:, A2] / count) * rows[:, UNIT]).tolist()
     return found
@@ -218,10 +218,15 @@ def describe(candidate: Any, reference: Any) -> Metrics:
     return _metrics(_row(candidate, reference), [(candidate, reference)])[0]
 
 
+def _rows(groups: Sequence[Sequence[Any]]) -> np.ndarray:
+    """`group_rows` of arrays that may be complex: then of their real and imaginary parts."""
+    return group_rows([real_parts(group) for group in groups])
+
+
 def _row(a: Any, b: Any) -> np.ndarray:
     """Float64 (1, fields of `PairSums`)."""
     if all(isinstance(value, (np.ndarray, DeviceArray)) for value in (a, b)):
-        row: np.ndarray = group_rows([(a, b)])[0]
+        row: np.ndarray = _rows([(a, b)])[0]
         return row
     try:
         from crosscheck.kernels.triton_pair import pair_sums as on_device
@@ -245,10 +250,12 @@ def _metrics(rows: np.ndarray, groups: Sequence[Sequence[Any]]) -> list[Metrics]
     place = np.where(differ, rows[:, FIRST_MISMATCH], rows[:, ARGMAX]).astype(np.int64)
     counts = (rows[:, k].astype(np.int64).tolist() for k in (NONFINITE, MISMATCH))
     columns = (column.tolist() for column in (rel_l2, rows[:, MAX_DIFF] * unit, cosine))
-    places = _places(place, [reference.shape for _, reference, *_ in groups])
+    halves = [1 + (is_complex(one[0]) or is_complex(one[1])) for one in groups]
+    places = _places(place // np.array(halves, np.int64), [one[1].shape for one in groups])
+    parts = (place % 2 * (np.array(halves) - 1)).tolist()
     found = []
-    for (value, reference, *_), index, rel, top, cos, nonfinite, mismatch in zip(
-        groups, places, *columns, *counts, strict=True
+    for (value, reference, *_), index, part, rel, top, cos, nonfinite, mismatch in zip(
+        groups, places, parts, *columns, *counts, strict=True
     ):
         made = {
             "rel_l2": rel,
@@ -257,11 +264,16 @@ def _metrics(rows: np.ndarray, groups: Sequence[Sequence[Any]]) -> list[Metrics]
             "cosine": cos,
             "nonfinite": nonfinite,
             "nonfinite_mismatch": mismatch,
-            "worst_reference": None if index is None else float(reference[index]),
-            "worst_candidate": None if index is None else float(value[index]),
+            "worst_reference": None if index is None else _real(reference[index], part),
+            "worst_candidate": None if index is None else _real(value[index], part),
         }
         found.append(Metrics.of(made))
     return found
+
+
+def _real(number: Any, part: int) -> float:
+    """A number, or the part of a complex one: 0 the real, 1 the imaginary."""
+    return float(number.imag if part else number.real)
 
 
 def _places(flat: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...] | None]:

@@ -266,7 +266,8 @@ def _one(name: str, value: Any, seed: int) -> np.ndarray:
             f"input `{name}` holds {array[place]} at {place}: a check starts from finite inputs. "
             "Feed the values that make the model produce NaN, not NaN itself"
         )
-    return array
+    # As it was read from a file of another machine; frameworks take their own order alone.
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def inputs_of_candidate(

@@ -67,6 +67,7 @@ class Request:
         seed = self.seed
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise InvalidArgument(f"seed={seed!r}: must be an integer ≥ 0")
+        object.__setattr__(self, "seed", int(seed))  # frameworks and JSON take no np.int64
         self._check_steps()
         self._check_part()
         if not isinstance(self.sites, Mapping):

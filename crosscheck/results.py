@@ -65,7 +65,8 @@ class _OfThousands:
 
 @dataclass(frozen=True)
 class Metrics(_OfThousands):
-    """How the candidate's value differs from the reference's, both as they ran (no oracle).
+    """How the candidate's value differs from the reference's, both as they ran (no oracle). Of
+    complex values, both parts of a number count.
 
     Attributes:
         rel_l2: ‖candidate − reference‖₂ / ‖reference‖₂ over the elements finite on both sides;

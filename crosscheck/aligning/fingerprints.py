@@ -16,7 +16,7 @@ import numpy as np
 
 from crosscheck.aligning.layout import Two, relative_errors
 from crosscheck.aligning.names import Tokens, canonical
-from crosscheck.arrays import is_float
+from crosscheck.arrays import is_float, real_parts
 from crosscheck.kernels.on_device import DeviceArray, is_one_number
 from crosscheck.kernels.pairs import moments_of
 from crosscheck.kernels.stacked import matrix, of_one_size
@@ -66,6 +66,7 @@ def fingerprint(value: np.ndarray) -> np.ndarray:
 
 def fingerprints(values: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The `fingerprint` of each value; small ones are looked at together."""
+    values = [real_parts([value])[0] for value in values]
     found: dict[int, np.ndarray] = {}
     for some in of_one_size([value.size for value in values]):
         rows = matrix([values[i] for i in some])

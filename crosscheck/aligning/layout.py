@@ -23,6 +23,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from crosscheck.arrays import real_parts
 from crosscheck.compare import Difference, compare, compare_each
 from crosscheck.kernels.stacked import stacked_squares
 from crosscheck.memory import portions
@@ -332,7 +333,7 @@ def relative_errors(pairs: Iterable[Two]) -> list[float]:
 
 
 def _relative_errors(pairs: Sequence[Two]) -> list[float]:
-    squares = stacked_squares(pairs)
+    squares = stacked_squares([(a, b) for a, b in map(real_parts, pairs)])
     others = [i for i in range(len(pairs)) if i not in squares]
     compared = compare_each([pairs[i] for i in others])
     found = {i: _ratio(math.sqrt(error), math.sqrt(truth)) for i, (error, truth) in squares.items()}

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from crosscheck.arrays import is_float
+from crosscheck.arrays import is_inexact, widest
 from crosscheck.compare import compare
 from crosscheck.comparisons import Item, value_of
 from crosscheck.errors import SideFailed
@@ -83,10 +83,10 @@ def _local_errors(e: Evidence, judge: Judge, items: Sequence[Item]) -> Mapping[K
         truth = None if e.whole_oracle is None else value_of(item, e.whole_oracle, side="reference")
         raw = value_of(item, e.forced, side="candidate")
         value = None if truth is None else in_reference_layout(item, raw, truth)
-        if truth is None or value is None or not (is_float(truth) and is_float(value)):
+        if truth is None or value is None or not (is_inexact(truth) and is_inexact(value)):
             continue
         with np.errstate(invalid="ignore", over="ignore"):
-            error = value.astype(np.float64) - truth
+            error = value.astype(widest(truth)) - truth
         found[item.reference_key] = np.where(np.isfinite(error), error, 0.0)
     return found
 

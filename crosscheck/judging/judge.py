@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crosscheck.arrays import dtype_name, is_float
+from crosscheck.arrays import dtype_name, is_inexact
 from crosscheck.compare import (
     Difference,
     compare,
@@ -184,7 +184,7 @@ class Judge:
         return judged and _are_float(arrays[0].dtype, arrays[1].dtype)
 
     def _plainly(self, value: np.ndarray, reference: np.ndarray) -> Judgement:
-        if not (is_float(value) and is_float(reference)):
+        if not (is_inexact(value) and is_inexact(reference)):
             return exact(value, reference)
         assert self.tolerance is not None
         return within(self.tolerance, value, reference)
@@ -250,7 +250,7 @@ class Judge:
             return None, None
         truth = value_of(item, self.free_oracle, side="reference")
         raw = value_of(item, self.free_candidate, side="candidate")
-        if truth is None or raw is None or not is_float(raw):
+        if truth is None or raw is None or not is_inexact(raw):
             return None, None
         value = in_reference_layout(item, raw, reference)
         return (None, math.inf) if value is None else ((value, reference, truth), None)
@@ -258,7 +258,7 @@ class Judge:
 
 @cache
 def _are_float(*dtypes: np.dtype) -> bool:
-    return all("float" in dtype.name for dtype in dtypes)
+    return all("float" in dtype.name or dtype.kind == "c" for dtype in dtypes)
 
 
 @cache
@@ -347,7 +347,8 @@ def _metrics(value: np.ndarray, reference: np.ndarray) -> Metrics:
     if not _equal(value, reference) or not value.size or not np.isfinite(value).all():
         return describe(value, reference)
     first = (0,) * value.ndim
-    return Metrics(0.0, 0.0, first, 1.0, 0, 0, float(reference[first]), float(value[first]))
+    number = float(reference[first].real)  # of a complex number the part that comes first
+    return Metrics(0.0, 0.0, first, 1.0, 0, 0, number, number)
 
 
 def _equal(value: np.ndarray, reference: np.ndarray) -> bool:

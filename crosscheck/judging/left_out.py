@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from crosscheck.adapters.base import Parameter
-from crosscheck.arrays import is_float
+from crosscheck.arrays import is_inexact
 from crosscheck.compare import compare
 from crosscheck.comparisons import Item, value_of
 from crosscheck.errors import SideFailed
@@ -139,7 +139,7 @@ def gives_the_same(
 
 
 def _is_same(now: np.ndarray | None, before: np.ndarray | None) -> bool:
-    if now is None or before is None or not is_float(before):
+    if now is None or before is None or not is_inexact(before):
         return now is not None and before is not None and np.array_equal(now, before)
     seen = compare(now, before)
     limit = SAME_SUMS * unit_roundoff(before.dtype) * seen.truth_max

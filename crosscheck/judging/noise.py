@@ -115,7 +115,7 @@ def unit_roundoff(*dtypes: np.dtype) -> float:
 
 @cache
 def _unit(dtype: np.dtype) -> float:
-    return float(_finfo(dtype).eps) / 2.0 if "float" in dtype.name else 0.0
+    return float(_finfo(dtype).eps) / 2.0 if _rounds(dtype) else 0.0
 
 
 @cache
@@ -125,15 +125,20 @@ def underflow(dtype: np.dtype) -> float:
     smallest of all.
     """
     dtype = np.dtype(dtype)
-    if dtype.name in _UNDERFLOW or "float" not in dtype.name:
+    if dtype.name in _UNDERFLOW or not _rounds(dtype):
         return _UNDERFLOW.get(dtype.name, 1.2e-38)
     return float(_finfo(dtype).smallest_subnormal)
+
+
+def _rounds(dtype: np.dtype) -> bool:
+    """Floating point, or complex: then what is said holds for each of the two parts."""
+    return "float" in dtype.name or dtype.kind == "c"
 
 
 def _finfo(dtype: np.dtype) -> Any:
     import ml_dtypes
 
-    return np.finfo(dtype) if dtype.kind == "f" else ml_dtypes.finfo(dtype)
+    return np.finfo(dtype) if dtype.kind in "fc" else ml_dtypes.finfo(dtype)
 
 
 def judge(candidate: Difference, reference: Difference, floor: Floor) -> Judgement:
@@ -222,7 +227,8 @@ def verdict_of(ratio: float) -> Verdict:
 
 def within(tolerance: Tolerance, candidate: np.ndarray, reference: np.ndarray) -> Judgement:
     """Judge by an explicit tolerance; the ratio is the largest |c − r| / (atol + rtol·|r|)."""
-    c, r = candidate.astype(np.float64), reference.astype(np.float64)
+    wide = np.complex128 if "c" in candidate.dtype.kind + reference.dtype.kind else np.float64
+    c, r = candidate.astype(wide), reference.astype(wide)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         same = (c == r) | (np.isnan(c) & np.isnan(r))
         allowed = tolerance.atol + tolerance.rtol * np.abs(r)

@@ -48,6 +48,7 @@ FAR = 2.0**12
 ULPS = 3
 FRESH = 2
 ILL_CONDITIONED = "ill-conditioned: judged by what rounding of its inputs does to the oracle"
+WIDE = (np.dtype(np.float64), np.dtype(np.complex128))
 VANISHES = "rounding: it vanishes in float64"
 OWN = "rounding of the candidate's own formula: it vanishes in float64, and is redrawn by an ulp"
 COARSE = (
@@ -202,13 +203,13 @@ def _in_both_precisions(
     """The candidate's error in float64 and as it runs."""
     assert judge.oracle is not None
     truth = value_of(item, judge.oracle, side="reference")
-    if item in judge.doubted or truth is None or truth.dtype != np.float64:
+    if item in judge.doubted or truth is None or truth.dtype not in WIDE:
         return None
     found = []
     for trace in (wide, narrow):
         raw = value_of(item, trace, side="candidate")
         value = None if raw is None else in_reference_layout(item, raw, truth)
-        if value is None or (trace is wide and value.dtype != np.float64):
+        if value is None or (trace is wide and value.dtype not in WIDE):
             return None
         value, right = _kept(judge, item, value, truth)
         found.append(compare(*without_fill(value, right, right)[::2]))

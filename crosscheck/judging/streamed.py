@@ -14,7 +14,7 @@ import numpy as np
 
 from crosscheck.adapters.base import CotangentSource, input_site
 from crosscheck.aligning.alignment import Alignment
-from crosscheck.arrays import is_float
+from crosscheck.arrays import is_inexact
 from crosscheck.compare import Difference, compare, compare_two
 from crosscheck.comparisons import Item, site_items, value_of
 from crosscheck.judging.fill import FILL
@@ -89,7 +89,7 @@ def _looked(some: list[tuple[Item, Values]], tolerance: Tolerance | None) -> lis
     pairs = {
         item: (value, truth)
         for item, (truth, _, value) in some
-        if value is not None and is_float(value) and is_float(truth)
+        if value is not None and is_inexact(value) and is_inexact(truth)
     }
     seen = dict(zip(pairs, compare_two(list(pairs.values())), strict=True))
     found = []

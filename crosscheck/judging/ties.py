@@ -21,7 +21,7 @@ from typing import cast
 import numpy as np
 
 from crosscheck.adapters.base import Parameter
-from crosscheck.arrays import is_float
+from crosscheck.arrays import is_complex, is_float
 from crosscheck.comparisons import Item, value_of
 from crosscheck.errors import SideFailed
 from crosscheck.judging.judge import Judge, in_reference_layout
@@ -119,7 +119,7 @@ def _offered(judge: Judge, item: Item, candidate: Trace) -> _Values | None:
     if reference is None or raw is None or not 0 < reference.size <= LARGEST:
         return None
     value = in_reference_layout(item, raw, reference)
-    if value is None or is_float(value) != is_float(reference):
+    if value is None or is_float(value) != is_float(reference) or is_complex(value):
         return None
     truth = judge.truth(item, reference)
     near = AGREE * judge.plain_eta_max(item, value) if is_float(value) else 0.0

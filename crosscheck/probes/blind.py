@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from crosscheck.adapters.base import Parameter
-from crosscheck.arrays import is_float
+from crosscheck.arrays import is_float, real_parts
 from crosscheck.comparisons import gradient_items
 from crosscheck.errors import SideFailed
 from crosscheck.judging.evidence import Evidence
@@ -83,7 +83,13 @@ def _told_by_gradient(evidence: Evidence) -> set[str]:
         return set()
     gradients = evidence.free_reference.info.parameter_gradients
     items, _ = gradient_items(evidence.match, evidence.free_reference, evidence.forced)
-    return {i.reference for i in items if _tells(gradients[i.reference].astype(np.float64))}
+    return {i.reference for i in items if _tells(_wide(gradients[i.reference]))}
+
+
+def _wide(value: np.ndarray) -> np.ndarray:
+    """In float64; of complex numbers both parts."""
+    parts: np.ndarray = real_parts([value])[0].astype(np.float64)
+    return parts
 
 
 def _tells(gradient: np.ndarray) -> bool:
@@ -154,14 +160,14 @@ def _annihilates(
         return False
     if not sent.any():
         return True
-    wide = sent.astype(np.float64)
-    if _rms(wide) > FAINT * _rms(given.astype(np.float64)):
+    wide = _wide(sent)
+    if _rms(wide) > FAINT * _rms(_wide(given)):
         return False
     oracle = evidence.whole_oracle
     truth = None if oracle is None else oracle.values.get(("input_cotangent", slot))
     if truth is None:
         return False
-    return bool(np.linalg.norm(wide - truth) >= 0.5 * np.linalg.norm(wide))
+    return bool(np.linalg.norm(wide - _wide(truth)) >= 0.5 * np.linalg.norm(wide))
 
 
 def _rms(value: np.ndarray) -> float:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from crosscheck.aligning.fingerprints import PreparedTrace, repeating
-from crosscheck.arrays import is_float
+from crosscheck.arrays import is_inexact
 from crosscheck.comparisons import Item, value_of
 from crosscheck.judging.judge import Arrays, Judge, in_reference_layout
 from crosscheck.judging.noise import Terms
@@ -53,7 +53,7 @@ class TraceJudge(Judge):
 
     def _notes(self, item: Item, reference: np.ndarray) -> tuple[str, ...]:
         """Where the floor comes from."""
-        if not is_float(reference) or self.tolerance is not None:
+        if not is_inexact(reference) or self.tolerance is not None:
             return ()
         return (MEASURED if self._is_measured(item) else RECKONED,)
 
@@ -88,7 +88,7 @@ class TraceJudge(Judge):
         if item.phase == "weights":
             return None, None
         raw = value_of(item, self.free_candidate, side="candidate")
-        if raw is None or not is_float(raw):
+        if raw is None or not is_inexact(raw):
             return None, None
         value = in_reference_layout(item, raw, reference)
         return (None, math.inf) if value is None else ((value, reference, reference), None)

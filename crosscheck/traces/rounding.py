@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from crosscheck.arrays import is_float
+from crosscheck.arrays import is_inexact
 from crosscheck.compare import compare
 from crosscheck.comparisons import Item
 from crosscheck.judging.judge import Judge
@@ -89,7 +89,7 @@ def _errors(free: Trace, wide: Trace) -> dict[RecordKey, Rounding]:
     """(kind, name) -> the error of each float record against the run in float64."""
     found = {}
     for key, value, truth in _pairs(free, wide):
-        if truth is not None and truth.shape == value.shape and is_float(value):
+        if truth is not None and truth.shape == value.shape and is_inexact(value):
             error = compare(value, truth)
             found[key] = Rounding(error.l2, error.maximum)
     return found

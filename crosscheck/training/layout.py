@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from crosscheck.adapters.base import Parameter
+from crosscheck.arrays import is_complex
 from crosscheck.weights import Match, Matched
 from crosscheck.weights.gradients import gradient_pairs
 
@@ -109,6 +110,8 @@ class Layout:
 
 def _incomparable(parameter: Parameter, held: Sequence[Matched]) -> str:
     """Why a reference parameter's change has no single place in the candidate; empty if it has."""
+    if any(is_complex(p.value) for p in (parameter, *(m.candidate for m in held))):
+        return "steps on complex numbers are not compared"
     if any(m.transform.function is not None for m in held):
         return "its weight transform has no known inverse"
     if any(m.tied for m in held):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from crosscheck.arrays import widest
 from crosscheck.errors import CrosscheckError, InvalidArgument, SideFailed
 from crosscheck.optimizers.sides import SideOptimizer, Stepper
 from crosscheck.training.layout import Layout
@@ -103,20 +104,21 @@ def _made_wide(
         made = _made("", stepper, _float64(values), [_float64(g) for g in gradients])
     except SideFailed:
         made = {}
-    if values and any(v.dtype != np.float64 for v in made.values()) or len(made) < len(values):
+    if values and any(v.dtype != widest(v) for v in made.values()) or len(made) < len(values):
         steppers[side] = None
         return None
     return made
 
 
 def _float64(values: Arrays) -> dict[str, np.ndarray]:
-    return {name: value.astype(np.float64) for name, value in values.items()}
+    return {name: value.astype(widest(value)) for name, value in values.items()}
 
 
 def _delta(after: Arrays, before: Arrays, name: str, zero: np.ndarray) -> np.ndarray:
     if name not in after:
         return zero
-    return after[name].astype(np.float64) - before[name].astype(np.float64)
+    was = before[name]
+    return np.asarray(after[name].astype(widest(was)) - was.astype(widest(was)))
 
 
 def _deltas(after: Arrays, before: Arrays) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import crosscheck
@@ -238,3 +239,11 @@ def test_comparing_nothing_is_not_a_pass() -> None:
                 run(Mlp(), Mlp(), inputs, gradients=gradients)
     with pytest.raises(CannotCompare, match="returned no array"):
         run(Outputs("none"), Outputs("none"))
+
+
+def test_integers_of_numpy_are_integers(tmp_path: Path) -> None:
+    """PyTorch's generator and JSON take Python's alone."""
+    report = run(Mlp(), Stack(), seed=np.int64(4), optimizer="sgd(lr=0.1)", steps=np.int32(2))
+    report.save_json(tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["seed"] == 4
+    assert report.sites == run(Mlp(), Stack(), seed=4, optimizer="sgd(lr=0.1)", steps=2).sites

@@ -225,3 +225,12 @@ def test_without_a_float_output_there_is_nothing_to_send() -> None:
         "`output: int64[2, 3]`, `output:1: bool[2]`.\n  Fix: return the logits as well, or "
         "gradients=False to compare the forward pass alone"
     )
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">i8", ">c8"])
+def test_bytes_in_the_order_of_another_machine(dtype: str) -> None:
+    """As np.load gives them; no framework takes such an array."""
+    given = np.arange(6).reshape(2, 3).astype(dtype)
+    made = make_inputs({"x": given}, seed=0)["x"]
+    assert made.dtype.isnative and made.dtype == given.dtype.newbyteorder("=")
+    np.testing.assert_array_equal(made, given)

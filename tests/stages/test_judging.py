@@ -251,7 +251,7 @@ def relative_l2(value: np.ndarray, truth: np.ndarray) -> float:
     return found.l2 / found.truth_l2
 
 
-@pytest.mark.filterwarnings("ignore:Casting complex")
+@pytest.mark.filterwarnings("error:Casting complex")
 def test_complex_weights_are_equal_or_not() -> None:
     """Nothing compares only the real parts."""
     truth = np.array([1.0 + 1.0j, 2.0])

@@ -47,8 +47,20 @@ def is_tensor(value: Any) -> bool:
 
 
 def is_float(value: Any) -> bool:
-    """Whether a cotangent can arrive at ``value``."""
+    """Whether ``value`` is real and may be differentiated."""
     return bool(jnp.issubdtype(value.dtype, jnp.floating))
+
+
+def has_cotangent(value: Any) -> bool:
+    """Whether a cotangent can arrive at ``value``: complex numbers have some, too."""
+    return bool(jnp.issubdtype(value.dtype, jnp.inexact))
+
+
+def conjugate(cotangent: Any) -> Any:
+    """Between JAX's complex cotangents and those of PyTorch and TensorFlow, which point in the
+    direction of steepest ascent. Real ones are the same."""
+    is_complex = jnp.issubdtype(cotangent.dtype, jnp.complexfloating)
+    return jnp.conj(cotangent) if is_complex else cotangent
 
 
 def _kept_compiled(value: Any) -> bool:
@@ -216,7 +228,7 @@ class JaxSession(Session):
         replacement = self.observe(site, kind, array)
         if replacement is not None and kind == "input" and equal(replacement, array):
             replacement = None
-        if not isinstance(value, jax.core.Tracer) or not is_float(value):
+        if not isinstance(value, jax.core.Tracer) or not has_cotangent(value):
             return value if replacement is None else placed(replacement)
         if type(value).__name__ == "JVPTracer":  # forward mode, which a custom_vjp refuses
             if self._shows_cotangent(kind):
@@ -256,9 +268,9 @@ class JaxSession(Session):
                 return (cotangent,)
             if at_hand(cotangent) is None:
                 show = self._cotangent_callback(lambda _: site, kind)
-                return (show(jnp.int32(0), cotangent),)
-            answer = self.observe(site, COTANGENT_OF[kind], shown(cotangent))
-            return (cotangent if answer is None else placed(answer),)
+                return (conjugate(show(jnp.int32(0), conjugate(cotangent))),)
+            answer = self.observe(site, COTANGENT_OF[kind], shown(conjugate(cotangent)))
+            return (cotangent if answer is None else conjugate(placed(answer)),)
 
         node = jax.custom_vjp(lambda x: forward(x)[0])
         node.defvjp(forward, backward)
@@ -277,13 +289,15 @@ class JaxSession(Session):
         self.shared.staged |= _kept_compiled(value)
         self.staged_last = place.path + suffix
         show = self._activation_callback(place, suffix, kind, origin)
-        if not is_float(value):
+        if not has_cotangent(value):
             return show(jax.lax.stop_gradient(value))[0]
         show_cotangent = self._cotangent_callback(lambda n: place.sites[n] + suffix, kind)
         shows = self._shows_cotangent(kind)
 
         def backward(number: Any, cotangent: Any) -> tuple[Any]:
-            return (show_cotangent(number, cotangent) if shows else cotangent,)
+            if not shows:
+                return (cotangent,)
+            return (conjugate(show_cotangent(number, conjugate(cotangent))),)
 
         node = jax.custom_vjp(lambda x: show(x)[0])
         node.defvjp(show, backward)
@@ -306,7 +320,7 @@ class JaxSession(Session):
                 site = session._executed(place, int(number)) + suffix
                 session._note_source(site, origin)
                 answer = session.observe(site, kind, host)
-                if expects and is_float(host):
+                if expects and has_cotangent(host):
                     session.expect_cotangent(site, kind, host)
                 return answer
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from crosscheck.adapters.torch.taps import from_host, to_host
+from crosscheck.arrays import widest
 from crosscheck.errors import InvalidArgument
 from crosscheck.optimizers.rules import Adagrad, Adam, RmsProp, Rule, Sgd
 from crosscheck.optimizers.schedules import Constant
@@ -78,7 +79,7 @@ class TorchStepper:
 
     def _begin(self, values: Arrays) -> None:
         for name, value in values.items():
-            own = torch.float64 if self._wide else getattr(torch, value.dtype.name)
+            own = getattr(torch, (widest(value) if self._wide else value.dtype).name)
             like = torch.empty(0, dtype=own, device=self._device)
             self._tensors[name] = from_host(value, like).requires_grad_(True)
         self._optimizer, self._schedulers = self._make(self._tensors)

@@ -20,7 +20,7 @@ from crosscheck.aligning.layout import Layout, LayoutBook, between, layouts_of
 from crosscheck.arrays import is_float
 from crosscheck.observers import Key
 from crosscheck.sketches.make import Record, Sketch
-from crosscheck.sketches.project import Numbers, Plan, measure
+from crosscheck.sketches.project import Numbers, Plan, length_of, measure
 from crosscheck.trace import Trace, owner
 from crosscheck.traces.file import DTYPES, named_dtype
 from crosscheck.traces.recorded import RecordedTrace
@@ -109,7 +109,7 @@ def shadows(sketch: Sketch, candidate: RecordedTrace) -> Shadows:
     for key, value in candidate.values.items():
         layout = layouts.alone(value.shape, key[1], known)
         numbers = measure(layout.to_reference(value), sketch.plan)
-        theirs[key] = lengths.vector(numbers, value.size, value.dtype)
+        theirs[key] = lengths.vector(numbers, length_of(value.shape, value.dtype.name), value.dtype)
     return Shadows(reference, replace(candidate, values=theirs), layouts)
 
 
@@ -159,7 +159,7 @@ def _vector(numbers: Numbers, length: int, kind: str) -> np.ndarray:
     bad = numbers.counts[:3].sum()
     if bad:  # it counts in every fingerprint, so that it tells values apart
         found[-1] = math.nan
-    return found if kind == "f" else np.clip(found * 2, -(2.0**62), 2.0**62).astype(np.int64)
+    return found if kind in "fc" else np.clip(found * 2, -(2.0**62), 2.0**62).astype(np.int64)
 
 
 def _equal(

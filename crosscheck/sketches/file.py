@@ -26,7 +26,7 @@ from crosscheck.sketches.make import (
     Sketch,
     packed_index,
 )
-from crosscheck.sketches.project import FACTS, GROUPS, Numbers, Plan
+from crosscheck.sketches.project import FACTS, GROUPS, Numbers, Plan, length_of
 from crosscheck.trace import RunInfo
 from crosscheck.traces.file import DTYPES, MOST_AXES, TensorFile, named_dtype, shown, write_tensors
 from crosscheck.traces.recorded import RecordKey
@@ -232,7 +232,7 @@ def _records(file: TensorFile, rows: Any, plan: Plan) -> dict[RecordKey, Record]
     for kind, name, dims, dtype in map(_list, _list(rows)):
         key, shape = _key([kind, name]), _shape(dims)
         _require(_text(dtype) in _DTYPE_NAMES, f"the dtype {shown(dtype)}")
-        size = math.prod(shape)
+        size = length_of(shape, dtype)
         row = numbers[begin : begin + facts + 2 + plan.length(size)]
         begin += facts + 2 + plan.length(size)
         _require(begin <= numbers.size and key not in found, f"`{shown(name)}` twice or cut short")

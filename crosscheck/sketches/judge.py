@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from crosscheck.arrays import is_float
+from crosscheck.arrays import is_inexact
 from crosscheck.comparisons import Item
 from crosscheck.judging.noise import unit_roundoff, verdict_of
 from crosscheck.results import Metrics, SiteResult
@@ -90,7 +90,7 @@ def judged(
 
 def _ratio(reading: Reading, dtype: np.dtype, record: Record) -> float:
     stored = named_dtype(record.dtype)
-    both_float = is_float(np.empty(0, dtype)), is_float(np.empty(0, stored))
+    both_float = is_inexact(np.empty(0, dtype)), is_inexact(np.empty(0, stored))
     if both_float[0] != both_float[1] or reading.mismatch:
         return math.inf
     if not both_float[0]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from crosscheck.adapters.base import Parameter
-from crosscheck.arrays import is_float
+from crosscheck.arrays import is_float, is_inexact
 from crosscheck.compare import compare
 from crosscheck.comparisons import Item
 from crosscheck.errors import InvalidArgument
 from crosscheck.judging.noise import Floor, floors, unit_roundoff
 from crosscheck.judging.reductions import Reductions
-from crosscheck.sketches.project import FACTS, Numbers, Plan, measure
+from crosscheck.sketches.project import FACTS, Numbers, Plan, length_of, measure
 from crosscheck.trace import RunInfo
 from crosscheck.traces.judging import TraceJudge
 from crosscheck.traces.recorded import RecordedTrace, RecordKey, parameter_entry
@@ -49,8 +48,8 @@ class Record:
 
     @property
     def size(self) -> int:
-        """How many elements the value has."""
-        return math.prod(self.shape)
+        """How many numbers the value holds."""
+        return length_of(self.shape, self.dtype)
 
 
 @dataclass(frozen=True, repr=False)
@@ -229,7 +228,7 @@ def _plan(
     described = [(*key, value.shape, value.dtype.name) for key, value in values.items()]
     text = packed_index(trace, Plan(0, 0, 0), described, same, _keys(trace))
     fixed = len(text) + 64 + _HEADER + sum(v.nbytes + 200 for v in inputs.values())
-    sizes = [value.size for value in values.values()]
+    sizes = [length_of(value.shape, value.dtype.name) for value in values.values()]
     seed = trace.seed or 0
     for rows in range(MOST_ROWS, FEWEST_ROWS - 1, -4):
         plan = Plan(seed, rows, rows // 4, wide)
@@ -285,7 +284,7 @@ def _floors(trace: RecordedTrace) -> dict[RecordKey, tuple[float, float]]:
     found = {}
     for item in items_of(trace):
         value = _of(item, trace)
-        if is_float(value):
+        if is_inexact(value):
             found[item_key(item)] = floors(compare(value, value), judge.floor(item, value))
     return found
 
@@ -300,6 +299,6 @@ def _of(item: Item, trace: RecordedTrace) -> np.ndarray:
 
 def _cast_floor(value: np.ndarray) -> tuple[float, float]:
     """What a cast may change in a parameter; nothing may change an integer."""
-    if not is_float(value):
+    if not is_inexact(value):
         return 0.0, 0.0
     return floors(compare(value, value), Floor(unit=unit_roundoff(value.dtype)))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crosscheck.arrays import is_float
+from crosscheck.arrays import is_float, real_parts
 
 __all__ = ["FACTS", "Numbers", "Plan", "measure"]
 
@@ -103,12 +103,17 @@ class Numbers:
         return self.facts[3:]
 
 
+def length_of(shape: tuple[int, ...], dtype: str) -> int:
+    """How many numbers a value holds: a complex element is two."""
+    return math.prod(shape) * (2 if dtype.startswith("complex") else 1)
+
+
 def measure(value: np.ndarray, plan: Plan) -> Numbers:
-    """Sketch an array, which lies in the layout of the reference; any real dtype, one pass.
+    """Sketch an array, which lies in the layout of the reference; any dtype, one pass.
 
     The numbers are rounded as the file rounds them, so that equal arrays give equal numbers.
     """
-    flat = value.reshape(-1)
+    flat = real_parts([value])[0].reshape(-1)
     counts, huge = _counts(flat)
     projected = np.zeros(plan.rows if flat.size > plan.rows else flat.size)
     squares = total = largest = 0.0

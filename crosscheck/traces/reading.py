@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from crosscheck.arrays import is_float
+from crosscheck.arrays import is_float, is_inexact
 from crosscheck.traces.file import DTYPES, TensorFile, shown
 from crosscheck.traces.records import FORMAT, KINDS, OBSERVED, SKETCH_MARK, split_name
 
@@ -167,7 +167,7 @@ class Records:
                     "write both in one shape: a gradient has that of its value",
                 )
             is_gradient = kind in ("cotangent", "input_cotangent", "gradient")
-            if is_gradient and not is_float(np.empty(0, self.file.dtype(record))):
+            if is_gradient and not is_inexact(np.empty(0, self.file.dtype(record))):
                 raise self.wrong(
                     f"`{shown(record)}` is {self.file.dtype(record)}", "write gradients as floats"
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +14,10 @@ from torch import nn
 
 import crosscheck
 
-pytestmark = pytest.mark.filterwarnings("error:Casting complex")
+pytestmark = [
+    pytest.mark.filterwarnings("error:Casting complex"),
+    pytest.mark.filterwarnings("error:The given NumPy array is not writable"),
+]
 X = {"x": "float32[5,7,6]"}
 
 
@@ -167,3 +171,13 @@ def test_steps_on_complex_parameters_are_said_not_to_be_compared() -> None:
     assert report.verdict == "agree", str(report)
     assert [s.reference for s in report.sites if s.phase == "update"] == ["scale"]
     assert any("update of `w`: steps on complex" in line for line in report.coverage.not_compared)
+
+
+@pytest.mark.parametrize("sketch", [0, 300_000], ids=["trace", "sketch"])
+def test_recorded_runs_with_complex_values(tmp_path: Path, sketch: int) -> None:
+    path = tmp_path / "golden.safetensors"
+    crosscheck.record(net(), X, sketch=sketch).save(path)
+    report = crosscheck.check(str(path), net(by_hand=True), weights="keep")
+    assert report.verdict == "agree", str(report)
+    found = crosscheck.check(str(path), net(imaginary=1.001), weights="keep").first_divergence
+    assert found is not None and found.reference == "2"

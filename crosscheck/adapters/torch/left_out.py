@@ -108,7 +108,9 @@ def _given(
 def _value(known: np.ndarray, inputs: list[torch.Tensor], ends: list[torch.Tensor]) -> torch.Tensor:
     """A known value, which hangs on the layer's inputs as far as autograd can tell."""
     floating = is_float(known)
-    dtype = torch.get_default_dtype() if floating else torch.from_numpy(known).dtype
+    dtype = (
+        torch.get_default_dtype() if floating else torch.from_numpy(np.empty(0, known.dtype)).dtype
+    )
     device = inputs[0].device if inputs else None
     value = from_host(known, torch.empty(0, dtype=dtype, device=device))
     differentiable = [tensor for tensor in inputs if tensor.requires_grad]

@@ -7,7 +7,7 @@ which are buffers. In other files the nodes that use an initializer have to tell
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ import onnx
 
 from crosscheck.adapters.base import Parameter
 from crosscheck.adapters.onnx.scopes import is_folded
-from crosscheck.adapters.onnx.structure import Structure
+from crosscheck.adapters.onnx.structure import Structure, subgraphs
 
 __all__ = ["anonymous", "describe", "to_array"]
 
@@ -58,10 +58,14 @@ _CLASS_KINDS = (
 @dataclass(frozen=True)
 class _Use:
     """What a node does with an initializer. ``layer``: the node that makes up its layer, which for
-    a bias that is added behind a product is the product."""
+    a bias that is added behind a product is the product.
 
-    node: int
-    layer: int
+    A node is its index in the graph; inside If, Loop and Scan further indices follow: of the body,
+    and of the node in it. What happens there belongs to the outermost node, which is the site.
+    """
+
+    node: tuple[int, ...]
+    layer: tuple[int, ...]
     role: str = "other"
     kind: str = "other"
     axes: tuple[str, ...] | None = None
@@ -82,17 +86,20 @@ def describe(structure: Structure, value_of: Callable[[str], np.ndarray]) -> tup
     uses = _uses(structure)
     specs = _specs(graph)
     named = _named_layers(uses)
+    sites = _sites(structure, uses)
     found = []
     for tensor in graph.initializer:
         if tensor.data_type not in _FLOATS or not uses[tensor.name]:
             continue
-        if any(is_folded(graph.node[u.node]) for u in uses[tensor.name]):
+        if any(is_folded(graph.node[u.node[0]]) for u in uses[tensor.name]):
             continue  # under the old name, perhaps, but no longer that parameter
         use = min(uses[tensor.name], key=lambda u: (u.kind == "other", u.node))
         if not _is_parameter(tensor, use, specs):
             continue
         first = min(u.node for u in uses[tensor.name])
-        parameter = _parameter(structure, tensor, use, value_of(tensor.name), exported=bool(specs))
+        site = sites[use.layer]
+        value = value_of(tensor.name)
+        parameter = _parameter(structure, tensor, use, value, site, exported=bool(specs))
         if not specs and not structure.annotated:
             parameter = replace(parameter, named=named.get(use.layer, ""))
         elif not specs and not tensor.name.rpartition(".")[0] and use.layer in named:
@@ -101,11 +108,11 @@ def describe(structure: Structure, value_of: Callable[[str], np.ndarray]) -> tup
     return tuple(parameter for _, parameter in sorted(found, key=lambda f: f[0]))
 
 
-def _named_layers(uses: Mapping[str, Sequence[_Use]]) -> dict[int, str]:
+def _named_layers(uses: Mapping[str, Sequence[_Use]]) -> dict[tuple[int, ...], str]:
     """Node that makes up a layer -> the path that the names of its parameters hold, if they hold
     one. An exporter that transposes a weight gives it a name of its own, and leaves the bias the
     old one; a tool that folds a norm into a convolution names one after either."""
-    paths: defaultdict[int, set[str]] = defaultdict(set)
+    paths: defaultdict[tuple[int, ...], set[str]] = defaultdict(set)
     for name, found in uses.items():
         path = name.rpartition(".")[0]
         for use in found:
@@ -125,7 +132,7 @@ def anonymous(structure: Structure) -> list[str]:
         and tensor.data_type in _FLOATS
         and (
             (tensor.name not in specs and any(use.role != "other" for use in uses[tensor.name]))
-            or any(is_folded(structure.graph.node[use.node]) for use in uses[tensor.name])
+            or any(is_folded(structure.graph.node[use.node[0]]) for use in uses[tensor.name])
         )
     ]
 
@@ -149,14 +156,21 @@ def _is_parameter(tensor: onnx.TensorProto, use: _Use, specs: Mapping[str, str])
 
 
 def _parameter(
-    structure: Structure, tensor: onnx.TensorProto, use: _Use, value: np.ndarray, *, exported: bool
+    structure: Structure,
+    tensor: onnx.TensorProto,
+    use: _Use,
+    value: np.ndarray,
+    site: str,
+    *,
+    exported: bool,
 ) -> Parameter:
+    """``site``: that of its layer, in a file without module paths."""
     layer, _, leaf = tensor.name.rpartition(".")
-    call = structure.calls[structure.stacks[use.layer][-1]]
+    call = structure.calls[structure.stacks[use.layer[0]][-1]]
     if exported and not _related(layer, call.path):
         layer = call.path  # shared, and named after another of its layers
     elif not exported and (not layer or not structure.annotated):
-        layer = call.path if structure.annotated else call.site
+        layer = call.path if structure.annotated else site
     role, kind, axes = use.role, use.kind, use.axes
     if leaf in _ROLES:
         role = _ROLES[leaf]
@@ -180,6 +194,21 @@ def _parameter(
     )
 
 
+def _sites(structure: Structure, uses: Mapping[str, Sequence[_Use]]) -> dict[tuple[int, ...], str]:
+    """Node that makes up a layer -> the site that it belongs to. Where bodies hold several layers,
+    each has a name below the site of the node with the bodies: they must not be taken for one."""
+    layers = {use.layer for found in uses.values() for use in found}
+    together = Counter(layer[0] for layer in layers)
+    sites = {}
+    for layer in layers:
+        node, sites[layer] = structure.graph.node[layer[0]], structure.site_of(layer[0])
+        if together[layer[0]] > 1:
+            for body, index in zip(layer[1::2], layer[2::2], strict=True):
+                node = list(subgraphs(node))[body].node[index]
+                sites[layer] += f".{node.output[0]}"
+    return sites
+
+
 def _related(a: str, b: str) -> bool:
     """Whether one path is the other or lies inside it."""
     return f"{a}.".startswith(f"{b}." if b else "") or f"{b}.".startswith(f"{a}." if a else "")
@@ -188,15 +217,42 @@ def _related(a: str, b: str) -> bool:
 # -- what nodes do with them -----------------------------------------------------------------------
 
 
+_Origins = dict[str, tuple[str, tuple[int, ...] | None]]
+
+
 def _uses(structure: Structure) -> defaultdict[str, list[_Use]]:
-    """initializer -> its uses, also behind transpositions and changes of shape."""
+    """initializer -> its uses, also behind transpositions and changes of shape, and in bodies."""
     graph = structure.graph
-    origin: dict[str, tuple[str, tuple[int, ...] | None]]
-    origin = {t.name: (t.name, tuple(range(len(t.dims)))) for t in graph.initializer}
-    weighted: dict[str, _Use] = {}  # outputs of products with a weight: what is added is a bias
-    divided = {o for n in graph.node if n.op_type == "Div" for o in n.output}
+    origin: _Origins = {t.name: (t.name, tuple(range(len(t.dims)))) for t in graph.initializer}
     found: defaultdict[str, list[_Use]] = defaultdict(list)
+    _walk(graph, (), origin, {}, found)
+    return found
+
+
+def _walk(
+    graph: onnx.GraphProto,
+    place: tuple[int, ...],
+    origin: _Origins,
+    weighted: dict[str, _Use],
+    found: defaultdict[str, list[_Use]],
+) -> None:
+    """Note the uses in a graph and in the bodies of its nodes.
+
+    Args:
+        place: the indices that lead to it.
+        origin: values that are an initializer -> it, and axis of it -> axis of the value.
+        weighted: outputs of products with a weight: what is added is a bias.
+    """
+    divided = {o for n in graph.node if n.op_type == "Div" for o in n.output}
     for i, node in enumerate(graph.node):
+        at = (*place, i)
+        for number, body in enumerate(subgraphs(node)):
+            own = {v.name for v in body.input} | {t.name for t in body.initializer}
+            outer = {value: known for value, known in origin.items() if value not in own}
+            _walk(body, (*at, number), outer, dict(weighted), found)
+            for output in body.output:  # a body may choose a weight, and be no more than that
+                if output.name in outer:
+                    found[outer[output.name][0]].append(_Use(at, at))
         first = origin.get(node.input[0]) if node.input else None
         if first is not None and node.op_type in _SAME_VALUES:
             origin[node.output[0]] = first
@@ -210,11 +266,10 @@ def _uses(structure: Structure) -> defaultdict[str, list[_Use]]:
         for position, value in enumerate(node.input):
             if value in origin:
                 name, order = origin[value]
-                use = _use(node, i, position, order, weighted, divided)
+                use = _use(node, at, position, order, weighted, divided)
                 found[name].append(use)
                 if use.kind in ("dense", "conv", "norm") and use.role == "weight":
                     weighted[node.output[0]] = use
-    return found
 
 
 def _permuted(
@@ -235,7 +290,7 @@ def _attribute(node: onnx.NodeProto, name: str) -> tuple[int, ...] | None:
 
 def _use(
     node: onnx.NodeProto,
-    index: int,
+    index: tuple[int, ...],
     position: int,
     order: tuple[int, ...] | None,
     weighted: Mapping[str, _Use],

@@ -17,12 +17,12 @@ def same(value: np.ndarray, other: np.ndarray | None) -> bool:
 
 
 def apart(value: np.ndarray, other: np.ndarray) -> float:
-    """The largest difference; of two shapes, infinity."""
+    """The largest difference; NaN beside NaN is none; of two shapes, infinity."""
     if value.shape != other.shape:
         return float("inf")
     a, b = value.astype(np.float64), other.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        difference = np.where(a == b, 0.0, np.abs(a - b))
+        difference = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
     return float(np.max(np.nan_to_num(difference, nan=np.inf), initial=0.0))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from crosscheck.arrays import is_float
 from crosscheck.auditing.arrays import is_mask
-from crosscheck.auditing.registry import Failure, Looked, Outcome, Skip, check
+from crosscheck.auditing.registry import NO_GRADIENT, NO_LOSS, Failure, Looked, Outcome, Skip, check
 from crosscheck.auditing.stepping import Learnt, floor_of, learn, learning
 from crosscheck.auditing.subject import EXAMPLES, Arrays, Subject
 from crosscheck.losses.targets import Targets
@@ -32,6 +32,8 @@ CLEAR = 0.1  # so much needs no further steps
 def loss_depends_on_the_model(subject: Subject) -> Outcome:
     """The loss is not the same whatever the model computes (a softmax over a single logit)."""
     values = [subject.run().loss]
+    if _is_nan(values[0]):
+        return Skip(NO_LOSS)
     for seed in (1, 2, 3):
         outputs = subject.outputs_at(subject.noise(seed))
         values.append(float(subject.loss_of(outputs).value))
@@ -49,6 +51,10 @@ def loss_depends_on_the_model(subject: Subject) -> Outcome:
     return Looked(f"the loss is {values[0]:.4g} and moves with the parameters", values[0])
 
 
+def _is_nan(loss: float | None) -> bool:
+    return loss is not None and math.isnan(loss)
+
+
 @check("suspicious", needs_loss=True)
 def initial_loss(subject: Subject) -> Outcome:
     """At initialisation the loss is that of a random guess: ln C for C classes, ln 2 for bits."""
@@ -59,6 +65,8 @@ def initial_loss(subject: Subject) -> Outcome:
     if subject.loss.own is not None or not {t.name for t in subject.loss.terms} & logits:
         return Skip("only classification losses have a guess to compare with")
     step = subject.run()
+    if _is_nan(step.loss):
+        return Skip(NO_LOSS)
     guess = float(subject.loss_of(_undecided(subject, step.outputs)).value)
     assert step.loss is not None
     text = f"the loss starts at {step.loss:.4g}; a random guess has {guess:.4g}"
@@ -89,6 +97,8 @@ def gradient_is_clipped_not_the_loss(subject: Subject) -> Outcome:
     """However large the loss of an example grows, its gradient does not vanish."""
     step = subject.run()
     assert step.loss is not None and subject.loss is not None
+    if _is_nan(step.loss):
+        return Skip(NO_LOSS)
     for factor in (10.0, 100.0, 1000.0):
         far = {k: (v * -factor if v.dtype.kind == "f" else v) for k, v in step.outputs.items()}
         found = subject.loss_of(far)
@@ -188,6 +198,8 @@ def inputs_matter(subject: Subject) -> Outcome:
     ):
         if real.lowest < blind.lowest - CLEAR * abs(blind.losses[0]):
             break
+    if _is_nan(real.losses[0]) or _is_nan(blind.losses[0]):
+        return Skip(NO_LOSS)
     text = f"after {len(real.losses) - 1} steps the loss is {real.lowest:.4g} with the inputs"
     text += f", {blind.lowest:.4g} with zeros"
     if _constant(targets) or blind.losses[0] == 0:
@@ -217,6 +229,8 @@ def accumulation_equals_the_large_batch(subject: Subject) -> Outcome:
     scale = max((float(np.linalg.norm(whole.gradients[k].astype(float))) for k in names), default=0)
     if scale == 0:
         return Skip("all gradients are zero, and zeros add up to anything")
+    if not math.isfinite(scale):
+        return Skip(NO_GRADIENT)
     shares = [len(rows) / sum(map(len, windows)) for rows in windows]
     off = {}
     for rule, factors in (("mean", shares), ("sum", [1 / overlap] * len(parts))):

@@ -10,7 +10,7 @@ import numpy as np
 
 from crosscheck.adapters.base import Parameter
 from crosscheck.arrays import is_float
-from crosscheck.auditing.registry import Failure, Looked, Outcome, Skip, check
+from crosscheck.auditing.registry import NO_GRADIENT, Failure, Looked, Outcome, Skip, check
 from crosscheck.auditing.results import Severity
 from crosscheck.auditing.subject import Subject
 
@@ -35,6 +35,8 @@ def updates_are_of_a_sane_size(subject: Subject) -> Outcome:
         for p in subject.trainable()
         if is_float(p.value) and np.any(step.gradients.get(p.name, 0.0))
     }
+    if not all(np.isfinite(step.gradients[n].astype(np.float64)).all() for n in values):
+        return Skip(NO_GRADIENT)
     made = Definition(parse(subject.optimizer)).step(
         values, [{n: step.gradients[n] for n in values}]
     )

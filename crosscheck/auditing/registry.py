@@ -39,6 +39,8 @@ class Skip:
     reason: str
 
 
+NO_LOSS = "the loss is NaN, and shows nothing"
+NO_GRADIENT = "the gradients hold NaN or Inf, and show nothing"
 Outcome = Failure | Looked | Skip
 
 

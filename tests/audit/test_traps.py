@@ -291,3 +291,29 @@ def test_what_only_the_order_of_sums_changes_is_a_note() -> None:
     found = only(Threads(), "runs_are_deterministic")
     assert (found.failed, found.severity) == (True, "note")
     assert only(Threads(), "eval_is_repeatable").status == "pass"
+
+
+def test_nan_is_found_where_it_is_made_and_shows_nothing_else() -> None:
+    """The examples that make NaN make it whatever the others are; no check of the loss passes."""
+
+    class Log(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.line = nn.Linear(FEATURES, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.log(self.line(x))
+
+    report = audit(Log(), optimizer="sgd(lr=0.1)")
+    assert finding(report, "values_are_finite").status == "fail"
+    assert finding(report, "examples_are_independent").status == "pass"
+    for name in (
+        "loss_depends_on_the_model",
+        "initial_loss",
+        "gradient_is_clipped_not_the_loss",
+        "inputs_matter",
+        "accumulation_equals_the_large_batch",
+        "updates_are_of_a_sane_size",
+    ):
+        assert finding(report, name).status == "skipped", name

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "any_complex",
     "dtype_name",
     "holds_not_finite",
     "is_complex",
@@ -27,7 +28,13 @@ def is_float(value: Any) -> bool:
 
 def is_complex(value: Any) -> bool:
     """Whether an array, of NumPy or on a device, holds complex numbers."""
-    return getattr(value.dtype, "kind", "") == "c"
+    return any_complex(value.dtype)
+
+
+@cache
+def any_complex(*dtypes: Any) -> bool:
+    """Whether one of these dtypes, of NumPy or of a device's library, is complex."""
+    return any(getattr(dtype, "kind", "") == "c" for dtype in dtypes)
 
 
 def is_inexact(value: Any) -> bool:
@@ -43,7 +50,7 @@ def widest(value: Any) -> np.dtype[Any]:
 def real_parts(arrays: Sequence[Any]) -> Sequence[Any]:
     """Complex arrays of one shape as real ones, with a last axis of two more: rounding is that of
     the parts. Others as they are; where only some are complex, the others get parts of zero."""
-    if not any(map(is_complex, arrays)):
+    if not any_complex(*[a.dtype for a in arrays]):
         return arrays
     known = {id(a): a if is_complex(a) else a.astype(np.complex128) for a in arrays}
     parts = {key: np.stack([value.real, value.imag], axis=-1) for key, value in known.items()}

@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from crosscheck.arrays import is_complex, is_float, real_parts
+from crosscheck.arrays import any_complex, is_float, real_parts
 from crosscheck.errors import DeviceUnavailable
 from crosscheck.kernels.blocked import PairSums
 from crosscheck.kernels.on_device import DeviceArray
@@ -250,13 +250,17 @@ def _metrics(rows: np.ndarray, groups: Sequence[Sequence[Any]]) -> list[Metrics]
     place = np.where(differ, rows[:, FIRST_MISMATCH], rows[:, ARGMAX]).astype(np.int64)
     counts = (rows[:, k].astype(np.int64).tolist() for k in (NONFINITE, MISMATCH))
     columns = (column.tolist() for column in (rel_l2, rows[:, MAX_DIFF] * unit, cosine))
-    halves = [1 + (is_complex(one[0]) or is_complex(one[1])) for one in groups]
+    halves = [1 + any_complex(one[0].dtype, one[1].dtype) for one in groups]
     places = _places(place // np.array(halves, np.int64), [one[1].shape for one in groups])
     parts = (place % 2 * (np.array(halves) - 1)).tolist()
     found = []
     for (value, reference, *_), index, part, rel, top, cos, nonfinite, mismatch in zip(
         groups, places, parts, *columns, *counts, strict=True
     ):
+        worst: list[float | None] = [None, None]
+        if index is not None:  # of complex numbers, a part: 0 the real, 1 the imaginary
+            numbers = reference[index], value[index]
+            worst = [float(n.imag if part else n.real) for n in numbers]
         made = {
             "rel_l2": rel,
             "max_abs": top,
@@ -264,16 +268,11 @@ def _metrics(rows: np.ndarray, groups: Sequence[Sequence[Any]]) -> list[Metrics]
             "cosine": cos,
             "nonfinite": nonfinite,
             "nonfinite_mismatch": mismatch,
-            "worst_reference": None if index is None else _real(reference[index], part),
-            "worst_candidate": None if index is None else _real(value[index], part),
+            "worst_reference": worst[0],
+            "worst_candidate": worst[1],
         }
         found.append(Metrics.of(made))
     return found
-
-
-def _real(number: Any, part: int) -> float:
-    """A number, or the part of a complex one: 0 the real, 1 the imaginary."""
-    return float(number.imag if part else number.real)
 
 
 def _places(flat: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...] | None]:

@@ -21,7 +21,7 @@ from crosscheck.kernels.on_device import DeviceArray, is_one_number
 from crosscheck.kernels.pairs import moments_of
 from crosscheck.kernels.stacked import matrix, of_one_size
 from crosscheck.observers import Key
-from crosscheck.trace import Trace, owner
+from crosscheck.trace import Trace, is_beside, owner
 
 __all__ = [
     "SAME_VALUE",
@@ -324,3 +324,20 @@ def copies(side: PreparedTrace, site: str, others: Iterable[str]) -> list[str]:
         for o in alike
         if np.array_equal(np.sort(side.value(o), axis=None), numbers, equal_nan=True)
     ]
+
+
+def is_slice_of_result(side: PreparedTrace, site: str) -> bool:
+    """Whether a site is what a layer returns beside its result, and is the first or the last of it
+    along one axis: the final state of a recurrent layer."""
+    result = side.trace.values.get(("activation", owner(site))) if is_beside(site) else None
+    if result is None:
+        return False
+    value = side.value(site).squeeze()
+    if not 0 < value.size < result.size:
+        return False
+    return any(
+        np.array_equal(np.take(result, place, axis).squeeze(), value, equal_nan=is_float(value))
+        for axis, length in enumerate(result.shape)
+        if value.size * length == result.size
+        for place in (0, -1)
+    )

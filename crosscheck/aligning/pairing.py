@@ -11,7 +11,7 @@ import numpy as np
 
 from crosscheck.aligning.alignment import SitePair
 from crosscheck.aligning.distances import Distances, rounding_between
-from crosscheck.aligning.fingerprints import SAME_VALUE, PreparedTrace, copies
+from crosscheck.aligning.fingerprints import SAME_VALUE, PreparedTrace, copies, is_slice_of_result
 from crosscheck.aligning.layout import Layout, LayoutBook, fitting, relative_error
 from crosscheck.aligning.names import canonical, similarity
 from crosscheck.errors import CannotCompare, InvalidArgument, capped
@@ -147,16 +147,28 @@ class Pairing:
         )
 
     def told_already(self, r: str, c: str) -> bool:
-        """Whether one site is what a layer returns beside its result, is a copy of a value that has
-        a partner, and the other is a result: what goes on is that value, not the copy, so that
-        their cotangents are two things."""
+        """Whether one site is what a layer returns beside its result and the other goes on, so that
+        their values are the same and their cotangents are two things: nothing uses what is beside,
+        or it is a slice of the result (the final state of a recurrent layer), or a copy of a value
+        that has a partner. What goes on is that value, not the copy."""
+        ours, theirs = (self.reference, r), (self.candidate, c)
         if is_beside(r) == is_beside(c):
-            return False
-        side, site, paired = (
-            (self.reference, r, self.pairs) if is_beside(r) else (self.candidate, c, self.taken)
+            copied = False
+        elif is_beside(r):
+            copied = _is_copy(*ours, self.pairs)
+        else:
+            copied = _is_copy(*theirs, self.taken)
+        return (
+            copied
+            or (is_beside(r) and _is_unused(*ours) and not _is_unused(*theirs))
+            or (is_beside(c) and _is_unused(*theirs) and not _is_unused(*ours))
+            or self.is_slice_of_one(r, c)
         )
-        ends = {*side.trace.info.inputs, *side.trace.info.outputs}
-        return bool(copies(side, site, (s for s in paired if s in side.order and s not in ends)))
+
+    def is_slice_of_one(self, r: str, c: str) -> bool:
+        """Whether one of two sites is a slice of what its layer returns, and the other is not: the
+        partner of the slice lies within the partner of that."""
+        return is_slice_of_result(self.reference, r) != is_slice_of_result(self.candidate, c)
 
     def _apart(self, r: str, c: str) -> float:
         """How far from each other two sites come in their runs, as a part of the whole."""
@@ -182,6 +194,18 @@ class Pairing:
         for name in self._skip:
             if name not in self.reference.order and name not in self.candidate.order:
                 raise InvalidArgument(_no_such_site("skip=", name, self.reference))
+
+
+def _is_copy(side: PreparedTrace, site: str, paired: Iterable[str]) -> bool:
+    """Of a value within the model that has a partner."""
+    ends = {*side.trace.info.inputs, *side.trace.info.outputs}
+    return bool(copies(side, site, (s for s in paired if s in side.order and s not in ends)))
+
+
+def _is_unused(side: PreparedTrace, site: str) -> bool:
+    """Whether the cotangent there is known, and zero."""
+    value = side.trace.values.get(("cotangent", site))
+    return value is not None and not value.astype(bool).any()
 
 
 def far(value: np.ndarray, truth: np.ndarray, layout: Layout, limit: float) -> bool:

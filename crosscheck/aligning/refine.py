@@ -209,7 +209,7 @@ class Refiner:
         c = trace.info.sources.get(edge.candidate)
         if r is None or c is None or (r, c) in self.pairing.refused:
             return False
-        if comes_later(self.pairing, self.anchored, r, c):
+        if comes_later(self.pairing, self.anchored, r, c) or self.pairing.is_slice_of_one(r, c):
             return False
         # One end of a layer that the other side has in several; two with parameters are two layers.
         ends = (r in self.owners) != (c in self.heirs)

@@ -80,7 +80,9 @@ def transfer(
     try:
         match.require_complete()
     except CannotCompare as error:
-        raise CannotCompare(f"{error}{_overlooked_text(match, candidate)}") from None
+        raise CannotCompare(
+            f"{error}{_overlooked_text(match, candidate)}{_merged_text(match, candidate)}"
+        ) from None
     match = settle_match(match, trial)
     load(match, candidate)
     return match
@@ -98,6 +100,20 @@ def _overlooked_text(match: Match, candidate: Adapter) -> str:
         f"\n  The candidate also holds arrays that are not taken for parameters: {capped(held)}.\n"
         "  Fix: are they its parameters? Give them in a dict `params` of an object with `forward` "
         "(gradients in `grads`), or under usual names"
+    )
+
+
+def _merged_text(match: Match, candidate: Adapter) -> str:
+    """That a norm which the candidate lacks is part of other weights; empty if it is not."""
+    norms = {p.layer for p in match.unmatched_reference if p.role in ("mean", "variance")}
+    merged = candidate.merged() if norms else ()
+    if not merged:
+        return ""
+    return (
+        f"\n  A tool has merged norms into weights of the candidate: {capped(merged, 2)}.\n"
+        f"  Fix: for {capped(sorted(norms), 2)}, give the file as it was before: not optimised by "
+        "ONNX Runtime, and exported with optimize=False (by the TorchScript exporter: with "
+        "training=torch.onnx.TrainingMode.PRESERVE and do_constant_folding=False)"
     )
 
 

@@ -186,6 +186,10 @@ class Adapter(abc.ABC):
         """path -> shape of arrays that the model holds, but that are not taken for parameters."""
         return {}
 
+    def merged(self) -> tuple[str, ...]:
+        """Names of weights that a tool made of several parameters, which are gone."""
+        return ()
+
     @abc.abstractmethod
     def load(self, values: Mapping[str, np.ndarray]) -> None:
         """Write parameters by name, in place, cast to their own dtypes.

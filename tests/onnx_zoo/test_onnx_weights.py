@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -197,3 +198,54 @@ def test_a_norm_that_the_file_writes_out() -> None:
     )
     found = [(p.name, p.role, p.kind, p.layer) for p in OnnxAdapter(model).parameters()]
     assert found == [("a", "weight", "norm", "scaled"), ("b", "bias", "norm", "scaled")]
+
+
+def in_torchscript(model: Any, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (torch.zeros(2, 3, 7, 6),), str(path), dynamo=False)
+
+
+def optimised_by_the_exporter(model: Any, path: Path) -> None:
+    given = (torch.zeros(2, 3, 7, 6),)
+    torch.onnx.export(model, given, dynamo=True, optimize=True, verbose=False).save(str(path))
+
+
+def optimised_by_onnx_runtime(model: Any, path: Path) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath, options.log_severity_level = str(path), 3
+    file = export(model, {"x": np.zeros((2, 3, 7, 6), np.float32)})
+    onnxruntime.InferenceSession(
+        file.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+@pytest.mark.parametrize(
+    "make", [in_torchscript, optimised_by_the_exporter, optimised_by_onnx_runtime]
+)
+def test_a_merged_norm_is_the_reason_that_weights_are_refused(
+    make: Callable[[Any, Path], None], tmp_path: Path
+) -> None:
+    make(Small().eval(), tmp_path / "net.onnx")
+    with pytest.raises(CannotCompare, match="merged norms.*\n.*for `bn`, give the file as it was"):
+        crosscheck.check(Small().eval(), str(tmp_path / "net.onnx"), "float32[2,3,7,6]")
+
+
+@pytest.mark.parametrize(
+    "make", [in_torchscript, optimised_by_the_exporter, optimised_by_onnx_runtime]
+)
+def test_no_merged_norm_is_told_where_the_file_lacks_one(
+    make: Callable[[Any, Path], None], tmp_path: Path
+) -> None:
+    class Without(Small):
+        def forward(self, x: Any) -> Any:
+            return self.fc(self.conv(x).relu().mean((2, 3)))
+
+    make(Without().eval(), tmp_path / "net.onnx")
+    with pytest.raises(CannotCompare) as caught:
+        crosscheck.check(Small().eval(), str(tmp_path / "net.onnx"), "float32[2,3,7,6]")
+    assert "does the candidate lack a layer" in str(caught.value)
+    assert "merged" not in str(caught.value)

@@ -35,7 +35,7 @@ except ImportError as missing:
 from crosscheck.adapters.onnx.feeds import check_inputs, numpy_type
 from crosscheck.adapters.onnx.forcing import OnnxSession, run_forced
 from crosscheck.adapters.onnx.options import Options, Placed, runtime
-from crosscheck.adapters.onnx.parameters import anonymous, describe, to_array
+from crosscheck.adapters.onnx.parameters import anonymous, describe, merged, to_array
 from crosscheck.adapters.onnx.providers import CPU
 from crosscheck.adapters.onnx.quantised import dequantised, steps_of, without_steps
 from crosscheck.adapters.onnx.run import GraphRun
@@ -109,6 +109,9 @@ class OnnxAdapter(Placed, Adapter):
         if self._described is None:
             self._described = describe(self._plain[0], self._value)
         return self._described
+
+    def merged(self) -> tuple[str, ...]:
+        return merged(self.structure)
 
     @property
     def steps(self) -> Steps:

@@ -18,7 +18,7 @@ from crosscheck.adapters.base import Parameter
 from crosscheck.adapters.onnx.scopes import is_folded
 from crosscheck.adapters.onnx.structure import Structure, subgraphs
 
-__all__ = ["anonymous", "describe", "to_array"]
+__all__ = ["anonymous", "describe", "merged", "to_array"]
 
 _SPATIAL = {1: ("w",), 2: ("h", "w"), 3: ("d", "h", "w")}
 _ROLES = {
@@ -36,6 +36,7 @@ _FLOATS = frozenset(
     }
 )
 _NAMED_LIKE_ONE = re.compile(r"weight|bias|kernel|gamma|beta|running_|moving_|embed", re.IGNORECASE)
+_COMPUTED_FOR_CONV = re.compile(r"onnx::Conv(Transpose)?_\d+$")
 _SPEC = "pkg.torch.export.graph_signature.InputSpec.kind"
 _SAME_VALUES = frozenset({"Identity", "Cast", "CastLike"})
 _OTHER_SHAPE = frozenset({"Reshape", "Unsqueeze", "Squeeze", "Expand"})
@@ -135,6 +136,23 @@ def anonymous(structure: Structure) -> list[str]:
             or any(is_folded(structure.graph.node[use.node[0]]) for use in uses[tensor.name])
         )
     ]
+
+
+def merged(structure: Structure) -> tuple[str, ...]:
+    """Weights that hold a norm as well: by what the exporter notes, or by names. ONNX Runtime gives
+    such weights names of its own. PyTorch's TorchScript exporter numbers what it has computed, and
+    of a convolution that it leaves alone, the bias keeps its name."""
+    uses, nodes = _uses(structure), structure.graph.node
+
+    def tells(name: str) -> bool:
+        return any(
+            is_folded(nodes[use.node[0]])
+            or "BnFusion" in name
+            or (use.role == "bias" and _COMPUTED_FOR_CONV.match(name) is not None)
+            for use in uses[name]
+        )
+
+    return tuple(t.name for t in structure.graph.initializer if tells(t.name))
 
 
 def _specs(graph: onnx.GraphProto) -> dict[str, str]:

@@ -107,6 +107,13 @@ class SiteItems:
             Item("forward", "activation", p.reference, p.candidate, p.layout, p.by)
             for p in alignment.pairs
         ]
+        others = [p for p in alignment.pairs if not p.sends_back]
+        self._one_way = {p.reference for p in others}
+        self._used_otherwise = [
+            f"cotangent at `{p.reference}`: the candidate uses `{p.candidate}` in more places, or "
+            "in fewer; every gradient agrees"
+            for p in others
+        ]
 
     def shown_by(self, candidate: Trace, *, backward: bool) -> tuple[list[Item], list[str]]:
         """`site_items` for one run of the candidate."""
@@ -126,7 +133,7 @@ class SiteItems:
         if not backward:
             return forward, []
         kept, missing = _with_cotangents(self._back, self._reference, candidate)
-        return forward + kept, missing
+        return forward + kept, [*missing, *self._used_otherwise]
 
     @cached_property
     def _forward(self) -> list[Item]:
@@ -142,7 +149,8 @@ class SiteItems:
     @cached_property
     def _back(self) -> list[Item]:
         sending = (edge for edge in self._alignment.edges if edge.sends_back)
-        found = [*map(_backward_twin, self._outputs), *map(_vjp_item, sending)]
+        both_ways = (item for item in self._outputs if item.reference not in self._one_way)
+        found = [*map(_backward_twin, both_ways), *map(_vjp_item, sending)]
         forth = _FORWARD_OF
         found.sort(key=lambda i: -self._reference.place[forth[i.kind], i.reference])
         return found

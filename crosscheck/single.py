@@ -13,15 +13,17 @@ import numpy as np
 
 from crosscheck.adapters.base import Adapter
 from crosscheck.adapters.trace import TraceAdapter
+from crosscheck.aligning.align import Aligner
 from crosscheck.assemble import Findings, report_of
 from crosscheck.devices import place
 from crosscheck.explain.stage import explained
 from crosscheck.free import FreeRuns, aligner_of, run_candidate, run_reference, telling_what_agreed
 from crosscheck.inputs import inputs_of_candidate
 from crosscheck.judging.accumulated import seen_only_free
-from crosscheck.judging.evidence import Evidence
+from crosscheck.judging.evidence import Evidence, Judged
 from crosscheck.judging.parts import require_splittable
 from crosscheck.judging.quick import escalation, look_quickly
+from crosscheck.judging.uses import used_otherwise
 from crosscheck.locating.locate import Locator
 from crosscheck.locating.reparametrised import without_reparametrised
 from crosscheck.locating.severed import Severed
@@ -84,8 +86,8 @@ def run_once(sides: Sides, inputs: Any, request: Request, *, match: Match | None
         before = [escalation(quick[0])]
         request.say(before[0])
     runs = replace(runs, reference=runs.reference.with_vjps())
-    evidence = _forced(check, runs)
-    found = _with_steps(check, evidence, _found(check, runs, evidence, weights))
+    evidence, judged = _judged(check, runs)
+    found = _with_steps(check, evidence, _found(check, runs, evidence, judged, weights))
     return Outcome(report_of(sides, request, evidence, found, before), evidence)
 
 
@@ -130,11 +132,26 @@ def _run(check: _Check, match: Match | None) -> FreeRuns:
     return run_candidate(check.sides, candidate, truth, request, match)
 
 
-def _forced(check: _Check, runs: FreeRuns) -> Evidence:
-    """Align, and force the candidate onto the reference's values."""
-    request, truth = check.request, runs.reference
+def _judged(check: _Check, runs: FreeRuns) -> tuple[Evidence, Judged]:
+    """Align, force, compare and judge; once more where cotangents turn out not to be comparable."""
+    request = check.request
     request.say("align, and force the candidate onto the reference's values")
     aligner = aligner_of(runs, request)
+    while True:
+        evidence = _forced(check, runs, aligner)
+        count = len(evidence.alignment.pairs)
+        request.say(f"compare and judge {count} sites against the float64 oracle")
+        judged = judge_all(evidence, backward=check.backward)
+        others = used_otherwise(judged.by_item, evidence) if check.backward else frozenset()
+        if not others:
+            return evidence, judged
+        request.say(f"force again, without {len(others)} cotangents of values used otherwise")
+        aligner.compare_forward_only(others)
+
+
+def _forced(check: _Check, runs: FreeRuns, aligner: Aligner) -> Evidence:
+    """Force the candidate onto the reference's values, and align what matches then."""
+    request, truth = check.request, runs.reference
     draft = Evidence(
         truth.runner,
         runs.candidate,
@@ -154,8 +171,10 @@ def _forced(check: _Check, runs: FreeRuns) -> Evidence:
         return force(draft, aligner, backward=check.backward)
 
 
-def _found(check: _Check, runs: FreeRuns, e: Evidence, weights: Sequence[SiteResult]) -> Findings:
-    """Compare, judge, locate and explain."""
+def _found(
+    check: _Check, runs: FreeRuns, e: Evidence, judged: Judged, weights: Sequence[SiteResult]
+) -> Findings:
+    """Judge the loss, locate and explain."""
     request, loss = check.request, check.loss
     e.loss, losses, missing = judge_loss(
         loss,
@@ -166,9 +185,6 @@ def _found(check: _Check, runs: FreeRuns, e: Evidence, weights: Sequence[SiteRes
         tolerance=request.tolerance,
         backward=check.backward,
     )
-    count = len(e.alignment.pairs)
-    request.say(f"compare and judge {count} sites against the float64 oracle")
-    judged = judge_all(e, backward=check.backward)
     severed = Severed(e.free_reference, e.forced, judged.results)
     results = [*weights, *losses, *severed.kept]
     results.sort(key=lambda r: PHASES.index(r.phase))

@@ -22,6 +22,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from crosscheck.aligning.alignment import Alignment, Edge, SitePair
 from crosscheck.aligning.edges import (
@@ -76,6 +77,7 @@ class Aligner:
             self._pairing.reference, self._pairing.candidate, self._pairing.same
         )
         self._latest: tuple[int, Trace, Alignment] | None = None
+        self._forward_only: set[str] = set()
         self._free_errors: dict[tuple[str, str, Layout], float] = {}
         self._learn_layouts()
         for r, c in explicit.items():
@@ -199,6 +201,11 @@ class Aligner:
         """
         return self._refiner.take_back(trace)
 
+    def compare_forward_only(self, sites: Iterable[str]) -> None:
+        """Leave the cotangents of these sites of the reference alone from now on."""
+        self._forward_only.update(sites)
+        self._latest = None
+
     def alignment(self, trace: Trace | None = None) -> Alignment:
         """The result so far; ``trace``: the candidate's latest run, for its layers' inputs."""
         p = self._pairing
@@ -211,7 +218,11 @@ class Aligner:
 
     def _made(self, candidate: Trace) -> Alignment:
         p = self._pairing
-        pairs = tuple(sorted(p.pairs.values(), key=lambda one: p.reference.order[one.reference]))
+        known = sorted(p.pairs.values(), key=lambda one: p.reference.order[one.reference])
+        pairs = tuple(
+            replace(one, sends_back=False) if one.reference in self._forward_only else one
+            for one in known
+        )
         laid_out = [one for one in pairs if one.layout]
         free = p.free_reference(), p.free_candidate()
         compare_inputs_ahead(laid_out, p, candidate)

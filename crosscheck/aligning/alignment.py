@@ -15,17 +15,21 @@ from crosscheck.trace import Trace
 
 __all__ = ["Alignment", "Edge", "ForcedValues", "SitePair", "sum_of"]
 
-_AT_OUTPUTS: tuple[Kind, Kind] = ("activation", "cotangent")
-
 
 @dataclass(frozen=True)
 class SitePair:
-    """A reference site and the candidate site that holds the same quantity."""
+    """A reference site and the candidate site that holds the same quantity.
+
+    Attributes:
+        sends_back: whether their cotangents are the same as well; else only the values are compared
+            and forced (`crosscheck.judging.uses`).
+    """
 
     reference: str
     candidate: str
     layout: Layout | None  # None: the shapes differ and no layout maps them
     by: str  # "explicit" | "input" | "output" | "value" | "anchor" | "order"
+    sends_back: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Alignment:
         table: dict[Key, _Source] = {}
         for pair in self.pairs:
             if pair.layout is not None:
-                for kind in _AT_OUTPUTS:
+                for kind in _at_outputs(pair):
                     table[kind, pair.candidate] = _Source(((kind, pair.reference),), pair.layout)
         for edge in self.edges:
             ours, theirs = (
@@ -94,14 +98,18 @@ class Alignment:
 
     def forced_on_reference(self, reference: Trace) -> ForcedValues:
         """The same values under the reference's own names (for the oracle)."""
-        pairs = [p.reference for p in self.pairs if p.layout is not None]
-        keys: list[Key] = [(k, s) for s in pairs for k in _AT_OUTPUTS]
+        pairs = [p for p in self.pairs if p.layout is not None]
+        keys: list[Key] = [(kind, p.reference) for p in pairs for kind in _at_outputs(p)]
         for edge in self.edges:
             for slot in (edge.reference, *edge.also_reference):
                 keys.append(("input", slot))
                 if edge.sends_back:
                     keys.append(("input_cotangent", slot))
         return ForcedValues(reference.values, {key: _Source((key,), SAME) for key in keys})
+
+
+def _at_outputs(pair: SitePair) -> tuple[Kind, ...]:
+    return ("activation", "cotangent") if pair.sends_back else ("activation",)
 
 
 class _Source(NamedTuple):

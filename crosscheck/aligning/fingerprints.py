@@ -330,14 +330,17 @@ def is_slice_of_result(side: PreparedTrace, site: str) -> bool:
     """Whether a site is what a layer returns beside its result, and is the first or the last of it
     along one axis: the final state of a recurrent layer."""
     result = side.trace.values.get(("activation", owner(site))) if is_beside(site) else None
-    if result is None:
-        return False
-    value = side.value(site).squeeze()
-    if not 0 < value.size < result.size:
+    return result is not None and is_slice(side.value(site), result)
+
+
+def is_slice(value: np.ndarray, whole: np.ndarray) -> bool:
+    """Whether a value is the first or the last of another one along one axis."""
+    value = value.squeeze()
+    if not 0 < value.size < whole.size:
         return False
     return any(
-        np.array_equal(np.take(result, place, axis).squeeze(), value, equal_nan=is_float(value))
-        for axis, length in enumerate(result.shape)
-        if value.size * length == result.size
+        np.array_equal(np.take(whole, place, axis).squeeze(), value, equal_nan=is_float(value))
+        for axis, length in enumerate(whole.shape)
+        if value.size * length == whole.size
         for place in (0, -1)
     )

@@ -169,7 +169,7 @@ def _report(bench: Bench, match: Match, request: Request) -> Report:
         divergences = locate(departures, alignment, *pair)
         return Judged(alignment, items, [*missing, *lines], departures, divergences)
 
-    judged = judge_closely(aligner, sides.candidate, judge)
+    judged = judge_closely(aligner, *pair, judge)
     judged = replace(judged, lines=[*judged.lines, *bench.lines.values()])
     return replace(
         report_of(judged, pair, match, request, missing=NOT_FORCED),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from crosscheck.aligning.align import Aligner
 from crosscheck.aligning.alignment import Alignment
 from crosscheck.comparisons import Item
+from crosscheck.judging.uses import used_otherwise_as_recorded
 from crosscheck.results import Divergence
 from crosscheck.traces.departures import Departures
 from crosscheck.traces.recorded import RecordedTrace
@@ -37,14 +38,21 @@ class Judged:
 
 
 def judge_closely(
-    aligner: Aligner, candidate: RecordedTrace, judge: Callable[[Alignment], Judged]
+    aligner: Aligner,
+    reference: RecordedTrace,
+    candidate: RecordedTrace,
+    judge: Callable[[Alignment], Judged],
 ) -> Judged:
-    """Align two recorded runs, judge them, and again with more pairs where the first one departs.
+    """Align two recorded runs, judge them, and again with more pairs where the first one departs,
+    or without the cotangents that are not comparable.
 
     Args:
         judge: what follows from an alignment.
     """
     judged = judge(_aligned(aligner, candidate))
+    while others := used_otherwise_as_recorded(judged.departures.results, reference, candidate):
+        aligner.compare_forward_only(others)
+        judged = judge(aligner.alignment(candidate))
     first = next(iter(judged.divergences), None)
     if first is None or first.phase != "forward" or not first.between:
         return judged

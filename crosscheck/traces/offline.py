@@ -94,7 +94,7 @@ def compare_traces(reference: RecordedTrace, candidate: RecordedTrace, request: 
         divergences = locate(departures, alignment, reference, candidate)
         return Judged(alignment, items, [*missing, *lines], departures, divergences)
 
-    judged = judge_closely(aligner, candidate, judge)
+    judged = judge_closely(aligner, reference, candidate, judge)
     report = report_of(judged, (reference, candidate), match, request)
     last = _judge(reference, candidate, judged.alignment, request.tolerance)
     held = {p.name: p.value for p in candidate.parameters if p.name in candidate.held}

@@ -21,9 +21,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
 from crosscheck.aligning.fingerprints import PreparedTrace, is_slice, repeating
+from crosscheck.compare import compare_each
 from crosscheck.comparisons import Item, value_of
 from crosscheck.judging.evidence import Evidence
 from crosscheck.results import SiteResult
@@ -96,7 +95,7 @@ def _largest_gradient_error(items: Iterable[Item], e: Evidence) -> float | None:
     """Of all that comes back to parameters and inputs in the free runs; None where that is nothing,
     or cannot be compared."""
     inputs = e.free_reference.info.inputs
-    found: list[tuple[float, float]] = []
+    pairs = []
     for item in items:
         back = item.kind == "cotangent" and item.reference in inputs
         if item.phase != "parameter_gradient" and not back:
@@ -106,14 +105,12 @@ def _largest_gradient_error(items: Iterable[Item], e: Evidence) -> float | None:
         made = None if theirs is None or item.layout is None else item.layout.to_reference(theirs)
         if ours is None or made is None or made.shape != ours.shape:
             return None
-        wide = ours.astype(np.float64)
-        found.append(
-            (float(np.linalg.norm(made.astype(np.float64) - wide)), float(np.linalg.norm(wide)))
-        )
-    most = max((norm for _, norm in found), default=0.0)
-    if not 0.0 < most < np.inf:
+        pairs.append((made, ours))
+    found = compare_each(pairs)
+    most = max((d.truth_l2 for d in found), default=0.0)
+    if most == 0.0 or any(d.mismatch for d in found):
         return None
-    return max(difference / max(norm, FAINT * most) for difference, norm in found)
+    return max(d.l2 / max(d.truth_l2, FAINT * most) for d in found)
 
 
 def _is_one_of_several(r: str, c: str, reference: Trace, candidate: Trace) -> bool:

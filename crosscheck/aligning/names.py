@@ -16,7 +16,7 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 from types import MappingProxyType
 
-__all__ = ["abbreviated", "canonical", "ends_in", "similarity"]
+__all__ = ["Tokens", "abbreviated", "canonical", "ends_in", "numbered", "similarity", "spelled"]
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _PART = re.compile(r"[^./:#]+")
@@ -70,11 +70,21 @@ def _meant(words: Tokens) -> Tokens:
 
 def canonical(paths: Iterable[str]) -> Mapping[str, Tokens]:
     """path -> its words, numbers replaced by ranks among all the given paths."""
-    return _canonical(tuple(paths))
+    return _canonical(tuple(paths))[0]
+
+
+def numbered(paths: Iterable[str]) -> Mapping[Tokens, int]:
+    """Words that numbers come behind in some of the paths -> how many different numbers."""
+    return _canonical(tuple(paths))[1]
+
+
+def spelled(path: str) -> Tokens:
+    """Its words, numbers as they are."""
+    return tuple([word for _, words in _components(path) for word in _meant(words)])
 
 
 @lru_cache(maxsize=16)  # two sides of one framework often have the same paths
-def _canonical(paths: tuple[str, ...]) -> Mapping[str, Tokens]:
+def _canonical(paths: tuple[str, ...]) -> tuple[Mapping[str, Tokens], Mapping[Tokens, int]]:
     called_again = {path.removesuffix("#2") for path in paths if path.endswith("#2")}
     components = {p: _components(f"{p}#1" if p in called_again else p) for p in paths}
     # (parent, words) of the numbered parts: ``a/dense_1`` -> ``("a/", ("dense",))``.
@@ -103,7 +113,10 @@ def _canonical(paths: tuple[str, ...]) -> Mapping[str, Tokens]:
     for path, found in words.items():
         for i, before, number in places[path]:
             found[i] = ranks[before][number]
-    return MappingProxyType({path: tuple(found) for path, found in words.items()})
+    return (
+        MappingProxyType({path: tuple(found) for path, found in words.items()}),
+        MappingProxyType({before: len(known) for before, known in numbers.items()}),
+    )
 
 
 def _is_number(word: str) -> bool:

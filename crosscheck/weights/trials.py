@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from crosscheck.aligning.names import canonical, similarity
+from crosscheck.aligning.names import Tokens, canonical, numbered, similarity, spelled
 from crosscheck.weights.layouts import transforms
 from crosscheck.weights.match import Match, Matched, decisions
 from crosscheck.weights.transform import Transform
@@ -18,8 +18,10 @@ __all__ = ["Fit", "settle", "settle_by_values"]
 
 SAME = 1e-5
 """Relative error of the outputs from which on there is nothing left to settle."""
-MOST_SWAPS = 12
-MOST_ALIKE = 32  # layers of one shape among which pairs are looked for
+SURE = 0.05
+"""How much more alike names must be for pairs of layers not to be in doubt."""
+MOST_SWAPS = 12  # that bring nothing
+MOST_ALIKE = 32  # layers of one shape among which all pairs are looked at
 MOST_TRIALS = 64
 
 
@@ -51,10 +53,11 @@ def settle(match: Match, trial: Callable[[Match], Fit]) -> Match:
     Args:
         trial: loads the weights of a match into the candidate and runs it.
     """
-    swaps = list(itertools.islice(_swaps(match), MOST_SWAPS))
+    swaps = _swaps(match)
+    first_swap = next(swaps, None)
     choices = decisions(match)
     best = match.choosing({k: t for options in choices for k, t in options[0].items()})
-    if not swaps and all(len(options) == 1 for options in choices):
+    if first_swap is None and all(len(options) == 1 for options in choices):
         return best
     trial = _each_once(trial)
     fit = trial(best)
@@ -65,11 +68,18 @@ def settle(match: Match, trial: Callable[[Match], Fit]) -> Match:
             if not _owners(best, option) <= fit.right:
                 best, fit = _better(best, fit, best.choosing(option), trial)
     best, fit = _all_at_once(best, fit, choices, trial)
-    for swap in swaps:
-        if fit.error < SAME:
+    if first_swap is None or fit.error < SAME:
+        return best
+    doubtful = [first_swap, *swaps]
+    best, fit = _swapped_at_once(best, fit, doubtful, trial)
+    in_vain = 0
+    for swap in doubtful:
+        if fit.error < SAME or in_vain == MOST_SWAPS:
             return best
         if fit.right.isdisjoint(swap):  # else one that is right would become wrong
+            before = fit
             best, fit = _better(best, fit, _swapped(best, *swap), trial)
+            in_vain += fit is before
     return best
 
 
@@ -118,6 +128,19 @@ def _all_at_once(
     return match, fit
 
 
+def _swapped_at_once(
+    match: Match, fit: Fit, swaps: Sequence[tuple[str, str]], trial: Callable[[Match], Fit]
+) -> tuple[Match, Fit]:
+    """Try many swaps in one: the blocks of a model are named alike."""
+    other, taken = match, set(fit.right)
+    for swap in swaps:
+        if taken.isdisjoint(swap):
+            other = _swapped(other, *swap)
+            taken.update(swap)
+    many = len(taken) - len(fit.right) > 2
+    return _better(match, fit, other, trial) if many else (match, fit)
+
+
 def _better(
     match: Match, fit: Fit, other: Match, trial: Callable[[Match], Fit]
 ) -> tuple[Match, Fit]:
@@ -163,18 +186,59 @@ def _swaps(match: Match) -> Iterator[tuple[str, str]]:
         if all(not m.more and m.transform.function is None for m in members):
             ours = sorted((m.candidate.role, m.candidate.value.shape) for m in members)
             groups[members[0].reference.kind, *ours].append(pair)
-    words_r = canonical(dict.fromkeys(r for r, _ in layers))
-    words_c = canonical(dict.fromkeys(c for _, c in layers))
+    names = _Names([r for r, _ in layers], [c for _, c in layers])
+    for alikes in groups.values():
+        for (a, x), (b, y) in _near(alikes):
+            if a != b and x != y and names.leave_open((a, x), (b, y)):
+                yield x, y
+
+
+def _near(alikes: Sequence[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
+    """Every two of the first, and of the others those that are defined beside each other."""
+    yield from itertools.combinations(alikes[:MOST_ALIKE], 2)
+    yield from itertools.pairwise(alikes[MOST_ALIKE - 1 :])
+
+
+class _Names:
+    """What the names of layers say about which belong together.
+
+    A number's rank tells only where both sides have as many at that place: ``n2`` beside ``norm``
+    is no first one. Where they have not, what is spelled alike may be the same.
+    """
+
+    def __init__(self, ours: Sequence[str], theirs: Sequence[str]) -> None:
+        ours, theirs = list(dict.fromkeys(ours)), list(dict.fromkeys(theirs))
+        self._ranked = canonical(ours), canonical(theirs)
+        self._counts = numbered(ours), numbered(theirs)
+
+    def leave_open(self, one: tuple[str, str], other: tuple[str, str]) -> bool:
+        """Whether two pairs of layers could as well be exchanged."""
+        ranked = _gain(one, other, self._ranked[0].__getitem__, self._ranked[1].__getitem__)
+        if abs(ranked) < SURE:
+            return True
+        unlike = any(self._numbers_differ(path) for path in (*one, *other))
+        return unlike and _gain(one, other, spelled, spelled) < SURE
+
+    def _numbers_differ(self, path: str) -> bool:
+        words = spelled(path)
+        places = (words[:i] for i, word in enumerate(words) if word.isdigit())
+        ours, theirs = self._counts
+        return any(p in ours and p in theirs and ours[p] != theirs[p] for p in places)
+
+
+def _gain(
+    one: tuple[str, str],
+    other: tuple[str, str],
+    ours: Callable[[str], Tokens],
+    theirs: Callable[[str], Tokens],
+) -> float:
+    """By how much two pairs are more alike in their names than they were if exchanged."""
+    (a, x), (b, y) = one, other
 
     def alike(r: str, c: str) -> float:
-        return similarity(words_r[r], words_c[c])
+        return similarity(ours(r), theirs(c))
 
-    for alikes in groups.values():
-        some = [(r, c, alike(r, c)) for r, c in alikes[:MOST_ALIKE]]
-        for (a, x, first), (b, y, second) in itertools.combinations(some, 2):
-            gain = first + second - alike(a, y) - alike(b, x)
-            if a != b and x != y and abs(gain) < 0.05:
-                yield x, y
+    return alike(a, x) + alike(b, y) - alike(a, y) - alike(b, x)
 
 
 def _swapped(match: Match, one: str, other: str) -> Match:

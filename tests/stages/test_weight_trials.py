@@ -95,6 +95,38 @@ def test_equal_layers_with_names_that_say_nothing() -> None:
     agrees(scattered(Branches("ant", "bee")), Branches("seal", "wolf"), spec(5, 6))
 
 
+class TwoNorms(nn.Module):
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__()
+        self.names = first, second
+        for name in sorted(self.names):
+            setattr(self, name, nn.LayerNorm(6))
+        self.up, self.down = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = (getattr(self, name) for name in self.names)
+        x = x + torch.tanh(self.up(first(x)))
+        return x + torch.tanh(self.down(second(x)))  # type: ignore[no-any-return]
+
+
+def two_norms(first: str, second: str, blocks: int) -> nn.Module:
+    return nn.Sequential(*(TwoNorms(first, second) for _ in range(blocks)), nn.Linear(6, 3)).eval()
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 20])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_number_that_is_alone_at_its_place_is_no_rank(blocks: int, turned: bool) -> None:
+    """``n2`` beside ``norm`` is not the other side's ``n1``."""
+    sides = [("norm", "n2"), ("n1", "n2")]
+    ours, theirs = sides[::-1] if turned else sides
+    agrees(scattered(two_norms(*ours, blocks)), two_norms(*theirs, blocks), spec(5, 6))
+
+
+def test_norms_that_the_names_tell_apart_are_not_exchanged_to_fit() -> None:
+    reference, candidate = two_norms("n1", "n2", 2), two_norms("n2", "n1", 2)
+    assert crosscheck.check(scattered(reference), candidate, spec(5, 6)).verdict == "diverge"
+
+
 @pytest.mark.parametrize("options", [{}, {"heads": 4, "kv": 2}])
 @pytest.mark.parametrize("fused", [True, False])
 def test_one_projection_for_three(fused: bool, options: dict[str, int]) -> None:

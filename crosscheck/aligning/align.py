@@ -29,9 +29,9 @@ from crosscheck.aligning.edges import (
     BegunEarlier,
     compare_inputs_ahead,
     edges_of,
-    joined,
     note_unlike_inputs,
 )
+from crosscheck.aligning.entries import entries_of
 from crosscheck.aligning.fingerprints import (
     PreparedTrace,
     differences,
@@ -262,7 +262,7 @@ class Aligner:
             errors = [distances.of("input", e.reference, e.candidate, e.layout) for e in edges]
             if p.entered.get((r, c)) or all(error <= p.same for error in errors):
                 found += edges
-        return joined(found)
+        return entries_of(found, self._refiner.anchored, (p.reference.trace, candidate))
 
     def _learn_layouts(self) -> None:
         """Let sites with equal content vote; the first partner of each is enough."""

@@ -5,7 +5,6 @@ Backward blame needs them: the cotangent that a layer sends back through an inpu
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -19,7 +18,14 @@ from crosscheck.arrays import is_float
 from crosscheck.kernels.on_device import equal
 from crosscheck.trace import Trace, owner
 
-__all__ = ["BegunEarlier", "compare_inputs_ahead", "edges_of", "joined", "note_unlike_inputs"]
+__all__ = [
+    "BegunEarlier",
+    "compare_inputs_ahead",
+    "edges_of",
+    "is_chain",
+    "may_be_made_of",
+    "note_unlike_inputs",
+]
 
 EXPLAINED = 0.01
 """How much smaller than its input's error, relatively, a layer's error beyond rounding must be for
@@ -171,9 +177,9 @@ class BegunEarlier:
             if end[0] in owners and end[1] in heirs and end not in anchored:
                 continue  # two layers, with parameters of their own
             if r in pairing.pairs:
-                chained = _is_chain(pairing.candidate.trace, c, pair.candidate, pairing.taken)
+                chained = is_chain(pairing.candidate.trace, c, pair.candidate, pairing.taken)
             else:
-                chained = _is_chain(pairing.reference.trace, r, pair.reference, pairing.pairs)
+                chained = is_chain(pairing.reference.trace, r, pair.reference, pairing.pairs)
             if chained:
                 self.beginnings.add((r, c))
             here = self._places[0]["activation", r], self._places[1]["activation", c]
@@ -190,7 +196,7 @@ class BegunEarlier:
         )
 
 
-def _is_chain(trace: Trace, first: str, last: str, taken: Container[str]) -> bool:
+def is_chain(trace: Trace, first: str, last: str, taken: Container[str]) -> bool:
     """Whether a layer is given only what ``first`` makes, or what is made of that alone by layers
     without partner."""
     site: str | None = last
@@ -250,13 +256,13 @@ def _comes_back_elsewhere(
     """
     sides = (edge.reference, left[0], pairing.reference.trace), (edge.candidate, left[1], candidate)
     return any(
-        is_float(trace.values["input", other]) and _may_be_made_of(other, slot, trace)
+        is_float(trace.values["input", other]) and may_be_made_of(other, slot, trace)
         for slot, others, trace in sides
         for other in others
     )
 
 
-def _may_be_made_of(other: str, slot: str, trace: Trace) -> bool:
+def may_be_made_of(other: str, slot: str, trace: Trace) -> bool:
     """Whether one input of a layer may be computed from another one: by a layer that ran behind it,
     or in the code between the layers, where the shape is the same (a position added)."""
     source = trace.info.sources.get(other)
@@ -365,29 +371,3 @@ def _edges(ours: Group, theirs: Group, layout: Layout, pair: SitePair) -> list[E
             for r, c in zip(ours, theirs, strict=True)
         ]
     return [Edge(ours[0], theirs[0], layout, pair, ours[1:], theirs[1:], pair.sends_back)]
-
-
-def joined(edges: Sequence[Edge]) -> list[Edge]:
-    """Edges that share a slot as one: a packed projection against three of their own.
-
-    What the packed one sends back is the sum of what the three send back. Several to several is
-    left out: which belongs to which is open.
-    """
-    uses = Counter(e.reference for e in edges), Counter(e.candidate for e in edges)
-    found: dict[str, Edge] = {}
-    for e in edges:
-        shared = uses[0][e.reference] > 1, uses[1][e.candidate] > 1
-        if all(shared):
-            continue
-        key = e.candidate if shared[1] else e.reference
-        if key not in found:
-            found[key] = e
-        elif shared[0]:
-            more = (*found[key].also_candidate, e.candidate, *e.also_candidate)
-            sends_back = found[key].sends_back and e.sends_back
-            found[key] = replace(found[key], also_candidate=more, sends_back=sends_back)
-        else:
-            more = (*found[key].also_reference, e.reference, *e.also_reference)
-            sends_back = found[key].sends_back and e.sends_back
-            found[key] = replace(found[key], also_reference=more, sends_back=sends_back)
-    return list(found.values())

@@ -22,7 +22,6 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from crosscheck.aligning.alignment import Alignment, Edge, SitePair
 from crosscheck.aligning.edges import (
@@ -212,17 +211,13 @@ class Aligner:
         candidate = p.candidate.trace if trace is None else trace
         changes, run, made = self._latest or (None, None, None)
         if made is None or changes != p.changes or run is not candidate:
-            made = self._made(candidate)
+            made = self._made(candidate).forward_only(self._forward_only)
             self._latest = p.changes, candidate, made
         return made
 
     def _made(self, candidate: Trace) -> Alignment:
         p = self._pairing
-        known = sorted(p.pairs.values(), key=lambda one: p.reference.order[one.reference])
-        pairs = tuple(
-            replace(one, sends_back=False) if one.reference in self._forward_only else one
-            for one in known
-        )
+        pairs = tuple(sorted(p.pairs.values(), key=lambda one: p.reference.order[one.reference]))
         laid_out = [one for one in pairs if one.layout]
         free = p.free_reference(), p.free_candidate()
         compare_inputs_ahead(laid_out, p, candidate)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +72,19 @@ class Alignment:
     unmatched_reference: tuple[str, ...]
     unmatched_candidate: tuple[str, ...]
     complete: bool
+
+    def forward_only(self, sites: Collection[str]) -> Alignment:
+        """The same, without the cotangents of these sites of the reference, and without what their
+        layers send back."""
+        return replace(
+            self,
+            pairs=tuple(
+                replace(p, sends_back=False) if p.reference in sites else p for p in self.pairs
+            ),
+            edges=tuple(
+                replace(e, sends_back=False) if e.pair.reference in sites else e for e in self.edges
+            ),
+        )
 
     def forced_on_candidate(self, reference: Trace) -> ForcedValues:
         """The reference's values in the candidate's names and layouts, made when asked for."""

@@ -366,8 +366,5 @@ def _ends_a_layer(pair: SitePair, theirs: Group, pairing: Pairing, candidate: Tr
 def _edges(ours: Group, theirs: Group, layout: Layout, pair: SitePair) -> list[Edge]:
     """Slot by slot where both sides have as many, else as one edge."""
     if len(ours) == len(theirs):
-        return [
-            Edge(r, c, layout, pair, sends_back=pair.sends_back)
-            for r, c in zip(ours, theirs, strict=True)
-        ]
-    return [Edge(ours[0], theirs[0], layout, pair, ours[1:], theirs[1:], pair.sends_back)]
+        return [Edge(r, c, layout, pair) for r, c in zip(ours, theirs, strict=True)]
+    return [Edge(ours[0], theirs[0], layout, pair, ours[1:], theirs[1:])]

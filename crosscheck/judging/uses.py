@@ -6,27 +6,36 @@ is dropped, such layers return the same, but the uses of the value are spread ot
 on one of the two. Forcing the cotangent of the one onto the other then makes everything behind it
 wrong.
 
-The free runs tell it from a mistake. There nothing is forced, and however the uses are spread, what
-comes back to the parameters and the inputs is the same. So a pair is compared forward only where
+So where one of the two values is one that its side holds elsewhere too, or a slice of what the
+layer was given (else there is but one variable that a cotangent can belong to), it is asked whether
+the cotangents are two things. They are
 
-- its cotangents differ,
-- one of its values is a value that its side holds elsewhere too, or a slice of what the layer was
-  given (else there is but one variable that a cotangent can belong to), and
-- every gradient of the free runs agrees, far more closely than those cotangents do.
+- if every gradient of the free runs agrees, far more closely than the cotangents of the pair do:
+  nothing is forced there, and however the uses are spread, the same comes back to parameters and
+  inputs;
+- if the candidate, forced again with its own cotangent at the pair, becomes right behind it, where
+  it was wrong, and nothing becomes wrong. A mistake would reach what lies behind, now that nothing
+  mends it. (This is for where something else is wrong as well.)
 
-Recorded runs are free, so that their judgements say so.
+Such a pair is compared forward only. Recorded runs are free, so that their judgements say so.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from crosscheck.aligning.fingerprints import PreparedTrace, is_slice, repeating
+from crosscheck.aligning.layout import Two, relative_errors
 from crosscheck.compare import compare_each
-from crosscheck.comparisons import Item, value_of
+from crosscheck.comparisons import Item, SiteItems, value_of
 from crosscheck.judging.evidence import Evidence
+from crosscheck.observers import Forcer, Recorder
 from crosscheck.results import SiteResult
 from crosscheck.trace import Trace, owner
+
+P = TypeVar("P", Item, SiteResult)
 
 __all__ = ["used_otherwise", "used_otherwise_as_recorded"]
 
@@ -37,7 +46,9 @@ FAINT = 1e-3
 """The error of a gradient is relative to its own norm, or to so much of the largest one's: of a
 gradient that is zero but for rounding (a bias before a norm) nothing is known."""
 CLEARLY = 0.01
-"""Relative 2-norm from which on two recorded cotangents are two things, and not one that is off."""
+"""Relative 2-norm from which on two cotangents are two things, and not one that is off."""
+MOST_TRIED = 3
+"""Pairs for each of which the candidate is run again, the first ones of the backward pass."""
 FOUND = ("value", "anchor", "order")
 """How pairs were found that may be two variables; others are said to be one."""
 
@@ -54,15 +65,34 @@ def used_otherwise(results: Mapping[Item, SiteResult], e: Evidence) -> frozenset
     }
     if not asked or not e.free_reference.values:
         return frozenset()
-    largest = _largest_gradient_error(results, e)
+    several = _Several(e.free_reference, e.free_candidate).of(asked)
+    largest = _largest_gradient_error(results, e) if several else None
     if largest is None:
         return frozenset()
-    return frozenset(
-        item.reference
-        for item, error in asked.items()
-        if largest <= AGREES * min(error, 1.0)
-        and _is_one_of_several(item.reference, item.candidate, e.free_reference, e.free_candidate)
-    )
+    found = [i for i in several if largest <= AGREES * min(asked[i], 1.0)]
+    found = found or [i for i in several[:MOST_TRIED] if _is_mended_without(i, results, e)]
+    return frozenset(item.reference for item in found)
+
+
+def _is_mended_without(item: Item, results: Mapping[Item, SiteResult], e: Evidence) -> bool:
+    """Whether what comes back behind a pair is right where the pair's own cotangent is not forced,
+    was wrong where it was, and nothing is worse."""
+    alignment = e.alignment.forward_only({item.reference})
+    forcer = Forcer(alignment.forced_on_candidate(e.free_reference))
+    cotangents = Recorder(frozenset({"cotangent", "input_cotangent"}))
+    run = e.candidate.record(forcer, recorder=cotangents)
+    others = SiteItems(alignment, e.free_reference).shown_by(run, backward=True)[0]
+    others += e.gradient_items(run)[0]
+    before, pairs = [], []
+    for other in others:
+        seen = results[other].metrics if other in results else None
+        both = _both(other, e.free_reference, run)
+        if other.phase in ("backward", "parameter_gradient") and seen is not None and both:
+            before.append(seen.rel_l2)
+            pairs.append(both)
+    change = list(zip(before, relative_errors(pairs), strict=True))
+    worse = any(now > AGREES and now > 10 * then for then, now in change)
+    return not worse and any(then > CLEARLY and now < AGREES * then for then, now in change)
 
 
 def used_otherwise_as_recorded(
@@ -82,13 +112,8 @@ def used_otherwise_as_recorded(
     ]
     if not asked or not back or any(r.verdict != "agree" for r in back):
         return frozenset()
-    return frozenset(
-        r.reference
-        for r in asked
-        if r.metrics is not None
-        and r.metrics.rel_l2 >= CLEARLY
-        and _is_one_of_several(r.reference, r.candidate, reference, candidate)
-    )
+    clearly = [r for r in asked if r.metrics is not None and r.metrics.rel_l2 >= CLEARLY]
+    return frozenset(r.reference for r in _Several(reference, candidate).of(clearly))
 
 
 def _largest_gradient_error(items: Iterable[Item], e: Evidence) -> float | None:
@@ -98,14 +123,11 @@ def _largest_gradient_error(items: Iterable[Item], e: Evidence) -> float | None:
     pairs = []
     for item in items:
         back = item.kind == "cotangent" and item.reference in inputs
-        if item.phase != "parameter_gradient" and not back:
-            continue
-        ours = value_of(item, e.free_reference, side="reference")
-        theirs = value_of(item, e.free_candidate, side="candidate")
-        made = None if theirs is None or item.layout is None else item.layout.to_reference(theirs)
-        if ours is None or made is None or made.shape != ours.shape:
-            return None
-        pairs.append((made, ours))
+        if item.phase == "parameter_gradient" or back:
+            both = _both(item, e.free_reference, e.free_candidate)
+            if both is None:
+                return None
+            pairs.append(both)
     found = compare_each(pairs)
     most = max((d.truth_l2 for d in found), default=0.0)
     if most == 0.0 or any(d.mismatch for d in found):
@@ -113,15 +135,38 @@ def _largest_gradient_error(items: Iterable[Item], e: Evidence) -> float | None:
     return max(d.l2 / max(d.truth_l2, FAINT * most) for d in found)
 
 
-def _is_one_of_several(r: str, c: str, reference: Trace, candidate: Trace) -> bool:
-    """Whether either side holds the value of a pair more than once."""
-    return _is_repeated(reference, r) or _is_repeated(candidate, c)
+def _both(item: Item, reference: Trace, candidate: Trace) -> Two | None:
+    """The candidate's value of an item in the reference's layout, and the reference's."""
+    ours = value_of(item, reference, side="reference")
+    theirs = value_of(item, candidate, side="candidate")
+    made = None if theirs is None or item.layout is None else item.layout.to_reference(theirs)
+    return None if ours is None or made is None or made.shape != ours.shape else (made, ours)
 
 
-def _is_repeated(trace: Trace, site: str) -> bool:
-    side = PreparedTrace.of(trace)
-    ends = {*trace.info.inputs, *trace.info.outputs}
-    if repeating(side, site, [other for other in side.order if other not in ends]):
-        return True
-    given = (trace.values["input", slot] for slot in trace.inputs_of(owner(site)))
-    return any(is_slice(side.value(site), whole) for whole in given)
+class _Several:
+    """Tells pairs of which either side holds the value more than once."""
+
+    def __init__(self, reference: Trace, candidate: Trace) -> None:
+        self._sides = [PreparedTrace.of(trace) for trace in (reference, candidate)]
+        self._alike = [_by_print(side) for side in self._sides]
+
+    def of(self, pairs: Iterable[P]) -> list[P]:
+        return [p for p in pairs if self._is_held(0, p.reference) or self._is_held(1, p.candidate)]
+
+    def _is_held(self, number: int, site: str) -> bool:
+        side = self._sides[number]
+        alike = self._alike[number][side.prints_of([site])[0].tobytes()]
+        given = (side.trace.values["input", s] for s in side.trace.inputs_of(owner(site)))
+        return bool(repeating(side, site, alike)) or any(
+            is_slice(side.value(site), whole) for whole in given
+        )
+
+
+def _by_print(side: PreparedTrace) -> dict[bytes, list[str]]:
+    """The sites within a model by the fingerprints of their values."""
+    ends = {*side.trace.info.inputs, *side.trace.info.outputs}
+    sites = [site for site in side.order if site not in ends]
+    found: defaultdict[bytes, list[str]] = defaultdict(list)
+    for site, one in zip(sites, side.prints_of(sites), strict=True):
+        found[one.tobytes()].append(site)
+    return found

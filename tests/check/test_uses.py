@@ -18,15 +18,16 @@ SPEC = "float32[2,4,3]"
 class Branches(nn.Module):
     """Two heads on one layer, with a dropout each or one for both (``shared``).
 
-    ``scaled``: a factor of the gradient that comes back from the first head, as a mistake.
+    ``scaled``: a factor of the gradient that comes back from the first head, as a mistake;
+    ``squashed``: what the second head returns is, which is another.
     """
 
-    def __init__(self, shared: bool, scaled: float = 1.0) -> None:
+    def __init__(self, shared: bool, scaled: float = 1.0, squashed: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.stem, self.left, self.right = nn.Linear(3, 5), nn.Linear(5, 2), nn.Linear(5, 2)
         self.drop = nn.ModuleList(nn.Dropout(0.5) for _ in range(1 if shared else 2))
-        self.shared, self.scaled = shared, scaled
+        self.shared, self.scaled, self.squashed = shared, scaled, squashed
 
     def forward(self, x: Any) -> Any:
         h = self.stem(x).tanh()
@@ -34,7 +35,8 @@ class Branches(nn.Module):
         other = one if self.shared else self.drop[1](h)
         if self.scaled != 1.0:
             one = one * self.scaled + (one * (1 - self.scaled)).detach()
-        return self.left(one), self.right(other)
+        right = self.right(other)
+        return self.left(one), right.sigmoid() if self.squashed else right
 
 
 class Heads(nn.Module):
@@ -97,6 +99,14 @@ def test_a_mistake_in_the_same_place_is_found(shared: bool) -> None:
         assert report.first_divergence is not None
         assert report.first_divergence.phase == "backward"
         assert not not_compared(report)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_beside_a_mistake_elsewhere_nothing_innocent_is_blamed(shared: bool) -> None:
+    """No gradient agrees then; what comes back behind the dropouts does, if nothing is forced."""
+    report = crosscheck.check(Branches(shared), Branches(not shared, squashed=True), SPEC)
+    assert {d.site for d in report.divergences} == {"output:1", "right"}
+    assert len(not_compared(report)) == 1
 
 
 class Compensated(torch.autograd.Function):

@@ -41,6 +41,7 @@ __all__ = [
     "mergings",
     "relative_error",
     "relative_errors",
+    "repeats",
 ]
 
 Shape = tuple[int, ...]
@@ -324,6 +325,25 @@ def cut_of(one: np.ndarray, other: np.ndarray, same: float) -> bool | None:
             if relative_error(turned, large[part]) <= same:
                 return True
     return lies_within
+
+
+def repeats(one: np.ndarray, other: np.ndarray, same: float) -> bool:
+    """Whether one of two values is the other one, over and over along one more axis: positions
+    that one side looks up once and the other for each sequence of a batch.
+
+    Args:
+        same: the relative error up to which two values are the same.
+    """
+    small, large = sorted((one, other), key=lambda value: value.size)
+    if not 0 < small.size < large.size or not 0 <= large.ndim - small.ndim <= 1:
+        return False
+    axes = range(large.ndim) if small.ndim < large.ndim else (None,)
+    made = (small if axis is None else np.expand_dims(small, axis) for axis in axes)
+    return any(
+        all(n in (1, m) for n, m in zip(given.shape, large.shape, strict=True))
+        and relative_error(np.broadcast_to(given, large.shape), large) <= same
+        for given in made
+    )
 
 
 def relative_errors(pairs: Iterable[Two]) -> list[float]:

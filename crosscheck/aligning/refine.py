@@ -23,7 +23,7 @@ from crosscheck.aligning.assignment import best_monotone
 from crosscheck.aligning.distances import noticed
 from crosscheck.aligning.edges import edges_of
 from crosscheck.aligning.fingerprints import repeating
-from crosscheck.aligning.layout import SAME, Layout, cut_of
+from crosscheck.aligning.layout import SAME, Layout, cut_of, repeats
 from crosscheck.aligning.names import abbreviated, ends_in, similarity
 from crosscheck.aligning.pairing import Pairing
 from crosscheck.aligning.stretches import (
@@ -118,6 +118,7 @@ class Refiner:
                 and not self._is_a_part(r, c)
                 and not self._ends_in_glue(r, c, trace)
                 and not self._is_cut_behind(r, c, alignment, trace)
+                and not self._is_repeated(r, c, trace)
             ]
             here.sort(key=lambda rc: p.reference.order[rc[0]])
             if any(self._enter(r, c, alignment, trace) for r, c in here):
@@ -292,6 +293,17 @@ class Refiner:
         found = bool(cut_of(theirs, p.reference.value(r), p.same))
         if found:
             p.refused.add((r, c))
+        return found
+
+    def _is_repeated(self, r: str, c: str, trace: Trace) -> bool:
+        """Whether two layers return the same, once on one side and many times on the other, for the
+        code behind to add to a batch: that no layout maps one onto the other is no difference."""
+        theirs = trace.values.get(("activation", c))
+        if theirs is None or self.pairing.layout(r, c) is not None:
+            return False
+        found = repeats(theirs, self.pairing.reference.value(r), self.pairing.same)
+        if found:
+            self.pairing.refused.add((r, c))
         return found
 
     def _distance(self, r: str, c: str, trace: Trace) -> float:

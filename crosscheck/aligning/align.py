@@ -28,7 +28,6 @@ from crosscheck.aligning.edges import (
     BegunEarlier,
     compare_inputs_ahead,
     edges_of,
-    note_unlike_inputs,
 )
 from crosscheck.aligning.entries import entries_of
 from crosscheck.aligning.fingerprints import (
@@ -42,6 +41,7 @@ from crosscheck.aligning.lookalikes import Alike, Key, LookAlikes
 from crosscheck.aligning.nearer import move_to_nearer
 from crosscheck.aligning.pairing import Pairing, far, pair_outputs
 from crosscheck.aligning.refine import Refiner
+from crosscheck.aligning.unlike import note_handed_on, note_unlike_inputs
 from crosscheck.trace import Trace
 
 __all__ = ["Aligner", "Alignment", "Edge", "SitePair", "pair_outputs"]
@@ -193,12 +193,15 @@ class Aligner:
         return self._refiner.add(self.alignment(trace), trace, at_once=at_once, faded=faded)
 
     def take_back(self, trace: Trace) -> int:
-        """Undo what `refine` added last and ``trace``, forced at it, shows to be wrong.
+        """Undo what `refine` added last and ``trace``, forced at it, shows to be wrong, and what
+        layers that hand on what they are given were compared by.
 
         Returns:
-            How many pairs were removed; they are not proposed again.
+            How many pairs, or inputs, were removed; they are not proposed again.
         """
-        return self._refiner.take_back(trace)
+        return self._refiner.take_back(trace) or note_handed_on(
+            self.alignment(trace), self._pairing, trace
+        )
 
     def compare_forward_only(self, sites: Iterable[str]) -> None:
         """Leave the cotangents of these sites of the reference alone from now on."""
@@ -231,6 +234,7 @@ class Aligner:
             unmatched_reference=_unmatched(p.reference, free[0], p.pairs),
             unmatched_candidate=_unmatched(p.candidate, free[1], p.taken),
             complete=not all(free),
+            anchored=tuple(self._refiner.anchored),
         )
 
     # -- details -------------------------------------------------------------------------------

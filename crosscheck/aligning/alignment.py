@@ -65,6 +65,8 @@ class Alignment:
 
     Attributes:
         complete: whether all sites of one side have a partner: no further run can add a pair.
+        anchored: (reference site, candidate site) of the calls of layers with the same parameters,
+            paired or not.
     """
 
     pairs: tuple[SitePair, ...]
@@ -72,6 +74,7 @@ class Alignment:
     unmatched_reference: tuple[str, ...]
     unmatched_candidate: tuple[str, ...]
     complete: bool
+    anchored: tuple[tuple[str, str], ...] = ()
 
     def forward_only(self, sites: Collection[str]) -> Alignment:
         """The same, without the cotangents of these sites of the reference, and without what their

@@ -15,23 +15,16 @@ from crosscheck.aligning.distances import Asked
 from crosscheck.aligning.layout import Layout
 from crosscheck.aligning.pairing import Pairing
 from crosscheck.arrays import is_float
-from crosscheck.kernels.on_device import equal
 from crosscheck.trace import Trace, owner
 
 __all__ = [
     "BegunEarlier",
     "compare_inputs_ahead",
     "edges_of",
+    "input_error",
     "is_chain",
     "may_be_made_of",
-    "note_unlike_inputs",
 ]
-
-EXPLAINED = 0.01
-"""How much smaller than its input's error, relatively, a layer's error beyond rounding must be for
-the input to be another quantity and not the cause of it."""
-
-FEW = 32  # numbers that are compared before all are
 
 Group = tuple[str, ...]
 """Input slots of one layer call that hold one value."""
@@ -64,7 +57,7 @@ def edges_of(pair: SitePair, pairing: Pairing, candidate: Trace) -> list[Edge]:
     for edge in found:
         if not _comes_back_elsewhere(edge, left, pairing, candidate):
             kept.append(edge)
-        elif _error(edge, pairing, candidate) <= pairing.same:
+        elif input_error(edge, pairing, candidate) <= pairing.same:
             kept.append(replace(edge, sends_back=False))
     return kept
 
@@ -99,50 +92,10 @@ def _fitting(
     return found
 
 
-def note_unlike_inputs(
-    pair: SitePair, error: float, pairing: Pairing, candidate: Trace, *, same_layer: bool
-) -> None:
-    """Note which inputs of two layers are not the same quantity, since the outputs are equal.
-
-    Args:
-        error: of the output, relatively, in ``candidate``, which is not forced at these inputs.
-        same_layer: that they are one layer is known otherwise: only where one of them hands its
-            input on is that input as right as the output.
-    """
-    reference = pairing.reference.trace
-    if same_layer and not (
-        _hands_any_on(reference, pair.reference) or _hands_any_on(candidate, pair.candidate)
-    ):
-        return
-    caused = max(error - pairing.rounding, 0.0)
-    for edge in edges_of(pair, pairing, candidate):
-        if _error(edge, pairing, candidate) <= max(pairing.same, caused / EXPLAINED):
-            continue
-        if not same_layer or (
-            _hands_on(reference, edge.reference, pair.reference)
-            or _hands_on(candidate, edge.candidate, pair.candidate)
-        ):
-            pairing.unlike.add((edge.reference, edge.candidate))
-
-
-def _error(edge: Edge, pairing: Pairing, candidate: Trace) -> float:
+def input_error(edge: Edge, pairing: Pairing, candidate: Trace) -> float:
+    """How far what two layers are given is apart, relatively, in a run of the candidate."""
     distances = pairing.distances(candidate)
     return distances.of("input", edge.reference, edge.candidate, edge.layout)
-
-
-def _hands_any_on(trace: Trace, site: str) -> bool:
-    return any(_hands_on(trace, slot, site) for slot in trace.inputs_of(owner(site)))
-
-
-def _hands_on(trace: Trace, slot: str, site: str) -> bool:
-    """Whether a layer returns the very numbers that it is given (a dropout in eval mode)."""
-    given, made = trace.values["input", slot], trace.values["activation", site]
-    if not is_float(given) or given.size != made.size or given.size == 0:
-        return False
-    if given.flat[0] != made.flat[0]:  # which tells nearly always
-        return False
-    given, made = given.reshape(-1), made.reshape(-1)
-    return np.array_equal(given[:FEW], made[:FEW]) and equal(given, made)
 
 
 class BegunEarlier:

@@ -19,6 +19,7 @@ from crosscheck.judging.again import fresh_runs
 from crosscheck.judging.evidence import Evidence as Check
 from crosscheck.judging.judge import Judge, in_reference_layout, without_fill
 from crosscheck.judging.noise import Floor, unit_roundoff
+from crosscheck.locating.given import Given
 from crosscheck.locating.surroundings import Passages
 from crosscheck.results import SiteResult
 from crosscheck.trace import Trace, owner
@@ -124,6 +125,10 @@ class Sites:
     def _passages(self) -> Passages:
         return Passages(self.check.alignment, self.check.free_reference, self.check.forced)
 
+    @cached_property
+    def _given(self) -> Given:
+        return Given(self.check.alignment, self.reference, self.candidate)
+
     def _siblings(self, slot: str) -> tuple[Sibling, ...]:
         """The layers that are called beside one that is given a wrong input, the nearest ones."""
         info, home = self.reference.info, self.reference.info.parents.get(owner(slot))
@@ -199,7 +204,9 @@ class Sites:
         if result.kind == "cotangent":
             return self._around(result.reference)
         if result.kind == "activation":
-            return self._inside(owner(result.reference))
+            handed_on, _ = self._given.handed_on(result)
+            inside = self._inside(owner(result.reference))
+            return inside if inside or handed_on is None else self._before(handed_on)
         return self._sent_inside(owner(result.reference))
 
     def _inside(self, home: str) -> dict[str, np.ndarray]:

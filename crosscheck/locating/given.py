@@ -12,6 +12,7 @@ import numpy as np
 from crosscheck.aligning.alignment import Alignment, Edge
 from crosscheck.aligning.fingerprints import SAME_VALUE
 from crosscheck.aligning.layout import cut_of
+from crosscheck.aligning.unlike import handed_on
 from crosscheck.arrays import is_float
 from crosscheck.results import SiteResult
 from crosscheck.trace import Trace, owner
@@ -50,6 +51,16 @@ class Given:
         slots = self._slots(result)
         made = (self.candidate.info.sources.get(slot) for slot in slots[1])
         return self._are_unseen(slots) and any(s is None or s not in self._aligned for s in made)
+
+    def handed_on(self, result: SiteResult) -> tuple[str | None, str | None]:
+        """Of two layers of which one returns what it is given (a dropout that is off) and the other
+        one does not: that input, of the reference or of the candidate. The code before it does what
+        the other layer does, unless what both were given is compared: that layer is wrong then."""
+        ours = handed_on(self.reference, result.reference)
+        theirs = handed_on(self.candidate, result.candidate)
+        if (ours is None) == (theirs is None) or ours in self._compared[0]:
+            return None, None
+        return (None, None) if theirs in self._compared[1] else (ours, theirs)
 
     def is_padded(self, result: SiteResult) -> bool | None:
         """Whether one of two layers was given what the other one was with a border around it, each

@@ -139,6 +139,8 @@ class Locator:
                 "forced: the code that calls it differs",
                 between,
             )
+        if (blame := self._before_what_hands_on(result, between)) is not None:
+            return blame
         text = "everything that it was given is the reference's"
         if self._given.is_unseen(result):
             padded = self._given.is_padded(result)
@@ -162,6 +164,22 @@ class Locator:
         if several:
             text += f"; {several}"
         return _Blame(result.reference, result.candidate, text, between)
+
+    def _before_what_hands_on(self, result: SiteResult, between: tuple[str, ...]) -> _Blame | None:
+        """Where one of two layers only hands on what it is given, it is innocent: what made that is
+        named, the layer with the other one's parameters or the code before it."""
+        ours, theirs = self._given.handed_on(result)
+        if ours is None and theirs is None:
+            return None
+        homes, unlike = self._homes(result), self._given.is_unseen(result)
+        text = "only hands on what the code before it makes"
+        if ours is not None:
+            given = "" if unlike else "everything that it was given is the reference's; "
+            maker = self._around.makers(ours, "reference", result.candidate) or homes[0]
+            return _Blame(maker, result.candidate, f"{given}`{result.reference}` {text}", between)
+        maker = self._around.makers(str(theirs), "candidate", result.reference)
+        text = f"`{result.candidate}` {text}, which is not what `{result.reference}` returns"
+        return _Blame(result.reference, maker or homes[1], text, between)
 
     def _homes(self, result: SiteResult) -> tuple[str | None, str | None]:
         """The containers whose code calls the layers of a result."""

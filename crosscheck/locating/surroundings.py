@@ -202,6 +202,25 @@ class Surroundings:
         place = self.orders[side].place
         return sorted(found, key=lambda one: place.get(("activation", one), -1))
 
+    def makers(self, slot: str, side: str, other: str) -> str | None:
+        """The layers without partner that returned an input, or, where code makes it, that ran
+        before and have the parameters of ``other``, a layer of the other side. Of several the
+        container; None if there are none."""
+        ours = side == "reference"
+        pairs = [p if ours else p[::-1] for p in self.alignment.anchored]
+        trace, place = (self.reference if ours else self.candidate), self.orders[side].place
+        if trace.info.sources.get(slot) is not None:
+            return self.all_of(trace, self.leading_to(trace, slot, side))
+        last = place["input", slot]
+        found = [
+            mine
+            for mine, its in pairs
+            if its == other
+            and mine not in self.aligned(side)
+            and place.get(("activation", mine), last) < last
+        ]
+        return self.all_of(trace, found)
+
     def all_of(self, trace: Trace, layers: Sequence[str]) -> str | None:
         """The layer, if there is one; of several the container."""
         return self.scope_of(trace, layers) if len(layers) > 1 else next(iter(layers), None)

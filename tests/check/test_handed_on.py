@@ -12,7 +12,7 @@ from torch import nn
 
 import crosscheck
 
-from .kit import agrees, run
+from .kit import agrees, forward, run
 from .torch_models import randomised
 
 WIDTH = 16
@@ -132,3 +132,121 @@ def test_a_layer_that_hands_on_is_not_given_something_else(activation: Any) -> N
     else:
         assert all(str(d.reference).startswith("1.layers.") for d in report.divergences)
         assert report.verdict == "diverge"
+
+
+class FeedForward(nn.Module):
+    """As in ``nn.TransformerEncoderLayer``: the activation is a call, and a dropout follows it."""
+
+    def __init__(self, between: Any, hidden: int, dropout: nn.Module | None) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.linear1, self.linear2 = nn.Linear(WIDTH, hidden), nn.Linear(hidden, WIDTH)
+        self.between, self.dropout = between, dropout or nn.Identity()
+
+    def forward(self, x: Any) -> Any:
+        x = self.norm1(x)
+        return self.norm2(x + self.linear2(self.dropout(self.between(self.linear1(x)))))
+
+
+class Fused(FeedForward):
+    """The activation is part of the layer."""
+
+    def __init__(self, activation: Any) -> None:
+        super().__init__(None, 2 * WIDTH, None)
+        self.linear1 = Dense(activation)
+
+    def forward(self, x: Any) -> Any:
+        x = self.norm1(x)
+        return self.norm2(x + self.linear2(self.linear1(x)))
+
+
+class Apart(Fused):
+    """The activation is a layer."""
+
+    def __init__(self, activation: Any, hidden: int) -> None:
+        FeedForward.__init__(self, activation, hidden, None)
+
+    def forward(self, x: Any) -> Any:
+        x = self.norm1(x)
+        return self.norm2(x + self.linear2(self.between(self.linear1(x))))
+
+
+class Blocks(nn.Module):
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Any) -> Any:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def called(hidden: int) -> nn.Module:
+    def block() -> nn.Module:
+        return FeedForward(F.relu, hidden, nn.Dropout(0.1))
+
+    return randomised(Blocks(block(), block())).eval()
+
+
+def cause(report: crosscheck.Report) -> list[str]:
+    first = report.first_divergence
+    return [c.statement for c in first.causes if c.verified] if first else []
+
+
+GELU = "the candidate computes GELU (erf) instead of ReLU"
+SHAPES = f"float32[3,7,{WIDTH}]"
+
+
+@pytest.mark.parametrize("hidden", [WIDTH, 2 * WIDTH])
+def test_an_activation_layer_in_the_place_of_a_call_and_a_dropout(hidden: int) -> None:
+    """The dropout is given what the activation makes, and the activation what it is made of."""
+    honest = Blocks(Apart(nn.ReLU(), hidden), Apart(nn.ReLU(), hidden))
+    assert agrees(run(called(hidden), honest, SHAPES))
+    report = run(called(hidden), Blocks(Apart(nn.ReLU(), hidden), Apart(nn.GELU(), hidden)), SHAPES)
+    assert forward(report) == [("blocks.1", "blocks.1.between")]
+    assert cause(report) == [GELU]
+
+
+def test_a_layer_with_its_activation_in_the_place_of_a_call_and_a_dropout() -> None:
+    assert agrees(run(called(2 * WIDTH), Blocks(Fused(F.relu), Fused(F.relu)), SHAPES))
+    report = run(called(2 * WIDTH), Blocks(Fused(F.relu), Fused(F.gelu)), SHAPES)
+    assert forward(report) == [("blocks.1.linear1", "blocks.1.linear1")]
+    assert cause(report) == [GELU]
+
+
+@pytest.mark.parametrize("inner", [F.relu, nn.ReLU()])
+def test_a_call_and_a_dropout_in_the_place_of_an_activation_layer(inner: Any) -> None:
+    reference = randomised(Blocks(*(Apart(nn.GELU(), 2 * WIDTH) for _ in range(2)))).eval()
+    port = Blocks(*(FeedForward(a, 2 * WIDTH, nn.Dropout(0.1)) for a in (F.gelu, inner)))
+    report = run(reference, port, SHAPES)
+    at = "blocks.1" if inner is F.relu else "blocks.1.between"
+    assert forward(report) == [("blocks.1.between", at)]
+    assert cause(report) == ["the candidate computes ReLU instead of GELU (erf)"]
+
+
+class Halved(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return x / 2
+
+
+@pytest.mark.parametrize("inner", [F.relu, nn.ReLU()])
+def test_a_layer_that_should_hand_on_and_does_not_is_blamed_itself(inner: Any) -> None:
+    """What it is given is compared, and right; an activation is what the dropout stands for."""
+    port = Blocks(*(FeedForward(inner, 2 * WIDTH, d) for d in (nn.Dropout(0.1), Halved())))
+    report = run(called(2 * WIDTH), port, SHAPES)
+    partner = "blocks.1.dropout" if inner is F.relu else None
+    assert forward(report) == [(partner, "blocks.1.dropout")]
+    assert cause(report) == [f"the {'value' if partner is None else 'output'} is scaled by 0.5"]
+
+
+def test_a_keras_layer_with_its_activation() -> None:
+    keras = pytest.importorskip("keras")
+    x = given = keras.Input((7, WIDTH))
+    for activation in ("relu", "gelu"):
+        x = keras.layers.LayerNormalization(epsilon=1e-5)(x)
+        h = keras.layers.Dense(2 * WIDTH, activation=activation, name=f"inner_{activation}")(x)
+        x = keras.layers.LayerNormalization(epsilon=1e-5)(x + keras.layers.Dense(WIDTH)(h))
+    report = run(called(2 * WIDTH), keras.Model(given, x), SHAPES)
+    assert forward(report) == [("blocks.1.linear1", "inner_gelu")]
+    assert cause(report) == [GELU]

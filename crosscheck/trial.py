@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 from crosscheck.aligning.align import Aligner
 from crosscheck.aligning.layout import relative_error
 from crosscheck.errors import SideFailed
+from crosscheck.kernels.on_device import as_host
 from crosscheck.pipeline import align
 from crosscheck.run import Runner
 from crosscheck.trace import Trace
@@ -45,6 +46,16 @@ def by_running(
         ]
         matched = {(p.reference, p.candidate) for p in alignment.pairs if p.by == "value"}
         right = frozenset(c for r, c in match.anchors() if (r, c) in matched)
-        return Fit(len(matched), min(errors, default=math.inf), right)
+        return Fit(len(matched), min(errors, default=math.inf), right, _given(right, free))
 
     return fit
+
+
+def _given(layers: Iterable[str], run: Trace) -> dict[str, Hashable]:
+    """`Fit.given` of layers with one input."""
+    slots = {layer: run.inputs_of(layer) for layer in layers}
+    return {
+        layer: run.info.sources.get(of[0]) or as_host(run.values["input", of[0]]).tobytes()
+        for layer, of in slots.items()
+        if len(of) == 1
+    }

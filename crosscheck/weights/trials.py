@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -33,11 +33,21 @@ class Fit:
         sites: that match by value, each on right inputs.
         error: relative, of the outputs of a free run; infinite where there is none.
         right: paths of the candidate's layers that match by value: they hold the right weights.
+        given: of those, by path: what a layer is given, equal where two are given the same. Such
+            layers match by value whichever of them holds the weights of which.
     """
 
     sites: int
     error: float
     right: frozenset[str] = frozenset()
+    given: Mapping[str, Hashable] = field(default_factory=dict)
+
+    def leaves_open(self, swap: tuple[str, str]) -> bool:
+        """Whether two layers may have each other's weights; else one that is right would become
+        wrong."""
+        one, other = swap
+        beside = one in self.given and self.given[one] == self.given.get(other)
+        return beside or self.right.isdisjoint(swap)
 
     def better(self, other: Fit) -> bool:
         """Whether this is the better one by more than rounding."""
@@ -76,7 +86,7 @@ def settle(match: Match, trial: Callable[[Match], Fit]) -> Match:
     for swap in doubtful:
         if fit.error < SAME or in_vain == MOST_SWAPS:
             return best
-        if fit.right.isdisjoint(swap):  # else one that is right would become wrong
+        if fit.leaves_open(swap):
             before = fit
             best, fit = _better(best, fit, _swapped(best, *swap), trial)
             in_vain += fit is before
@@ -132,13 +142,12 @@ def _swapped_at_once(
     match: Match, fit: Fit, swaps: Sequence[tuple[str, str]], trial: Callable[[Match], Fit]
 ) -> tuple[Match, Fit]:
     """Try many swaps in one: the blocks of a model are named alike."""
-    other, taken = match, set(fit.right)
-    for swap in swaps:
+    other, taken = match, set[str]()
+    for swap in filter(fit.leaves_open, swaps):
         if taken.isdisjoint(swap):
             other = _swapped(other, *swap)
             taken.update(swap)
-    many = len(taken) - len(fit.right) > 2
-    return _better(match, fit, other, trial) if many else (match, fit)
+    return _better(match, fit, other, trial) if len(taken) > 2 else (match, fit)
 
 
 def _better(

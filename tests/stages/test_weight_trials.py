@@ -95,6 +95,42 @@ def test_equal_layers_with_names_that_say_nothing() -> None:
     agrees(scattered(Branches("ant", "bee")), Branches("seal", "wolf"), spec(5, 6))
 
 
+class Heads(nn.Module):
+    """Two layers that are given the same, and of which only what is made of them tells which."""
+
+    def __init__(self, mean: str, spread: str, *, spread_first: bool) -> None:
+        super().__init__()
+        self.names, self.spread_first = (mean, spread), spread_first
+        for name in sorted(self.names):
+            setattr(self, name, nn.Linear(6, 4))
+        self.decode = nn.Linear(4, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, spread = (getattr(self, name) for name in self.names)
+        h = torch.tanh(x)
+        if self.spread_first:
+            width = spread(h).exp()
+            return self.decode(mean(h) * width)  # type: ignore[no-any-return]
+        return self.decode(mean(h) * spread(h).exp())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize("theirs", [False, True])
+@pytest.mark.parametrize("names", [("ant", "bee"), ("bee", "ant")])
+def test_layers_side_by_side_with_names_that_say_nothing(
+    names: tuple[str, str], ours: bool, theirs: bool
+) -> None:
+    """Each returns what the reference's does, whichever of the two it was given the weights of."""
+    reference = scattered(Heads("mean", "spread", spread_first=ours))
+    agrees(reference, Heads(*names, spread_first=theirs).eval(), spec(5, 6))
+
+
+def test_layers_side_by_side_that_the_names_tell_apart_are_not_exchanged_to_fit() -> None:
+    reference = scattered(Heads("mean", "spread", spread_first=True))
+    candidate = Heads("spread", "mean", spread_first=False).eval()
+    assert crosscheck.check(reference, candidate, spec(5, 6)).verdict == "diverge"
+
+
 class TwoNorms(nn.Module):
     def __init__(self, first: str, second: str) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ from crosscheck.aligning.lookalikes import Alike, Key, LookAlikes
 from crosscheck.aligning.nearer import move_to_nearer
 from crosscheck.aligning.pairing import Pairing, far, pair_outputs
 from crosscheck.aligning.refine import Refiner
-from crosscheck.aligning.unlike import note_handed_on, note_unlike_inputs
+from crosscheck.aligning.unlike import note_idle_inputs, note_unlike_inputs
 from crosscheck.trace import Trace
 
 __all__ = ["Aligner", "Alignment", "Edge", "SitePair", "pair_outputs"]
@@ -193,13 +193,13 @@ class Aligner:
         return self._refiner.add(self.alignment(trace), trace, at_once=at_once, faded=faded)
 
     def take_back(self, trace: Trace) -> int:
-        """Undo what `refine` added last and ``trace``, forced at it, shows to be wrong, and what
-        layers that hand on what they are given were compared by.
+        """Undo what `refine` added last and ``trace``, forced at it, shows to be wrong, and the
+        inputs that it shows to be different quantities.
 
         Returns:
             How many pairs, or inputs, were removed; they are not proposed again.
         """
-        return self._refiner.take_back(trace) or note_handed_on(
+        return self._refiner.take_back(trace) or note_idle_inputs(
             self.alignment(trace), self._pairing, trace
         )
 

@@ -14,6 +14,7 @@ others puts them in question: they were made while what goes into them was wrong
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field, replace
 
 import numpy as np
@@ -34,6 +35,7 @@ from crosscheck.aligning.stretches import (
     comes_later,
     is_glue_of,
     lies_in,
+    rearranged,
     runs_after,
     stretch,
     until_the_next,
@@ -46,6 +48,8 @@ __all__ = ["Refiner"]
 
 CLOSER = 0.3
 """How much closer than an anchored pair, and how close, two values must be to replace it."""
+MOST_ENDS = 4
+"""How many sites behind a layer may be its end."""
 WINDOW = 200
 """Most sites of a stretch that are paired by order: only the earliest pair is taken at a time."""
 
@@ -127,7 +131,8 @@ class Refiner:
             for r, c in chosen:
                 ends = self._closest(r, c, inside_r, inside_c, trace)
                 by = "anchor" if ends == (r, c) else "value"
-                self._guess(*ends, by, alignment, trace, faded=faded)
+                others = [] if faded else self._other_ends(r, c, ends, inside_r, inside_c, trace)
+                self._guess(*ends, by, alignment, trace, faded=faded, others=others)
             if chosen:
                 return len(chosen)
             inside = inside_r, inside_c
@@ -146,12 +151,20 @@ class Refiner:
     # -- guesses -------------------------------------------------------------------------------
 
     def _guess(
-        self, r: str, c: str, by: str, alignment: Alignment, trace: Trace, *, faded: bool
+        self,
+        r: str,
+        c: str,
+        by: str,
+        alignment: Alignment,
+        trace: Trace,
+        *,
+        faded: bool,
+        others: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """Add a pair, and note what lies behind it."""
+        """Add a pair, and note what lies behind it, and which ``others`` may be meant."""
         if not self.pairing.add(r, c, by):
             return
-        self._trials.begin(self.pairing.pairs[r], alignment, trace, faded=faded)
+        self._trials.begin(self.pairing.pairs[r], alignment, trace, faded=faded, others=others)
         self._trials.reopen_behind(r)
 
     def _enter(self, r: str, c: str, alignment: Alignment, trace: Trace) -> bool:
@@ -205,9 +218,15 @@ class Refiner:
         return [(kind, pair, edge) for kind, _, _, _, pair, edge in found]
 
     def _pair_producers(self, edge: Edge, trace: Trace) -> bool:
-        """Pair the two layers that made a differing input, if neither has a partner yet."""
-        r = self.pairing.reference.trace.info.sources.get(edge.reference)
-        c = trace.info.sources.get(edge.candidate)
+        """Pair the two layers that made a differing input, if neither has a partner yet. Not one
+        that only rearranges what another one made (a cast, a transposition) with one that does
+        more: the other one then."""
+        reference = self.pairing.reference.trace
+        r, c = reference.info.sources.get(edge.reference), trace.info.sources.get(edge.candidate)
+        if r is not None and c is not None:
+            ours, theirs = rearranged(reference, r), rearranged(trace, c)
+            if (len(ours) > 1) != (len(theirs) > 1):
+                r, c = ours[-1], theirs[-1]
         if r is None or c is None or (r, c) in self.pairing.refused:
             return False
         if comes_later(self.pairing, self.anchored, r, c) or self.pairing.is_slice_of_one(r, c):
@@ -240,6 +259,37 @@ class Refiner:
         own = self._distance(r, c, trace)
         best, pair = min(((self._distance(*o, trace), o) for o in options), default=(own, (r, c)))
         return pair if best < min(CLOSER * own, CLOSER) else (r, c)
+
+    def _other_ends(
+        self,
+        r: str,
+        c: str,
+        chosen: tuple[str, str],
+        inside_r: set[str],
+        inside_c: set[str],
+        trace: Trace,
+    ) -> list[tuple[str, str]]:
+        """Where else an anchored pair may end: a product and the sum with its bias, which an ONNX
+        file has in two nodes. Far from the truth values say nothing, and only a run tells. One of
+        several sites that hold the same numbers is enough."""
+        p = self.pairing
+        found: list[tuple[str, str]] = []
+        for side, run, site, inside, others in (
+            (p.candidate, trace, c, inside_c, self.heirs),
+            (p.reference, p.reference.trace, r, inside_r, self.owners),
+        ):
+            before = [site]
+            for other in until_the_next(side, site, inside, others):
+                if len(before) > MOST_ENDS:
+                    break
+                if before[-1] not in rearranged(run, other)[1:]:
+                    before.append(other)
+            found += [(r, o) if site == c else (o, c) for o in before[1:]]
+        return [
+            one
+            for one in ((r, c), *found)
+            if one != chosen and one not in p.refused and p.layout(*one) is not None
+        ]
 
     def _is_a_part(self, r: str, c: str) -> bool:
         """Whether one of two layers does what several on the other side do together.

@@ -17,6 +17,7 @@ from crosscheck.aligning.fingerprints import (
     size_and_kind,
 )
 from crosscheck.aligning.pairing import Pairing
+from crosscheck.arrays import is_float
 from crosscheck.taps import Kind
 from crosscheck.trace import Trace, owner
 
@@ -28,6 +29,7 @@ __all__ = [
     "comes_later",
     "is_glue_of",
     "lies_in",
+    "rearranged",
     "runs_after",
     "stretch",
     "until_the_next",
@@ -175,6 +177,27 @@ def until_the_next(side: PreparedTrace, site: str, inside: set[str], others: set
         (s for s in inside if side.order[s] > side.order[site]), key=side.order.__getitem__
     )
     return list(itertools.takewhile(lambda s: s not in others, behind))
+
+
+def rearranged(trace: Trace, site: str) -> list[str]:
+    """A site and those before it, the nearest first, that hold its numbers, if in another order:
+    of a cast or a transposition what it was given."""
+    found = [site]
+    while True:
+        slots = trace.inputs_of(owner(found[-1]))
+        source = trace.info.sources.get(slots[0]) if len(slots) == 1 else None
+        if source is None or source in trace.info.inputs or found[-1] != owner(found[-1]):
+            return found
+        made = trace.values.get(("activation", found[-1]))
+        if made is None or not _same_numbers(trace.values["input", slots[0]], made):
+            return found
+        found.append(source)
+
+
+def _same_numbers(a: np.ndarray, b: np.ndarray) -> bool:
+    if not is_float(a) or not is_float(b) or a.size != b.size:
+        return False
+    return np.array_equal(np.sort(a, None), np.sort(b, None), equal_nan=True)
 
 
 def calls_in(side: PreparedTrace, layer: str) -> list[str]:

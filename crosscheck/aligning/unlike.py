@@ -13,7 +13,7 @@ from crosscheck.arrays import is_float
 from crosscheck.kernels.on_device import equal
 from crosscheck.trace import Trace, owner
 
-__all__ = ["handed_on", "note_handed_on", "note_unlike_inputs"]
+__all__ = ["handed_on", "note_idle_inputs", "note_unlike_inputs"]
 
 EXPLAINED = 0.01
 """How much smaller than its input's error, relatively, a layer's error beyond rounding must be for
@@ -48,14 +48,17 @@ def note_unlike_inputs(
             pairing.unlike.add((edge.reference, edge.candidate))
 
 
-def note_handed_on(alignment: Alignment, pairing: Pairing, candidate: Trace) -> int:
-    """Note the inputs of pairs of which one layer hands on what it is given (a dropout that is off)
-    and the other, of another type and name, does not (an activation), where both what goes in and,
-    given the same, what comes out differ: what one does, the code before the other one does.
-    Returns how many.
+def note_idle_inputs(alignment: Alignment, pairing: Pairing, candidate: Trace) -> int:
+    """Note the inputs of layers of another type and name that differ, and with which what the layer
+    returns is wrong even if they are made the same: what one layer does may begin earlier on the
+    other side. That goes for guesses by order, and where one of the two only hands on what it is
+    given (a dropout that is off): the code before it does what the other one does.
 
     Args:
         alignment: what ``candidate`` was forced at.
+
+    Returns:
+        How many.
     """
     found = 0
     for edge in alignment.edges:
@@ -67,7 +70,7 @@ def note_handed_on(alignment: Alignment, pairing: Pairing, candidate: Trace) -> 
         error = pairing.distances(candidate).of("activation", r, c, edge.pair.layout)
         ours = handed_on(pairing.reference.trace, r) == edge.reference
         theirs = handed_on(pairing.candidate.trace, c) == edge.candidate
-        if error > pairing.same and ours != theirs:
+        if error > pairing.same and (ours != theirs or edge.pair.by == "order"):
             pairing.unlike.add((edge.reference, edge.candidate))
             pairing.changes += 1
             found += 1

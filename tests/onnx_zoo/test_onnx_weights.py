@@ -200,6 +200,20 @@ def test_a_norm_that_the_file_writes_out() -> None:
     assert found == [("a", "weight", "norm", "scaled"), ("b", "bias", "norm", "scaled")]
 
 
+def test_a_bias_that_is_added_behind_a_cast() -> None:
+    """As PyTorch's older exporter writes Keras' layers."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 13]> net (float[6,4] x) => (float[6,3] y)
+        <float[4,3] k = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, float[3] b = {5, 6, 7}> {
+            product = MatMul(x, k)
+            cast = Cast <to = 1> (product)
+            y = Add(cast, b)
+        }"""
+    )
+    found = [(p.name, p.role, p.kind, p.layer) for p in OnnxAdapter(model).parameters()]
+    assert found == [("k", "weight", "dense", "product"), ("b", "bias", "dense", "product")]
+
+
 def in_torchscript(model: Any, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

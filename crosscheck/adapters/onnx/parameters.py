@@ -281,6 +281,8 @@ def _walk(
         if first is not None and node.op_type in _OTHER_SHAPE:
             origin[node.output[0]] = first[0], None
             continue
+        if node.op_type in _SAME_VALUES and node.input[0] in weighted:
+            weighted[node.output[0]] = weighted[node.input[0]]
         for position, value in enumerate(node.input):
             if value in origin:
                 name, order = origin[value]

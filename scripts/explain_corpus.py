@@ -25,10 +25,9 @@ from models.defects import SEQUENCE_DEFECTS, VISION_DEFECTS, Defect
 from scripts.planted_defects import MODELS, PLANTED, check_defect, installed, outcome
 
 # Names that say the same of a sum.
+OF_A_SUM = {"absent_term", "other_terms", "residual_missing", "term_missing"}
 # What a cause may be called, by the beginning of a defect's name without family and candidate; the
 # longest that fits counts. Several where they say the same of this model.
-# `OF_A_SUM`: names that say the same of a sum.
-OF_A_SUM = {"absent_term", "other_terms", "residual_missing", "term_missing"}
 EXPECTED: dict[str, set[str]] = {
     "activation-dropped": {"activation"},
     "activation-missing": {"activation"},

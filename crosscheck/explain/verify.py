@@ -24,6 +24,7 @@ CLOSER = 0.3  # an explanation leaves at most this share of the error
 MUCH_CLOSER = 0.02  # and a factor this share, of the value as well: anything small has one
 MOST = 4
 UNDECIDED = 0.05  # share of elements that a prediction may leave open, each between two values
+FAR_CLOSER = 3.0  # times closer, and a mistake stands without descriptions of what it looks like
 ELEMENTS_PER_CONSTANT = 4  # what is fitted to as few numbers as it has itself explains nothing
 
 
@@ -88,7 +89,8 @@ def _confirmed(fitting: list[tuple[Proposal, float]], second: Evidence) -> list[
     descriptions, then the closest.
 
     A reproduction counts only where the fresh value is wrong as well: a prediction that equals
-    the reference there (a ReLU for an identity, where all is positive) has shown nothing.
+    the reference there (a ReLU for an identity, where all is positive) has shown nothing. A
+    description that comes near, where a mistake comes far nearer, says only what that looks like.
     """
     original = second.ratio(second.reference)
     if original <= AGREE:
@@ -101,7 +103,13 @@ def _confirmed(fitting: list[tuple[Proposal, float]], second: Evidence) -> list[
             cause = Cause(proposal.name, proposal.statement, True, max(ratio, again))
             rank = (proposal.constants, proposal.descriptive, cause.residual_ratio)
             found.append((rank, cause))
-    return [cause for _, cause in sorted(found, key=lambda row: row[0])]
+    mistakes = [cause.residual_ratio for (_, descriptive, _), cause in found if not descriptive]
+    least = max(1.0, FAR_CLOSER * min(mistakes, default=math.inf))
+    return [
+        cause
+        for (_, descriptive, _), cause in sorted(found, key=lambda row: row[0])
+        if not descriptive or cause.residual_ratio <= least
+    ]
 
 
 def _closest(tried: list[tuple[Proposal, float]], first: Evidence) -> list[Cause]:

@@ -109,6 +109,26 @@ def test_a_named_mistake_comes_before_a_factor_that_reproduces_it_too(own: list[
     assert told(found)[:2] == ["it is doubled", "the output is scaled by 2"]
 
 
+@pytest.mark.parametrize(
+    ("beside", "named"),
+    [(1.5e-7, ["it is bent"]), (0, ["it is bent", "the output is scaled by 2"])],
+)
+def test_a_factor_that_only_comes_near_does_not_stand_beside_a_mistake(
+    own: list[object], beside: float, named: list[str]
+) -> None:
+    """A mistake that is nearly constant: a factor is within what the bound allows."""
+
+    def bent(x: np.ndarray) -> np.ndarray:
+        return 2 * x * (1 + beside * np.sign(x))
+
+    def bending(e: Evidence) -> Iterator[Proposal]:
+        yield Proposal("bent", "it is bent", lambda e: bent(e.reference))
+
+    register("forward")(bending)
+    own.append(bending)
+    assert told(forward(lambda x: x + 0.1, lambda x: bent(x + 0.1))) == named
+
+
 def test_without_fresh_inputs_nothing_is_verified() -> None:
     x = normal((4, 12))
     found = causes(evidence("forward", x, 1.5 * x), lambda: None)

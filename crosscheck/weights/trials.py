@@ -218,21 +218,21 @@ class _Names:
     def __init__(self, ours: Sequence[str], theirs: Sequence[str]) -> None:
         ours, theirs = list(dict.fromkeys(ours)), list(dict.fromkeys(theirs))
         self._ranked = canonical(ours), canonical(theirs)
-        self._counts = numbered(ours), numbered(theirs)
+        here, there = numbered(ours), numbered(theirs)
+        self._unlike = {p for p, count in here.items() if there.get(p, count) != count}
 
     def leave_open(self, one: tuple[str, str], other: tuple[str, str]) -> bool:
         """Whether two pairs of layers could as well be exchanged."""
         ranked = _gain(one, other, self._ranked[0].__getitem__, self._ranked[1].__getitem__)
         if abs(ranked) < SURE:
             return True
-        unlike = any(self._numbers_differ(path) for path in (*one, *other))
-        return unlike and _gain(one, other, spelled, spelled) < SURE
+        unlike = self._unlike and any(self._numbers_differ(path) for path in (*one, *other))
+        return bool(unlike) and _gain(one, other, spelled, spelled) < SURE
 
     def _numbers_differ(self, path: str) -> bool:
+        """Whether one side has more numbers than the other at a place in a path."""
         words = spelled(path)
-        places = (words[:i] for i, word in enumerate(words) if word.isdigit())
-        ours, theirs = self._counts
-        return any(p in ours and p in theirs and ours[p] != theirs[p] for p in places)
+        return any(words[:i] in self._unlike for i, word in enumerate(words) if word.isdigit())
 
 
 def _gain(

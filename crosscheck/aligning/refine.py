@@ -33,6 +33,7 @@ from crosscheck.aligning.stretches import (
     anchored_calls,
     calls_in,
     comes_later,
+    ends_behind,
     is_glue_of,
     lies_in,
     rearranged,
@@ -48,8 +49,6 @@ __all__ = ["Refiner"]
 
 CLOSER = 0.3
 """How much closer than an anchored pair, and how close, two values must be to replace it."""
-MOST_ENDS = 4
-"""How many sites behind a layer may be its end."""
 WINDOW = 200
 """Most sites of a stretch that are paired by order: only the earliest pair is taken at a time."""
 
@@ -273,21 +272,12 @@ class Refiner:
         file has in two nodes. Far from the truth values say nothing, and only a run tells. One of
         several sites that hold the same numbers is enough."""
         p = self.pairing
-        found: list[tuple[str, str]] = []
-        for side, run, site, inside, others in (
-            (p.candidate, trace, c, inside_c, self.heirs),
-            (p.reference, p.reference.trace, r, inside_r, self.owners),
-        ):
-            before = [site]
-            for other in until_the_next(side, site, inside, others):
-                if len(before) > MOST_ENDS:
-                    break
-                if before[-1] not in rearranged(run, other)[1:]:
-                    before.append(other)
-            found += [(r, o) if site == c else (o, c) for o in before[1:]]
+        theirs = ends_behind(p.candidate, trace, c, inside_c, self.heirs)
+        ours = ends_behind(p.reference, p.reference.trace, r, inside_r, self.owners)
+        found = [(r, c), *((r, end) for end in theirs), *((end, c) for end in ours)]
         return [
             one
-            for one in ((r, c), *found)
+            for one in found
             if one != chosen and one not in p.refused and p.layout(*one) is not None
         ]
 

@@ -27,6 +27,7 @@ __all__ = [
     "anchored_calls",
     "calls_in",
     "comes_later",
+    "ends_behind",
     "is_glue_of",
     "lies_in",
     "rearranged",
@@ -34,6 +35,9 @@ __all__ = [
     "stretch",
     "until_the_next",
 ]
+
+MOST_ENDS = 4
+"""How many sites behind a layer may be its end."""
 
 Anchors = Sequence[tuple[str, str]]
 """(Reference layer path, candidate layer path) whose parameters were transferred."""
@@ -177,6 +181,20 @@ def until_the_next(side: PreparedTrace, site: str, inside: set[str], others: set
         (s for s in inside if side.order[s] > side.order[site]), key=side.order.__getitem__
     )
     return list(itertools.takewhile(lambda s: s not in others, behind))
+
+
+def ends_behind(
+    side: PreparedTrace, run: Trace, site: str, inside: set[str], others: set[str]
+) -> list[str]:
+    """Where else a layer may end: the first of `until_the_next`, one of those that hold the same
+    numbers."""
+    found = [site]
+    for other in until_the_next(side, site, inside, others):
+        if len(found) > MOST_ENDS:
+            break
+        if found[-1] not in rearranged(run, other)[1:]:
+            found.append(other)
+    return found[1:]
 
 
 def rearranged(trace: Trace, site: str) -> list[str]:

@@ -111,7 +111,7 @@ class SiteItems:
         self._one_way = {p.reference for p in others}
         self._used_otherwise = [
             f"cotangent at `{p.reference}`: the candidate uses `{p.candidate}` in more places, or "
-            "in fewer; what lies behind it agrees"
+            "in fewer: another share comes back to it"
             for p in others
         ]
 

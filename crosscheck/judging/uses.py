@@ -13,6 +13,9 @@ the cotangents are two things. They are
 - if every gradient of the free runs agrees, far more closely than the cotangents of the pair do:
   nothing is forced there, and however the uses are spread, the same comes back to parameters and
   inputs;
+- if all that comes back to the value, wherever a side holds it, agrees in a forced run, and what
+  comes back to the pair does not. A mistake behind it is not looked away from: it is compared, with
+  the pair's own cotangent passed on;
 - if the candidate, forced again with its own cotangent at the pair, becomes right behind it, where
   it was wrong, and nothing becomes wrong. A mistake would reach what lies behind, now that nothing
   mends it. (This is for where something else is wrong as well.)
@@ -22,12 +25,15 @@ Such a pair is compared forward only. Recorded runs are free, so that their judg
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
+
 from crosscheck.aligning.fingerprints import PreparedTrace, is_slice, repeating
-from crosscheck.aligning.layout import Two, relative_errors
+from crosscheck.aligning.layout import Two, relative_error, relative_errors
 from crosscheck.compare import compare_each
 from crosscheck.comparisons import Item, SiteItems, value_of
 from crosscheck.judging.evidence import Evidence
@@ -42,6 +48,8 @@ __all__ = ["used_otherwise", "used_otherwise_as_recorded"]
 AGREES = 1e-3
 """Relative 2-norm up to which a gradient of the free runs agrees where a cotangent is off by 1 or
 more; where it is off by less, so much less."""
+TOGETHER = 1e-5
+"""The same for sums of cotangents in a forced run, where rounding has not grown."""
 FAINT = 1e-3
 """The error of a gradient is relative to its own norm, or to so much of the largest one's: of a
 gradient that is zero but for rounding (a bias before a norm) nothing is known."""
@@ -65,13 +73,44 @@ def used_otherwise(results: Mapping[Item, SiteResult], e: Evidence) -> frozenset
     }
     if not asked or not e.free_reference.values:
         return frozenset()
-    several = _Several(e.free_reference, e.free_candidate).of(asked)
+    holders = _Several(e.free_reference, e.free_candidate)
+    several = holders.of(asked)
     largest = _largest_gradient_error(results, e) if several else None
     if largest is None:
         return frozenset()
     found = [i for i in several if largest <= AGREES * min(asked[i], 1.0)]
+    if several and not found:
+        together = _together(several, holders, e)
+        found = [i for i, error in together.items() if error <= TOGETHER * min(asked[i], 1.0)]
     found = found or [i for i in several[:MOST_TRIED] if _is_mended_without(i, results, e)]
     return frozenset(item.reference for item in found)
+
+
+def _together(items: Iterable[Item], holders: _Several, e: Evidence) -> dict[Item, float]:
+    """The relative error of all that comes back to the value of a pair: of the sum over the layers
+    that made it, in a run that is forced everywhere. Without those of which a layer has no
+    cotangent that could be added."""
+    forcer = Forcer(e.alignment.forced_on_candidate(e.free_reference))
+    run = e.candidate.record(forcer, recorder=Recorder(frozenset({"cotangent"})))
+    errors = {}
+    for item in items:
+        ours = _sum(e.free_reference, holders.makers(0, item.reference))
+        theirs = _sum(run, holders.makers(1, item.candidate))
+        made = None if theirs is None or item.layout is None else item.layout.to_reference(theirs)
+        if ours is not None and made is not None:
+            errors[item] = relative_error(made, ours) if made.shape == ours.shape else math.inf
+    return errors
+
+
+def _sum(run: Trace, sites: Iterable[str]) -> np.ndarray | None:
+    """Of the cotangents at some sites, in double precision; None if one is missing or unlike."""
+    total: np.ndarray | None = None
+    for site in sites:
+        value = run.values.get(("cotangent", site))
+        if value is None or (total is not None and total.shape != value.shape):
+            return None
+        total = value.astype(np.result_type(value, np.float64)) + (0 if total is None else total)
+    return total
 
 
 def _is_mended_without(item: Item, results: Mapping[Item, SiteResult], e: Evidence) -> bool:
@@ -153,11 +192,29 @@ class _Several:
     def of(self, pairs: Iterable[P]) -> list[P]:
         return [p for p in pairs if self._is_held(0, p.reference) or self._is_held(1, p.candidate)]
 
+    def makers(self, number: int, site: str) -> list[str]:
+        """Where a side holds the value of a site, other than in what encloses such a place, and
+        where it only goes through."""
+        side = self._sides[number]
+        held = {site, *self._others(number, site)}
+        enclosing = frozenset[str]().union(*(side.ancestors(one) for one in held))
+        sources = side.trace.info.sources
+        return [
+            one
+            for one in held
+            if one not in enclosing
+            and not any(sources.get(s) in held for s in side.trace.inputs_of(owner(one)))
+        ]
+
+    def _others(self, number: int, site: str) -> list[str]:
+        """Where a side holds the value of a site as well."""
+        side = self._sides[number]
+        return repeating(side, site, self._alike[number][side.prints_of([site])[0].tobytes()])
+
     def _is_held(self, number: int, site: str) -> bool:
         side = self._sides[number]
-        alike = self._alike[number][side.prints_of([site])[0].tobytes()]
         given = (side.trace.values["input", s] for s in side.trace.inputs_of(owner(site)))
-        return bool(repeating(side, site, alike)) or any(
+        return bool(self._others(number, site)) or any(
             is_slice(side.value(site), whole) for whole in given
         )
 

@@ -19,18 +19,20 @@ class Branches(nn.Module):
     """Two heads on one layer, with a dropout each or one for both (``shared``).
 
     ``scaled``: a factor of the gradient that comes back from the first head, as a mistake;
-    ``squashed``: what the second head returns is, which is another.
+    ``squashed``: what the second head returns is, which is another, and ``bent``: tanh is sigmoid.
     """
 
-    def __init__(self, shared: bool, scaled: float = 1.0, squashed: bool = False) -> None:
+    def __init__(
+        self, shared: bool, scaled: float = 1.0, squashed: bool = False, bent: bool = False
+    ) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.stem, self.left, self.right = nn.Linear(3, 5), nn.Linear(5, 2), nn.Linear(5, 2)
         self.drop = nn.ModuleList(nn.Dropout(0.5) for _ in range(1 if shared else 2))
-        self.shared, self.scaled, self.squashed = shared, scaled, squashed
+        self.shared, self.scaled, self.squashed, self.bent = shared, scaled, squashed, bent
 
     def forward(self, x: Any) -> Any:
-        h = self.stem(x).tanh()
+        h = self.stem(x).sigmoid() if self.bent else self.stem(x).tanh()
         one = self.drop[0](h)
         other = one if self.shared else self.drop[1](h)
         if self.scaled != 1.0:
@@ -106,6 +108,17 @@ def test_beside_a_mistake_elsewhere_nothing_innocent_is_blamed(shared: bool) -> 
     """No gradient agrees then; what comes back behind the dropouts does, if nothing is forced."""
     report = crosscheck.check(Branches(shared), Branches(not shared, squashed=True), SPEC)
     assert {d.site for d in report.divergences} == {"output:1", "right"}
+    assert len(not_compared(report)) == 1
+
+
+@pytest.mark.parametrize("squashed", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_nor_behind_a_mistake_that_nothing_there_mends(shared: bool, squashed: bool) -> None:
+    """In the code before the dropouts, so that what comes back behind them is wrong in any case."""
+    candidate = Branches(not shared, bent=True, squashed=squashed)
+    report = crosscheck.check(Branches(shared), candidate, SPEC)
+    blamed = {d.site for d in report.divergences if d.phase == "backward"}
+    assert blamed == ({"stem", "right"} if squashed else {"stem"})
     assert len(not_compared(report)) == 1
 
 

@@ -176,6 +176,7 @@ class TorchSession(Session):
             value = Replace.apply(value, [from_host(replacement, value)])  # type: ignore[no-untyped-call]
             self._forced[kind, site] = replacement if self._planned is None else None
         elif kind == "input" and self.passive:
+            self._watched[id(value)] = weakref.ref(value)  # nobody does, but it is a site
             return value
         elif value.requires_grad and (kind == "input" or self._is_shared(value)):
             value = value.view_as(value)

@@ -85,3 +85,28 @@ def test_code_in_the_place_of_several_layers() -> None:
     assert first is not None and (first.phase, first.site) == ("forward", "two")
     assert (first.reference, first.candidate, first.between) == ("output", None, ())
     assert "does what 4 layers do in the reference" in first.statement
+
+
+class Shortcut(nn.Module):
+    """A residual block; what the shortcut passes through is a layer on one side only."""
+
+    def __init__(self, shortcut: nn.Module | None, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.one, self.norm, self.two = nn.Linear(6, 6), nn.BatchNorm1d(6, eps), nn.Linear(6, 3)
+        self.shortcut = shortcut
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.one(x))
+        return self.two(torch.relu(h + (x if self.shortcut is None else self.shortcut(x))))
+
+
+@pytest.mark.parametrize("extra_in_candidate", [False, True])
+def test_a_large_mistake_before_a_layer_without_partner_is_blamed_where_names_are_the_same(
+    extra_in_candidate: bool,
+) -> None:
+    shortcuts = (None, nn.Identity())[:: 1 if extra_in_candidate else -1]
+    models = Shortcut(shortcuts[0]), Shortcut(shortcuts[1], eps=0.5)
+    report = run(*models, INPUTS, train=True)
+    blamed = [d.reference for d in report.divergences if d.phase == "forward"]
+    assert blamed == ["norm"]

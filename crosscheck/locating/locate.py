@@ -111,6 +111,8 @@ class Locator:
                 return self._cut(result)
             layer = owner(reference), owner(candidate)
             if self._parts.are_right(*layer):
+                if self._parts.are_sent_the_same(*layer):
+                    return self._own_of_parts(*layer)
                 return _Blame(
                     *self._homes(result),
                     f"what comes back through `{layer[1]}` is wrong, though what it returns is "
@@ -129,6 +131,16 @@ class Locator:
             "buffer": "the buffer differs after the step",
         }
         return _Blame(reference, candidate, words.get(result.phase, ""))
+
+    def _own_of_parts(self, reference: str, candidate: str) -> _Blame:
+        """One layer for several, right forward and sent the same: what comes back is theirs."""
+        ours, theirs = self._parts.of(reference, candidate)
+        return _Blame(
+            self._around.all_of(self.reference, ours),
+            self._around.all_of(self.candidate, theirs),
+            f"what {capped(theirs)} send back is wrong: what they return, and the cotangents that "
+            "they were given, are the reference's",
+        )
 
     def _output(self, result: SiteResult) -> _Blame:
         between = self._around.loose(result.candidate, "candidate")

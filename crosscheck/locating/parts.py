@@ -18,6 +18,7 @@ from crosscheck.aligning.fingerprints import SAME_VALUE
 from crosscheck.aligning.layout import cut_of
 from crosscheck.arrays import dtype_name, is_float
 from crosscheck.judging.precision import coarser_unit
+from crosscheck.taps import Kind
 from crosscheck.trace import Trace, owner
 
 __all__ = ["Parts"]
@@ -40,6 +41,18 @@ class Parts:
                 self._edges[ends] = edge
         self._known: dict[tuple[str, str], bool] = {}
 
+    def of(self, reference: str, candidate: str) -> tuple[list[str], list[str]]:
+        """The layers of either side that do together what the two are parts of."""
+        edge = self._edges[reference, candidate]
+        ours = map(owner, (edge.reference, *edge.also_reference))
+        theirs = map(owner, (edge.candidate, *edge.also_candidate))
+        return list(dict.fromkeys(ours)), list(dict.fromkeys(theirs))
+
+    def are_sent_the_same(self, reference: str, candidate: str) -> bool:
+        """Whether the cotangents that arrive at them hold the same numbers on both sides."""
+        ours, theirs = self._values(self._edges[reference, candidate], "cotangent")
+        return len(ours) != len(theirs) and _hold_the_same(ours, theirs)
+
     def are_right(self, reference: str, candidate: str) -> bool:
         """Whether one of two layers returns, in whatever order, the numbers of the other one and of
         those that are given the same beside it; or a part of what the other one returns."""
@@ -51,24 +64,33 @@ class Parts:
         return self._known[ends]
 
     def _agree(self, edge: Edge) -> bool:
-        several = (
-            dict.fromkeys(map(owner, (edge.reference, *edge.also_reference))),
-            dict.fromkeys(map(owner, (edge.candidate, *edge.also_candidate))),
-        )
+        ours, theirs = self._values(edge, "activation")
+        if len(ours) == len(theirs):
+            return len(ours) == 1 and bool(cut_of(theirs[0], ours[0], SAME_VALUE))
+        return _hold_the_same(ours, theirs)
+
+    def _values(self, edge: Edge, kind: Kind) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The values of a kind at the layers of either side; none where one has none."""
+        several = self.of(edge.pair.reference, edge.pair.candidate)
         made = [
-            [run.values.get(("activation", layer)) for layer in layers]
+            [run.values.get((kind, layer)) for layer in layers]
             for run, layers in zip(self._runs, several, strict=True)
         ]
         ours, theirs = ([v for v in side if v is not None and is_float(v)] for side in made)
         if (len(ours), len(theirs)) != (len(several[0]), len(several[1])):
-            return False
-        if len(ours) == len(theirs):
-            return len(ours) == 1 and bool(cut_of(theirs[0], ours[0], SAME_VALUE))
-        unit = coarser_unit(*(dtype_name(v.dtype) for v in (ours[0], theirs[0])))
-        a, b = _sorted(ours), _sorted(theirs)
-        if a.shape != b.shape:
-            return False
-        return bool(np.linalg.norm(a - b) <= min(NOTICED * unit, SAME_VALUE) * np.linalg.norm(a))
+            return [], []
+        return ours, theirs
+
+
+def _hold_the_same(ours: list[np.ndarray], theirs: list[np.ndarray]) -> bool:
+    """Whether several arrays hold the numbers of several others, in whatever order."""
+    if not ours or not theirs:
+        return False
+    unit = coarser_unit(*(dtype_name(v.dtype) for v in (ours[0], theirs[0])))
+    a, b = _sorted(ours), _sorted(theirs)
+    if a.shape != b.shape:
+        return False
+    return bool(np.linalg.norm(a - b) <= min(NOTICED * unit, SAME_VALUE) * np.linalg.norm(a))
 
 
 def _sorted(values: Iterable[np.ndarray]) -> np.ndarray:

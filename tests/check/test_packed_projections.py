@@ -129,3 +129,29 @@ def test_another_function_of_the_gate_is_a_cause() -> None:
     """Also where the reference has it as a layer."""
     first = check(Packed(), Packed(wrong="act")).first_divergence
     assert [(c.name, c.verified) for c in first.causes] == [("gate_function", True)]
+
+
+class Halved(nn.Linear):
+    """Right forward; sends back half of what it should."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(0.5 * x + 0.5 * x.detach())
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_layers_that_send_back_the_wrong_thing_are_named_themselves(turned: bool) -> None:
+    """Not the code behind them, which sends them the right cotangents."""
+    plain, wrong = Packed(), Apart() if turned else Packed()
+    if isinstance(wrong, Packed):
+        wrong.attn = Halved(WIDTH, 3 * WIDTH)
+        pair = Net(Apart(), Apart()), Net(plain, wrong)
+    else:
+        wrong.q_proj, wrong.k_proj, wrong.v_proj = (Halved(WIDTH, WIDTH) for _ in range(3))
+        pair = Net(plain, Packed()), Net(Apart(), wrong)
+    report = run(*pair, ROWS)
+    first = report.first_divergence
+    assert first is not None
+    assert first.phase == "backward", str(report)
+    assert "attn" in str(first.reference if turned else first.candidate)
+    assert "send back is wrong" in first.statement
+    assert not [d for d in report.divergences if "code" in d.statement], str(report)

@@ -211,3 +211,20 @@ def test_a_large_report_opens(browser: Any, tmp_path: Path) -> None:
         assert visit.width() <= PHONE and visit.complaints == []
         visit.page.goto(file.as_uri() + "#s599")
         visit.page.locator("#s599").wait_for(state="visible")
+
+
+def test_a_sentence_begins_with_a_large_letter_but_a_name_is_left_as_it_is(
+    browser: Any, tmp_path: Path
+) -> None:
+    """Whoever copies a name from the page looks for it in the code."""
+    report = samples.forward_divergence()
+    assert report.first_divergence is not None
+    first = replace(report.first_divergence, statement="`fc1` is wrong", between=("scale",))
+    rest = report.divergences[1:]
+    page = tmp_path / "page.html"
+    page.write_text(html.render(replace(report, divergences=(first, *rest))), encoding="utf-8")
+    with Visit(browser, page, **size(WIDE)) as visit:
+        shown = visit.page.inner_text(".summary")
+        assert "fc1 is wrong" in shown
+        assert "scale lies " in shown
+        assert "Agreeing before it" in shown

@@ -25,10 +25,15 @@ def restyled(document: str) -> str:
 
 
 def coded(text: str) -> Markup:
-    """``text`` with what stands in backquotes as code."""
+    """``text`` with what stands in backquotes as code.
+
+    A sentence begins with a large letter, by the stylesheet; a name (``class="first"``) does not.
+    """
     pieces = [escape(piece) for piece in text.split("`")]
+    code, first = Markup("<code>{}</code>"), Markup('<code class="first">{}</code>')
     return Markup("").join(
-        Markup("<code>{}</code>").format(p) if i % 2 else p for i, p in enumerate(pieces)
+        ((code if i > 1 or pieces[0] else first).format(p) if i % 2 else p)
+        for i, p in enumerate(pieces)
     )
 
 

@@ -255,9 +255,9 @@ def _one_line(report: Report, divergence: Divergence, page: Page) -> str:
     row = words.row_of(report, divergence)
     what = words.blamed(divergence, page)
     if divergence.phase == "forward":
-        what = "activation"
-        if row is not None and row.kind == "input":
-            what = "input"
+        what = "input" if row is not None and row.kind == "input" else "activation"
+        if divergence.site != (divergence.reference or divergence.candidate):
+            what += f" of {page.name(divergence.site)}"
     elif words.is_between(divergence, row):
         what = "the cotangent that arrives there"
     elif divergence.phase == "backward":

@@ -290,3 +290,12 @@ def test_print_and_raise_show_the_same_text() -> None:
     with pytest.raises(AssertionError) as raised:
         report.raise_if_diverged()
     assert str(raised.value) == str(report)
+
+
+def test_a_further_divergence_says_where_in_the_layer_it_was_seen() -> None:
+    """Several inputs of the layers in one container look alike otherwise."""
+    report = samples.infinite()
+    first, *rest = report.divergences
+    inside = replace(rest[0], reference="block1", candidate="block1")
+    shown = to_text(replace(report, divergences=(first, inside)), width=100)
+    assert "activation of `block1.fc2`" in shown

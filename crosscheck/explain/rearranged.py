@@ -233,7 +233,9 @@ def exchanged_parts(e: Evidence) -> Iterator[Proposal]:
             continue
         for parts in itertools.permutations(range(count)):
             order = np.arange(length).reshape(count, -1)[list(parts)].reshape(-1)
-            if parts != tuple(range(count)) and is_order(e, axis, order):
+            if parts in (tuple(range(count)), _HALVES_IN_FOUR):
+                continue
+            if is_order(e, axis, order):
                 yield Proposal(
                     "exchanged_parts",
                     f"the {count} parts of axis {axis} stand in the order {parts}",
@@ -254,6 +256,9 @@ def exchanged_pair(e: Evidence) -> Iterator[Proposal]:
                     f"the first {first} of {length} along axis {axis} stand behind the others",
                     functools.partial(_in_order, axis=axis, order=order),
                 )
+
+
+_HALVES_IN_FOUR = (2, 3, 0, 1)  # the two parts of an axis exchanged
 
 
 def _in_order(e: Evidence, *, axis: int, order: np.ndarray) -> np.ndarray:

@@ -116,11 +116,12 @@ def _closest(tried: list[tuple[Proposal, float]], first: Evidence) -> list[Cause
     original = first.ratio(first.reference)
     size = first.ratio(np.zeros_like(first.reference))
     described_by = max(AGREE, MUCH_CLOSER * min(original, size))
+    nearer = max(AGREE, CLOSER * min(original, size))  # than the reference, and than nothing at all
     near = sorted(
         (
             (ratio, p)
             for p, ratio in tried
-            if ratio < min(CLOSER * original, described_by if p.descriptive else math.inf)
+            if ratio < min(nearer, described_by if p.descriptive else math.inf)
         ),
         key=lambda row: row[0],
     )

@@ -382,3 +382,17 @@ def test_parts_joined_in_the_other_order() -> None:
 
     found = forward(lambda x: joined(x, False), lambda x: joined(x, True), (4, 11))
     assert told(found) == ["the first 3 of 11 along axis 1 stand behind the others"]
+
+
+def test_two_halves_exchanged_are_said_once() -> None:
+    """And not again as four quarters."""
+
+    def draw(seed: int) -> dict[str, Array]:
+        return {"a": normal((3, 8, 5), seed), "b": normal((3, 8, 5), 50 + seed)}
+
+    found = between(
+        lambda v: np.concatenate([v["a"], v["b"]], 1),
+        lambda v: np.concatenate([v["b"], v["a"]], 1),
+        draw,
+    )
+    assert found == ["the 2 parts of axis 1 stand in the order (1, 0)"]

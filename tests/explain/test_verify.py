@@ -284,3 +284,16 @@ def test_a_place_is_described_and_not_verified() -> None:
 
     (where,) = forward(np.sin, last_row, (5, 7))
     assert where.statement == "only index 4 of 5 along axis 0 is wrong" and not where.verified
+
+
+def test_what_comes_no_nearer_than_nothing_is_no_hint(own: list[object]) -> None:
+    """A candidate that is small beside the reference: whatever is small comes near."""
+
+    def squashing(e: Evidence) -> Iterator[Proposal]:
+        yield Proposal("squashed", "it is squashed", lambda e: e.reference / (1 + abs(e.reference)))
+
+    register("forward")(squashing)
+    own.append(squashing)
+    x, other = normal((4, 12)), normal((4, 12), seed=1)
+    found = causes(evidence("forward", 8 * x + other, x + other), lambda: None)
+    assert not [cause.statement for cause in found]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from crosscheck.explain.evidence import Evidence, Proposal
+from crosscheck.explain.flags import flags_in
 from crosscheck.explain.heads import POLARITIES, Attention, head_counts, variants
 from crosscheck.explain.registry import register
 
@@ -76,8 +77,7 @@ def fused_attention(e: Evidence) -> Iterator[Proposal]:
 
 def _masks(e: Evidence) -> tuple[str, ...]:
     """What may hide keys: nothing, the order, or flags that the layer is given."""
-    flags = any(x.dtype.kind == "b" and x.ndim in (2, 3, 4) for x in e.inputs)
-    return (*POLARITIES, "none", "causal") if flags else ("none", "causal")
+    return (*POLARITIES, "none", "causal") if flags_in(e) else ("none", "causal")
 
 
 def _reference(e: Evidence) -> _Fused | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from crosscheck.explain.evidence import Evidence, Proposal
+from crosscheck.explain.flags import dropped, flags_in
 from crosscheck.explain.hidden import hidden_in
 from crosscheck.explain.masks import another_number
 from crosscheck.explain.registry import register
@@ -57,6 +58,7 @@ class Attention:
         shared: how fewer heads of keys are spread over the queries'.
         mask: ``"reference"``: the scores' own; ``"drops"``, ``"keeps"``: what flags among the
             inputs do where they are True; else a key of `_MASKS`.
+        unread: which of several flags is not read; -1: all are.
         blank: what is made of a query that sees nothing.
         turned: how queries and keys are, by their positions (see `turned`).
         added: to masked scores; None: they hold the reference's number.
@@ -77,6 +79,7 @@ class Attention:
     merged: str = "flat"
     axis: int = -1
     blank: float = math.nan
+    unread: int = -1
     turned: tuple[Rotary | None, Rotary | None] = (None, None)
 
     def scores(self, e: Evidence) -> np.ndarray:
@@ -91,8 +94,8 @@ class Attention:
             return np.asarray(np.where(hidden_in(e.reference), s, np.min(e.reference)))
         fill = np.min(e.reference) if not self.v else -np.inf
         if self.mask in POLARITIES:
-            dropped = np.broadcast_to(flags_of(e, s.shape) == (self.mask == "drops"), s.shape)
-            return np.where(dropped, fill, s)
+            drops = self.mask == "drops"
+            return np.where(dropped(e, s.shape, true_drops=drops, unread=self.unread), fill, s)
         return np.where(_visible(self.mask, s.shape[-2:]), s, fill)
 
     def multiplied(
@@ -158,16 +161,6 @@ def softmax(scores: np.ndarray, axis: int = -1) -> np.ndarray:
     """Along one axis."""
     e = np.exp(scores - scores.max(axis, keepdims=True))
     return np.asarray(e / e.sum(axis, keepdims=True))
-
-
-def flags_of(e: Evidence, shape: tuple[int, ...]) -> np.ndarray:
-    """The flags among a layer's inputs, so that they spread over scores (B, H, T, S)."""
-    flags = next(x for x in e.inputs if x.dtype.kind == "b")
-    if flags.ndim == 2 and flags.shape != shape[-2:]:
-        return flags[:, None, None, :]  # of each example's keys
-    if flags.ndim == 3:
-        return flags.reshape(shape[0], -1, *shape[-2:])
-    return flags
 
 
 def _visible(mask: str, shape: tuple[int, int]) -> np.ndarray:
@@ -257,6 +250,10 @@ def _masks(e: Evidence, ours: Attention) -> Iterator[Proposal]:
         for blank in (math.nan, 0.0):
             yield Proposal("mask_polarity", text, replace(ours, mask=other, blank=blank))
         yield Proposal("attention_mask", "the mask is not applied", replace(ours, mask="none"))
+        several = flags_in(e)
+        for i, flags in enumerate(several if len(several) > 1 else ()):
+            text = f"of {len(several)} masks, that of shape {flags.shape} is not applied"
+            yield Proposal("attention_mask", text, replace(ours, unread=i))
         return
     for mask, text in _MASKS.items():
         if mask != ours.mask and not (ours.v and mask == "inverted"):

@@ -58,6 +58,29 @@ def _with_rows(e: Evidence, *, lookups: list[int], rows: np.ndarray, sign: float
 
 
 @register("parameter_gradient")
+def repeated_rows(e: Evidence) -> Iterator[Proposal]:
+    """Of a row of a table that is looked up several times, the last time alone counts."""
+    lookups = [i for i, use in enumerate(e.uses) if use.kind == "embedding"]
+    for lookup in lookups if e.reference.ndim == 2 else ():
+        yield Proposal(
+            "repeated_row",
+            "a row that is looked up several times gets the gradient of the last time alone "
+            "(`dW[ids] += dy` adds one for each row, `np.add.at(dW, ids, dy)` all)",
+            functools.partial(_last_alone, lookup=lookup),
+        )
+
+
+def _last_alone(e: Evidence, *, lookup: int) -> np.ndarray:
+    use = e.uses[lookup]
+    if use.given is None:
+        raise ValueError("no cotangent")
+    last = np.zeros(e.reference.shape)
+    last[use.inputs[0].reshape(-1)] = use.given.reshape(-1, use.given.shape[-1])
+    changed = e.reference + last - _share(use, e.reference.shape)
+    return np.where(e.reference.any(axis=1, keepdims=True), changed, 0.0)  # a padding index
+
+
+@register("parameter_gradient")
 def untied(e: Evidence) -> Iterator[Proposal]:
     """A tied parameter of which one use sends no gradient."""
     if len(e.uses) < 2 or e.reference.ndim != 2:

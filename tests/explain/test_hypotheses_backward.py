@@ -161,3 +161,21 @@ def test_buffers(mistake: str) -> None:
         "left": "the buffer is not updated",
     }
     assert told(found)[0].startswith(expected[mistake])
+
+
+@pytest.mark.parametrize("padding", [False, True])
+def test_of_a_row_looked_up_several_times_the_last_time_alone_counts(padding: bool) -> None:
+    """What ``dW[ids] += dy`` does."""
+
+    def at(seed: int) -> object:
+        tokens, sent = np.random.default_rng(seed).integers(0, 6, (3, 5)), normal((3, 5, 4), seed)
+        every, last = np.zeros((6, 4)), np.zeros((6, 4))
+        np.add.at(every, tokens, sent)
+        last[tokens] += sent
+        if padding:
+            every[0] = last[0] = 0
+        uses = (Use("embedding", (tokens,), sent),)
+        return evidence("parameter_gradient", every, last, kind="parameter", uses=uses)
+
+    (found,) = told(causes(at(1), lambda: at(2)))  # type: ignore[arg-type, return-value]
+    assert found.startswith("a row that is looked up several times gets the gradient of the last")

@@ -130,7 +130,7 @@ class Refiner:
             for r, c in chosen:
                 ends = self._closest(r, c, inside_r, inside_c, trace)
                 by = "anchor" if ends == (r, c) else "value"
-                others = [] if faded else self._other_ends(r, c, ends, inside_r, inside_c, trace)
+                others = [] if faded else self._other_ends(r, c, ends, inside_r, inside_c)
                 self._guess(*ends, by, alignment, trace, faded=faded, others=others)
             if chosen:
                 return len(chosen)
@@ -266,14 +266,12 @@ class Refiner:
         chosen: tuple[str, str],
         inside_r: set[str],
         inside_c: set[str],
-        trace: Trace,
     ) -> list[tuple[str, str]]:
         """Where else an anchored pair may end: a product and the sum with its bias, which an ONNX
-        file has in two nodes. Far from the truth values say nothing, and only a run tells. One of
-        several sites that hold the same numbers is enough."""
+        file has in two nodes. Far from the truth values say nothing, and only a run tells."""
         p = self.pairing
-        theirs = ends_behind(p.candidate, trace, c, inside_c, self.heirs)
-        ours = ends_behind(p.reference, p.reference.trace, r, inside_r, self.owners)
+        theirs = ends_behind(p.candidate, c, inside_c, self.heirs)
+        ours = ends_behind(p.reference, r, inside_r, self.owners)
         found = [(r, c), *((r, end) for end in theirs), *((end, c) for end in ours)]
         return [
             one

@@ -11,6 +11,7 @@ import numpy as np
 from crosscheck.aligning.alignment import SitePair
 from crosscheck.aligning.fingerprints import (
     PreparedTrace,
+    copies,
     fingerprint,
     looks_like,
     repeating,
@@ -183,33 +184,42 @@ def until_the_next(side: PreparedTrace, site: str, inside: set[str], others: set
     return list(itertools.takewhile(lambda s: s not in others, behind))
 
 
-def ends_behind(
-    side: PreparedTrace, run: Trace, site: str, inside: set[str], others: set[str]
-) -> list[str]:
+def ends_behind(side: PreparedTrace, site: str, inside: set[str], others: set[str]) -> list[str]:
     """Where else a layer may end: the first of `until_the_next`, one of those that hold the same
     numbers."""
     found = [site]
     for other in until_the_next(side, site, inside, others):
         if len(found) > MOST_ENDS:
             break
-        if found[-1] not in rearranged(run, other)[1:]:
+        if not copies(side, found[-1], [other]):
             found.append(other)
     return found[1:]
 
 
 def rearranged(trace: Trace, site: str) -> list[str]:
     """A site and those before it, the nearest first, that hold its numbers, if in another order:
-    of a cast or a transposition what it was given."""
+    of a cast or a transposition what it was given, of a layer with others inside what the last of
+    them made."""
     found = [site]
-    while True:
-        slots = trace.inputs_of(owner(found[-1]))
-        source = trace.info.sources.get(slots[0]) if len(slots) == 1 else None
-        if source is None or source in trace.info.inputs or found[-1] != owner(found[-1]):
-            return found
-        made = trace.values.get(("activation", found[-1]))
-        if made is None or not _same_numbers(trace.values["input", slots[0]], made):
-            return found
-        found.append(source)
+    while (before := _handed_on(trace, found[-1])) is not None:
+        found.append(before)
+    return found
+
+
+def _handed_on(trace: Trace, site: str) -> str | None:
+    """The site before one that holds its numbers."""
+    made = trace.values.get(("activation", site))
+    if made is None or site != owner(site):
+        return None
+    inside = [s for s in trace.inside(site) if ("activation", s) in trace.values]
+    if inside:
+        last = max(inside, key=lambda s: trace.place["activation", s])
+        return last if _same_numbers(trace.values["activation", last], made) else None
+    slots = trace.inputs_of(site)
+    source = trace.info.sources.get(slots[0]) if len(slots) == 1 else None
+    if source is None or source in trace.info.inputs:
+        return None
+    return source if _same_numbers(trace.values["input", slots[0]], made) else None
 
 
 def _same_numbers(a: np.ndarray, b: np.ndarray) -> bool:

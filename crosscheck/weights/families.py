@@ -22,7 +22,8 @@ QKV = Family(
 )
 GATED = Family(
     kind="gated",
-    names={"gate": "gate", "w1": "gate", "wi_0": "gate", "up": "up", "w3": "up", "wi_1": "up"},
+    names={"gate": "gate", "w1": "gate", "wi_0": "gate"}
+    | {"up": "up", "w3": "up", "wi_1": "up", "intermediate": "up"},
     orders=(("gate", "up"), ("up", "gate")),
     packed=re.compile(r"gate_?up|up_?gate|w_?1_?[23]|wi\b|\bgu\b", re.IGNORECASE),
     alike=True,

@@ -58,6 +58,7 @@ def match_parameters(
             *_free(pairs, reference, candidate),
             length,
             lambda ours, theirs: match_parameters(ours, theirs, held=held),
+            lambda ours, theirs: _match([], ours, theirs, held=held),
         )
         other = _match([*pairs, *stacks], reference, candidate, held=held)
         if other.left_over < found.left_over:

@@ -48,29 +48,33 @@ class Family:
         """In the likeliest order."""
         return self.orders[0]
 
-    def member(self, name: str) -> str | None:
-        """The member that a layer's name, the last part of its path, stands for."""
+    def member(self, name: str) -> tuple[str, str] | None:
+        """The member that a layer's name, the last part of its path, stands for, behind words that
+        all of its members have before it."""
         match = self._one.fullmatch(name)
-        return self.names[match[1].lower()] if match else None
+        return (match["before"] or "", self.names[match["one"].lower()]) if match else None
 
     @cached_property
     def _one(self) -> re.Pattern[str]:
         words = "|".join(sorted(self.names, key=len, reverse=True))
         kind = "(?:proj|projection|lin|linear|dense|kernel)"
-        one = rf"(?:w_?|to_?|c_?|fc_?)?({words})s?_?{kind}?(?:_proj_weight)?"
+        one = (
+            rf"(?P<before>\w+_)??(?:w_?|to_?|c_?|fc_?)?(?P<one>{words})s?_?{kind}?(?:_proj_weight)?"
+        )
         return re.compile(one, re.IGNORECASE)
 
 
 def several_units(family: Family, layers: Sequence[Layer]) -> list[Unit]:
     """Siblings named after the members of a family."""
-    groups: defaultdict[str, dict[str, Layer]] = defaultdict(dict)
+    groups: defaultdict[tuple[str, str], dict[str, Layer]] = defaultdict(dict)
     for layer in layers:
         parent, name = _split(layer.path)
-        member = family.member(name)
-        if member is not None and _kernel(layer) is not None:
-            groups[parent].setdefault(member, layer)
+        known = family.member(name)
+        if known is not None and _kernel(layer) is not None:
+            before, member = known
+            groups[parent, before].setdefault(member, layer)
     found = []
-    for path, members in groups.items():
+    for (path, _), members in groups.items():
         options = (_several(family, members, turned) for turned in (False, True))
         readings = [reading for reading in options if reading is not None]
         readings = readings[:1] if readings[1:] == readings[:1] else readings

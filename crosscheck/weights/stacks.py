@@ -1,5 +1,6 @@
 """Layers that one side holds one behind the other in one array: a scan over layers, experts in one
-product. The other side has them one by one, under numbers (``layers.0.norm.weight``, ...).
+product. The other side has them one by one, under numbers (``layers.0.norm.weight``, ...), or in
+one array as well, but in other pieces (gate and up projections of all experts, packed).
 
 One of a series stands for all of it, and the first slice for the whole array; these are matched as
 any others are. What belongs together there belongs together in all of the series.
@@ -45,11 +46,15 @@ def stacked_pairs(
     candidate: Sequence[Parameter],
     length: int,
     match: Callable[[Sequence[Parameter], Sequence[Parameter]], Match],
+    match_plain: Callable[[Sequence[Parameter], Sequence[Parameter]], Match],
 ) -> list[Matched]:
-    """The pairs of series of ``length`` on one side with arrays of that many slices on the other.
+    """The pairs of series of ``length``, or arrays of that many slices, on one side with arrays of
+    that many slices on the other.
 
     Args:
         match: matches parameters of either side.
+        match_plain: the same, with no arrays taken apart. (Slices of both sides hold no series that
+            the arrays do not.)
     """
     ours, theirs = _Side.of(reference, length), _Side.of(candidate, length)
     found: list[Matched] = []
@@ -61,6 +66,11 @@ def stacked_pairs(
         for m in match(ours.with_slices(), theirs.with_one_of_each()).pairs:
             if _within(m, ours.stacks) and m.candidate.name in theirs.series:
                 found += _unstack(m, ours.stacks, theirs.series[m.candidate.name])
+    ours, theirs = ours.of_products(), theirs.of_products()
+    if ours.stacks and theirs.stacks:
+        for m in match_plain(ours.with_slices(), theirs.with_slices()).pairs:
+            if _within(m, ours.stacks) and m.candidate.name in theirs.stacks:
+                found += [_slice_by_slice(m, ours.stacks, theirs.stacks[m.candidate.name])]
     return found
 
 
@@ -81,6 +91,14 @@ class _Side:
     def of(cls, parameters: Sequence[Parameter], length: int) -> _Side:
         stacks = {p.name: p for p in parameters if p.value.shape[:1] == (length,)}
         return cls(parameters, _series(parameters, length), stacks)
+
+    def of_products(self) -> _Side:
+        """With the stacks that hold matrices for a product of their own, and what is beside these
+        (biases). Slices of anything smaller, or of a layer that is known, go with too much."""
+        bare = {n: p for n, p in self.stacks.items() if p.kind == "other" and p.axes is None}
+        homes = {p.home for p in bare.values() if p.value.ndim == 3}
+        kept = {n: p for n, p in bare.items() if p.home in homes and p.value.ndim > 1}
+        return replace(self, stacks=kept)
 
     def with_one_of_each(self) -> list[Parameter]:
         """Those that are in no series, and one for each of these, where its first member is."""
@@ -175,6 +193,18 @@ def _unstack(
 
         calls = tuple((f"{w.layer}#{k + 1}", member.layer) for w in wholes)
         yield _as_whole(m, wholes, member, transform, calls)
+
+
+def _slice_by_slice(m: Matched, stacks: Mapping[str, Parameter], whole: Parameter) -> Matched:
+    """The pair of arrays of which each has a slice for every layer."""
+    made_of = [stacks[p.name] for p in m.references]
+
+    def transform(one: Transform) -> Transform:
+        node = one.node(m.reference.name, m.reference.value.shape)
+        slices = ({p.name: _slice_of(p, k) for p in made_of} for k in range(len(whole.value)))
+        return Transform.of(Joined("stack", 0, tuple(replaced(node, by) for by in slices)))
+
+    return _as_whole(m, made_of, whole, transform, ())
 
 
 def _as_whole(

@@ -157,3 +157,50 @@ def test_many_members_are_told_by_the_first_and_the_last() -> None:
     match = match_parameters(one_by_one(12), stacked(12))
     (pair,) = (m for m in match.pairs if m.candidate.name == "layers.norm.scale")
     assert pair.reference_name == "layers.0.norm.weight, ..., layers.11.norm.weight"
+
+
+def experts(
+    names: Sequence[str], packed: str = "", layers: int = 2, count: int = 4
+) -> list[Parameter]:
+    """Gated experts in one array for each product: (E, in, out), or gate and up packed, and as
+    PyTorch has them."""
+    gate, up, down = names
+    shapes = {gate: (WIDTH, INNER), up: (WIDTH, INNER), down: (INNER, WIDTH)}
+    if packed:
+        shapes = {packed: (2 * INNER, WIDTH), down: (WIDTH, INNER)}
+    return [
+        parameter(f"layers.{k}.experts.{name}", (count, *shape))
+        for k in range(layers)
+        for name, shape in shapes.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("gate", "up", "down"),
+        ("w1", "w3", "w2"),
+        ("ffn_gate_dense", "ffn_intermediate_dense", "ffn_out"),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_packed_projections_of_experts(names: tuple[str, str, str], turned: bool) -> None:
+    """Both sides hold all experts in one array, and one of them two products in one."""
+    ours = experts(("gate", "up", "down"), packed="gate_up")
+    theirs = experts(names)
+    pair = (theirs, ours) if turned else (ours, theirs)
+    values = made(match_parameters(*pair))
+    source = held(pair[0])
+    for k in range(2):
+        at = f"layers.{k}.experts."
+        gate, up, down = (at + name for name in names)
+        swapped = lambda name: source[name].transpose(0, 2, 1)  # noqa: E731
+        if turned:
+            both = np.concatenate([swapped(gate), swapped(up)], axis=1)
+            np.testing.assert_array_equal(values[at + "gate_up"], both)
+            np.testing.assert_array_equal(values[at + "down"], swapped(down))
+        else:
+            both = swapped(at + "gate_up")
+            np.testing.assert_array_equal(values[gate], both[..., :INNER])
+            np.testing.assert_array_equal(values[up], both[..., INNER:])
+            np.testing.assert_array_equal(values[down], swapped(at + "down"))

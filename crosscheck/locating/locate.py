@@ -285,6 +285,16 @@ class Locator:
                 f"{len(several)} sites without partner: the error may be in any, or between them",
                 tuple(several[:MOST_NAMED]),
             )
+        if len(theirs) > 1:
+            return _Blame(
+                self._around.scope_of(self.reference, ours)
+                if len(ours) > 1
+                else self._around.consumer_scope(self.reference, result.reference),
+                self._around.all_of(self.candidate, theirs),
+                f"the cotangent that arrives at `{result.candidate}` is wrong; it is the sum of "
+                f"what {capped(theirs)} send back: the error may be in any",
+                tuple(theirs[:MOST_NAMED]),
+            )
         if ours and not theirs:
             place = self._around.orders["reference"].place
             stretch = wrong_from(gradients, place, self._around.aligned("reference"), ours)

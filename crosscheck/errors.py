@@ -113,6 +113,7 @@ class SideFailed(CrosscheckError, RuntimeError):
         framework: str,
         cause: BaseException,
         compared: Sequence[SiteResult] = (),
+        advice: str = "",
     ) -> None:
         self.side = side
         self.site = site
@@ -127,10 +128,12 @@ class SideFailed(CrosscheckError, RuntimeError):
         if side == "candidate" and not is_optimizer:
             end = "" if message.endswith((".", "!", "?")) else "."  # a reader may join the lines
             message += f"{end}\n  {_progress_line(self.compared)}"
+        if advice:
+            message += f"\n  Fix: {advice}"
         super().__init__(message)
 
-    def with_comparisons(self, compared: Sequence[SiteResult]) -> SideFailed:
-        """The same failure, carrying what had been compared before it."""
+    def with_comparisons(self, compared: Sequence[SiteResult], advice: str = "") -> SideFailed:
+        """The same failure, carrying what had been compared before it, and what may help."""
         assert self.__cause__ is not None
         failure = SideFailed(
             self.side,
@@ -139,6 +142,7 @@ class SideFailed(CrosscheckError, RuntimeError):
             framework=self.framework,
             cause=self.__cause__,
             compared=compared,
+            advice=advice,
         )
         failure.__cause__ = self.__cause__
         return failure

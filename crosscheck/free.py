@@ -262,7 +262,10 @@ class _Candidate:
             if isinstance(recorder, Streamed) and recorder.dropped:
                 recorder = Recorder()
                 replace(self._runner, cotangents=None).record(recorder=recorder, passive=True)
-            raise with_comparisons(failure, recorder, truth, match) from failure.__cause__
+            told = with_comparisons(failure, recorder, truth, match)
+            if not told.compared and request.candidate_inputs is None:
+                told = told.with_comparisons((), _about_inputs(self._runner, failure))
+            raise told from failure.__cause__
 
     def _streamed(self, match: Match, cotangents: CotangentSource) -> Streamed:
         request, truth = self._request, self._truth.free
@@ -284,6 +287,19 @@ class _Candidate:
         request, reference = self._request, self._truth.free
         trial = by_running(self._runner, reference, request.sites, request.skip)
         return transfer(*self._sides, weights, trial, (reference.info.layers, calls))
+
+
+def _about_inputs(candidate: Runner, failure: SideFailed) -> str:
+    """What may help where a model fails before anything is compared: its inputs may be meant to be
+    others than the reference's, images and sequences in another layout first of all."""
+    shapes = [x.shape for x in candidate.inputs.values() if x.ndim > 2]
+    by_the_code = isinstance(failure.__cause__, (AttributeError, ImportError, NameError))
+    if not shapes or by_the_code or failure.stage != "forward":
+        return ""
+    return (
+        f"it was given the reference's inputs as they are, {shapes[0]}; where it takes them in "
+        "another layout (channels last), say so with candidate_inputs=, in a Pair or in check"
+    )
 
 
 @contextmanager

@@ -168,3 +168,28 @@ def test_an_operation_in_place_that_autograd_can_undo() -> None:
             return self.act(self.fc(x).mul_(2.0))
 
     assert crosscheck.check(Doubles(False), Fine(False), "float32[7,12]").verdict == "agree"
+
+
+class Image:
+    """Takes channels last."""
+
+    def __init__(self, wrong: type[Exception] = ValueError) -> None:
+        self.wrong = wrong
+
+    def forward(self, x: Any) -> Any:
+        if x.shape[-1] != 3:
+            raise self.wrong(f"expected 3 channels, found {x.shape[-1]}")
+        return x.sum((1, 2))
+
+
+def test_inputs_in_another_layout_are_suggested_where_nothing_was_compared() -> None:
+    def check(candidate: Image, **options: Any) -> str:
+        reference = torch.nn.Sequential(nn.AvgPool2d((5, 7), divisor_override=1), nn.Flatten())
+        with pytest.raises(SideFailed) as error:
+            run(reference, candidate, "float32[2,3,5,7]", **options)
+        return str(error.value)
+
+    advice = "it was given the reference's inputs as they are, (2, 3, 5, 7)"
+    assert advice in check(Image())
+    assert advice not in check(Image(NameError))  # the code itself is wrong
+    assert advice not in check(Image(), candidate_inputs=lambda inputs: inputs)

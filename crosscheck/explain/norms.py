@@ -330,6 +330,12 @@ def detached_statistics(e: Evidence) -> Iterator[Proposal]:
         "the variance is taken for a constant: its derivative is missing",
         lambda e: _off_mean(_scaling(e, norm), norm),
     )
+    if norm.centred:
+        yield Proposal(
+            "norm_mean_detached",
+            "the mean is taken for a constant: its derivative is missing",
+            lambda e: _off_deviation(_scaling(e, norm), e, norm),
+        )
 
 
 def apart(value: np.ndarray, prediction: np.ndarray) -> float:
@@ -349,3 +355,9 @@ def _scaling(e: Evidence, norm: Norm) -> np.ndarray:
 def _off_mean(d: np.ndarray, norm: Norm) -> np.ndarray:
     cut = norm._cut(d)
     return np.asarray((cut - cut.mean(norm.axes, keepdims=True)).reshape(d.shape))
+
+
+def _off_deviation(d: np.ndarray, e: Evidence, norm: Norm) -> np.ndarray:
+    """d − x̂ · mean(d · x̂): what comes back through the variance taken off, the mean's part left."""
+    cut, hat = norm._cut(d), norm._cut(norm.normalised(e))
+    return np.asarray((cut - hat * (cut * hat).mean(norm.axes, keepdims=True)).reshape(d.shape))

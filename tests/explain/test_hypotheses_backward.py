@@ -43,6 +43,20 @@ def test_vjps() -> None:
     assert told(found)[0].startswith("the statistics are taken for constants")
 
 
+@pytest.mark.parametrize("left_out", ["mean", "variance"])
+def test_a_term_of_a_norms_derivative_that_is_left_out(left_out: str) -> None:
+    def wrong(x: Array, dy: Array) -> Array:
+        centred = x - x.mean(-1, keepdims=True)
+        r = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        d, hat = dy * GAMMA, centred * r
+        through_mean = d.mean(-1, keepdims=True)
+        through_variance = hat * (d * hat).mean(-1, keepdims=True)
+        return np.asarray((d - (through_variance if left_out == "mean" else through_mean)) * r)
+
+    found = told(backward(layer_norm, norm_vjp, wrong, parameters=NORM))
+    assert found[0] == f"the {left_out} is taken for a constant: its derivative is missing"
+
+
 @pytest.mark.parametrize("factor", [0.5, 1.0])
 def test_relu_at_zero(factor: float) -> None:
     def with_zeros(shape: tuple[int, ...], seed: int) -> Array:

@@ -193,6 +193,8 @@ def _agree_before(report: Report, first: Divergence, row: SiteResult, page: Page
     if not agree:
         return "nothing before it agrees" if before else "it is the first value compared"
     last = f"; the last is {page.name(first.after)}" if first.after else ""
+    if first.after and agree[-1].kind == "input" and agree[-1].reference == first.after:
+        last = f"; the last is {words.described(agree[-1], page)}"
     return f"agreeing before it: {words.listed(words.tally(agree))}{last}"
 
 

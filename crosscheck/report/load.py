@@ -65,6 +65,11 @@ def loads(text: str) -> Report:
         raise InvalidArgument(
             'no report.json: it has no "schema". Give a file of --json or Report.save_json'
         )
+    if "jobs" in data:
+        raise InvalidArgument(
+            "the result of `crosscheck suite`, and no report of one check. `crosscheck run PAIR "
+            "--json F` writes one; --html of the suite writes a page for each job"
+        )
     if type(data["schema"]) is not int or data["schema"] != SCHEMA:
         raise InvalidArgument(
             f"schema {str(data['schema'])[:40]}; this version reads schema {SCHEMA}.\n"

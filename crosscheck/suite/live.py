@@ -34,7 +34,8 @@ class Lines:
 
     def planned(self, jobs: int, kept: int) -> None:
         self._all = jobs
-        self._write(f"... {jobs} jobs" + (f", {kept} kept from an earlier run" if kept else ""))
+        again = f", {kept} kept from an earlier run" if kept else ""
+        self._write(f"... {jobs} job{'s' * (jobs != 1)}{again}")
 
     def started(self, job: Job) -> None: ...
 

@@ -120,3 +120,8 @@ def test_no_file(tmp_path: Path) -> None:
         load_report(tmp_path / "r.json")
     with pytest.raises(InvalidArgument, match="directory"):
         load_report(tmp_path)
+
+
+def test_the_result_of_a_suite_is_told_from_a_report() -> None:
+    with pytest.raises(InvalidArgument, match="the result of `crosscheck suite`"):
+        loads('{"schema": 1, "jobs": [], "not_run": [], "summary": {}}')

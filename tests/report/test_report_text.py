@@ -299,3 +299,17 @@ def test_a_further_divergence_says_where_in_the_layer_it_was_seen() -> None:
     inside = replace(rest[0], reference="block1", candidate="block1")
     shown = to_text(replace(report, divergences=(first, inside)), width=100)
     assert "activation of `block1.fc2`" in shown
+
+
+def test_where_a_layers_input_is_the_last_that_agrees_it_is_not_called_the_layer() -> None:
+    """Nor is a layer said to agree whose output is the first that does not."""
+    report = samples.forward_divergence()
+    assert report.first_divergence is not None
+    place = next(s for s in report.sites if s.reference == report.first_divergence.site)
+    at = report.sites.index(place)
+    given = replace(report.sites[at - 1], kind="input", reference=place.reference)
+    sites = (*report.sites[:at], given, *report.sites[at:])
+    first = replace(report.first_divergence, after=place.reference)
+    rest = report.divergences[1:]
+    shown = to_text(replace(report, sites=sites, divergences=(first, *rest)), width=160)
+    assert f"the last is the input of `{place.reference}`" in shown

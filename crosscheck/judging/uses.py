@@ -86,11 +86,18 @@ def used_otherwise(results: Mapping[Item, SiteResult], e: Evidence) -> frozenset
     return frozenset(item.reference for item in found)
 
 
-def _together(items: Iterable[Item], holders: _Several, e: Evidence) -> dict[Item, float]:
+def _together(items: Sequence[Item], holders: _Several, e: Evidence) -> dict[Item, float]:
     """The relative error of all that comes back to the value of a pair: of the sum over the layers
-    that made it, in a run that is forced everywhere. Without those of which a layer has no
-    cotangent that could be added."""
-    forcer = Forcer(e.alignment.forced_on_candidate(e.free_reference))
+    that made it, in a run that is forced everywhere but where the value is held. Without those of
+    which a layer has no cotangent that could be added."""
+    held = [(holders.held(0, i.reference), holders.held(1, i.candidate)) for i in items]
+    apart = {
+        p.reference
+        for p in e.alignment.pairs
+        if any(p.reference in ours or p.candidate in theirs for ours, theirs in held)
+    }
+    alignment = e.alignment.forward_only(apart)
+    forcer = Forcer(alignment.forced_on_candidate(e.free_reference))
     run = e.candidate.record(forcer, recorder=Recorder(frozenset({"cotangent"})))
     errors = {}
     for item in items:
@@ -195,8 +202,7 @@ class _Several:
     def makers(self, number: int, site: str) -> list[str]:
         """Where a side holds the value of a site, other than in what encloses such a place, and
         where it only goes through."""
-        side = self._sides[number]
-        held = {site, *self._others(number, site)}
+        side, held = self._sides[number], self.held(number, site)
         enclosing = frozenset[str]().union(*(side.ancestors(one) for one in held))
         sources = side.trace.info.sources
         return [
@@ -206,15 +212,16 @@ class _Several:
             and not any(sources.get(s) in held for s in side.trace.inputs_of(owner(one)))
         ]
 
-    def _others(self, number: int, site: str) -> list[str]:
-        """Where a side holds the value of a site as well."""
+    def held(self, number: int, site: str) -> set[str]:
+        """Where a side holds the value of a site, with the site."""
         side = self._sides[number]
-        return repeating(side, site, self._alike[number][side.prints_of([site])[0].tobytes()])
+        alike = self._alike[number][side.prints_of([site])[0].tobytes()]
+        return {site, *repeating(side, site, alike)}
 
     def _is_held(self, number: int, site: str) -> bool:
         side = self._sides[number]
         given = (side.trace.values["input", s] for s in side.trace.inputs_of(owner(site)))
-        return bool(self._others(number, site)) or any(
+        return len(self.held(number, site)) > 1 or any(
             is_slice(side.value(site), whole) for whole in given
         )
 

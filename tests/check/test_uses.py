@@ -122,6 +122,35 @@ def test_nor_behind_a_mistake_that_nothing_there_mends(shared: bool, squashed: b
     assert len(not_compared(report)) == 1
 
 
+class Through(nn.Module):
+    """A layer whose value is held twice: by one that hands it on, or by one around it."""
+
+    def __init__(self, around: bool, scaled: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        stem, self.same = nn.Linear(3, 5), nn.Identity()
+        self.stem = nn.Sequential(stem, nn.Tanh()) if around else stem
+        self.left, self.right = nn.Linear(5, 2), nn.Linear(5, 2)
+        self.around, self.scaled = around, scaled
+
+    def forward(self, x: Any) -> Any:
+        h = self.stem(x) if self.around else self.same(self.stem(x))
+        one = h * self.scaled + (h * (1 - self.scaled)).detach() if self.scaled != 1.0 else h
+        return self.left(one), self.right(h)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.9])
+@pytest.mark.parametrize("around", [False, True])
+def test_of_a_value_that_is_handed_on_nothing_is_mended_from_outside(
+    around: bool, factor: float
+) -> None:
+    """What comes back to the inner of two layers would be right, if it were forced at the outer."""
+    report = crosscheck.check(Through(around), Through(around, factor), SPEC)
+    first = report.first_divergence
+    assert first is not None and first.site == ("stem" if around else "same")
+    assert not not_compared(report)
+
+
 class Compensated(torch.autograd.Function):
     """Sends back ``factor`` times what it is given, and is undone by a second one."""
 

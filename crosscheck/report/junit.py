@@ -95,7 +95,8 @@ def _whole(name: str, tag: str, kind: str, message: str) -> ET.Element:
 
 
 def _line(d: Divergence, row: SiteResult | None, page: Page) -> str:
-    text = f"{d.verdict} in {words.blamed(d, page, row=row)}, seen at {page.name(d.site)}"
+    blamed, site = words.blamed(d, page, row=row), page.name(d.site)
+    text = f"{d.verdict} in {blamed}" + (f", seen at {site}" if site != blamed else "")
     text += f", ratio {words.ratio_text(d.ratio)}"
     return f"{text}: {oneline.cause_text(d.causes[0], page)}" if d.causes else text
 

@@ -61,7 +61,12 @@ def _code(name: str) -> str:
 
 
 def _bullets(lines: Iterable[Line]) -> str:
-    return "\n".join(f"{'  ' * (line.indent > 2)}- {_prose(line.text)}" for line in lines)
+    rows = []
+    for line in lines:
+        inner = line.indent > 2  # has a dash of its own in plain text; one will do
+        text = line.text.removeprefix("- ") if inner else line.text
+        rows.append(f"{'  ' * inner}- {_prose(text)}")
+    return "\n".join(rows)
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -87,8 +87,7 @@ def test_junit_has_a_case_for_each_phase() -> None:
     failure = cases["forward pass"]
     assert failure is not None and failure.get("type") == "diverge"
     assert failure.get("message") == (
-        "diverge in `block2.gelu`, seen at `block2.gelu`, ratio 3168: reference uses erf GELU, "
-        "candidate the tanh form"
+        "diverge in `block2.gelu`, ratio 3168: reference uses erf GELU, candidate the tanh form"
     )
     assert cases["parameter gradients"] is None
 
@@ -107,3 +106,10 @@ def test_junit_never_passes_what_compared_nothing() -> None:
     blamed_on_nothing = replace(samples.agree(), verdict="suspect")
     root = ET.fromstring(junit.render(blamed_on_nothing).partition("\n")[2])
     assert root.get("failures") == "1"
+
+
+def test_what_was_not_compared_is_a_list_in_the_list() -> None:
+    report = samples.agree()
+    coverage = replace(report.coverage, not_compared=("backward: gradients=False",))
+    text = markdown.render(replace(report, coverage=coverage))
+    assert "- not compared (1):\n  - backward: gradients=False" in text

@@ -112,7 +112,8 @@ class Evidence:
             own, floor = self.own, self.floor
             return ratio_beside(self._hidden, value, prediction, self.reference, own, floor)
         value, _, prediction = without_fill(value, prediction, prediction)
-        return judge(compare(value, prediction), self.own, self.floor).ratio
+        ratio = judge(compare(value, prediction), self.own, self.floor).ratio
+        return ratio / _growth(prediction, self.reference)
 
     @cached_property
     def _hidden(self) -> np.ndarray | None:
@@ -141,6 +142,18 @@ class Evidence:
     def blind(self) -> Evidence:
         """The same without the candidate's value: all that a prediction may use."""
         return replace(self, candidate=np.full(self.reference.shape, np.nan))
+
+
+def _growth(prediction: np.ndarray, reference: np.ndarray) -> float:
+    """How many times larger a prediction is than the reference: the floor η is what rounding may do
+    to the reference's value, and it does as much more to a larger one. By norm and by median, so
+    that a few large elements excuse no others."""
+    if prediction.shape != reference.shape or not prediction.size:
+        return 1.0
+    sizes = [(np.linalg.norm(v), np.median(np.abs(v))) for v in (prediction, reference)]
+    times = [float(p / r) if r > 0.0 else 1.0 for p, r in zip(*sizes, strict=True)]
+    least = min(times)
+    return least if 1.0 < least < np.inf else 1.0
 
 
 @dataclass(frozen=True)

@@ -297,3 +297,25 @@ def test_what_comes_no_nearer_than_nothing_is_no_hint(own: list[object]) -> None
     x, other = normal((4, 12)), normal((4, 12), seed=1)
     found = causes(evidence("forward", 8 * x + other, x + other), lambda: None)
     assert not [cause.statement for cause in found]
+
+
+@pytest.mark.parametrize(("beside", "verified"), [(0.0, True), (1e-4, False)])
+def test_a_value_made_much_larger_rounds_as_much_more(
+    own: list[object], beside: float, verified: bool
+) -> None:
+    """As momentum 0.9 for 0.1 makes statistics; what is beside it by more is not excused."""
+
+    def enlarging(e: Evidence) -> Iterator[Proposal]:
+        yield Proposal("enlarged", "it is enlarged", lambda e: 90 * e.reference)
+
+    register("forward")(enlarging)
+    own.append(enlarging)
+
+    def at(seed: int) -> Evidence:
+        x = normal((4, 12), seed)
+        noise = np.random.default_rng(seed).uniform(-1, 1, x.shape)
+        wrong = (90 * x * (1 + beside * noise)).astype(np.float32)
+        wrong = np.nextafter(wrong, np.where(noise > 0, np.inf, -np.inf), dtype=np.float32)
+        return evidence("forward", x, wrong.astype(np.float64))
+
+    assert ("it is enlarged" in told(causes(at(1), lambda: at(2)))) == verified

@@ -69,7 +69,8 @@ def gated_unit(e: Evidence) -> Iterator[Proposal]:
         )
         for function in FUNCTIONS:
             if function != ours.function:
-                text = f"the gate goes through {function}, not {ours.function}"
+                gate = "the gate" if ours.gate == ours.other else f"`{ours.gate}`"
+                text = f"{gate} goes through {function}, not {ours.function}, in the product"
                 yield Proposal("gate_function", text, replace(ours, function=function))
 
 

@@ -30,8 +30,8 @@ class Unit(nn.Module):
 
 STATEMENTS = {
     "exchanged": "SiLU is applied to the other factor of the product",
-    "gelu": "the gate goes through GELU (erf), not SiLU",
-    "none": "the gate goes through the identity, not SiLU",
+    "gelu": "{gate} goes through GELU (erf), not SiLU, in the product",
+    "none": "{gate} goes through the identity, not SiLU, in the product",
 }
 
 
@@ -45,4 +45,5 @@ def test_a_wrong_gate(how: str, packed: bool) -> None:
     if how == "scaled":
         assert told == ["the value is scaled by 1.01"], first.causes
     else:
-        assert STATEMENTS[how] in told, first.causes
+        gate = "the gate" if packed else "`into`"
+        assert STATEMENTS[how].format(gate=gate) in told, first.causes

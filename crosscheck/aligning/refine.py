@@ -36,7 +36,7 @@ from crosscheck.aligning.stretches import (
     ends_behind,
     is_glue_of,
     lies_in,
-    rearranged,
+    makers,
     runs_after,
     stretch,
     until_the_next,
@@ -217,15 +217,11 @@ class Refiner:
         return [(kind, pair, edge) for kind, _, _, _, pair, edge in found]
 
     def _pair_producers(self, edge: Edge, trace: Trace) -> bool:
-        """Pair the two layers that made a differing input, if neither has a partner yet. Not one
-        that only rearranges what another one made (a cast, a transposition) with one that does
-        more: the other one then."""
+        """Pair the two layers that made a differing input, if neither has a partner yet."""
         reference = self.pairing.reference.trace
         r, c = reference.info.sources.get(edge.reference), trace.info.sources.get(edge.candidate)
         if r is not None and c is not None:
-            ours, theirs = rearranged(reference, r), rearranged(trace, c)
-            if (len(ours) > 1) != (len(theirs) > 1):
-                r, c = ours[-1], theirs[-1]
+            r, c = makers(reference, r, trace, c)
         if r is None or c is None or (r, c) in self.pairing.refused:
             return False
         if comes_later(self.pairing, self.anchored, r, c) or self.pairing.is_slice_of_one(r, c):

@@ -31,7 +31,7 @@ __all__ = [
     "ends_behind",
     "is_glue_of",
     "lies_in",
-    "rearranged",
+    "makers",
     "runs_after",
     "stretch",
     "until_the_next",
@@ -196,7 +196,19 @@ def ends_behind(side: PreparedTrace, site: str, inside: set[str], others: set[st
     return found[1:]
 
 
-def rearranged(trace: Trace, site: str) -> list[str]:
+def makers(ours: Trace, r: str, theirs: Trace, c: str) -> tuple[str, str]:
+    """Of two sites those that made their numbers, so that one which only rearranges what another
+    one made (a cast, a transposition) is not paired with one that does more. Two that hold other
+    layers stay: they are told by what all of those do."""
+    if any(ours.inside(r)) and any(theirs.inside(c)):
+        return r, c
+    here, there = _rearranged(ours, r), _rearranged(theirs, c)
+    if (len(here) > 1) == (len(there) > 1):
+        return r, c
+    return here[-1], there[-1]
+
+
+def _rearranged(trace: Trace, site: str) -> list[str]:
     """A site and those before it, the nearest first, that hold its numbers, if in another order:
     of a cast or a transposition what it was given, of a layer with others inside what the last of
     them made."""

@@ -359,7 +359,7 @@ class Refiner:
         self, inside_r: set[str], inside_c: set[str], known: HandedOn
     ) -> list[tuple[str, str]]:
         """Layers of one type or alike in name, with shapes that fit, in execution order. Not two
-        layers of which each has its parameters from another one."""
+        of which each has its parameters from another one, or one from another that runs later."""
         p = self.pairing
         ours = sorted(inside_r, key=p.reference.order.__getitem__)[:WINDOW]
         theirs = sorted(inside_c, key=p.candidate.order.__getitem__)[:WINDOW]
@@ -368,6 +368,8 @@ class Refiner:
             for j, c in enumerate(theirs):
                 strangers = r in self.owners and c in self.heirs and (r, c) not in self.anchored
                 if strangers or (r, c) in p.refused or p.layout(r, c) is None:
+                    continue
+                if comes_later(p, self.anchored, r, c):
                     continue
                 names = p.reference.names[r], p.candidate.names[c]
                 name = similarity(*names)

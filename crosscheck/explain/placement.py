@@ -47,7 +47,7 @@ def norm_behind(e: Evidence) -> Iterator[Proposal]:
         return
     streams = [s for s in e.siblings if s is not here and _norm(e, s) is not None]
     for sibling in e.siblings:
-        if sibling.when != 1 or not _has_shape(e, sibling):
+        if sibling.when != 1 or not _has_shape(e, sibling) or _only_hands_on(sibling):
             continue
         for first, what in (
             ((), "the output of"),
@@ -64,6 +64,12 @@ def norm_behind(e: Evidence) -> Iterator[Proposal]:
 
 def _has_shape(e: Evidence, sibling: Sibling) -> bool:
     return sibling.output.shape == e.reference.shape
+
+
+def _only_hands_on(sibling: Sibling) -> bool:
+    """Whether a layer returns what it is given (a dropout that drops nothing): the layer before it
+    is the one to name."""
+    return any(np.array_equal(value, sibling.output) for value in sibling.inputs)
 
 
 def _here(e: Evidence) -> Sibling | None:

@@ -242,18 +242,35 @@ class Surroundings:
         return self._before_rearranging(trace, owner(source), side)
 
     def loose_consumers(self, trace: Trace, site: str, side: str) -> list[str]:
-        """The layers that consume ``site`` and whose own VJP was not compared; the innermost."""
+        """The layers that consume ``site`` and whose own VJP was not compared; the innermost. Not
+        those of the reference that only hand it on (a dropout that drops nothing)."""
         aligned, compared = self.aligned(side), self._sending[side]
         found: list[str] = []
         seen: set[str] = set()
         for consumer in trace.consumers.get(site, ()):
             hidden = ("input_cotangent", consumer) in trace.info.unobservable
             if owner(consumer) not in aligned or consumer not in compared or hidden:
-                found.append(owner(consumer))
+                if side == "reference" and self._only_hands_on(consumer):
+                    found += self.loose_consumers(trace, owner(consumer), side)
+                else:
+                    found.append(owner(consumer))
             else:  # and so is what a container sends back that only hands the value on to it
                 seen |= ancestors(trace.info, owner(consumer))
         parents = {trace.info.parents.get(layer) for layer in found}
         return list(dict.fromkeys(one for one in found if one not in parents | seen))
+
+    def _only_hands_on(self, slot: str) -> bool:
+        """Whether a layer of the reference returns what it is given there and sends back what it
+        gets."""
+        layer = owner(slot)
+        keys: list[tuple[Key, Key]] = [
+            (("input", slot), ("activation", layer)),
+            (("cotangent", layer), ("input_cotangent", slot)),
+        ]
+        values = self.reference.values
+        return all(
+            a in values and b in values and _is_handed_on(values[a], values[b]) for a, b in keys
+        )
 
     def silenced(self, layer: str | None) -> list[str]:
         """The candidate's layers without partner from ``layer`` on, to the first that a cotangent

@@ -153,3 +153,35 @@ def test_many_layers_in_one_container() -> None:
     first = report.first_divergence
     assert (first.phase, first.reference, first.candidate) == ("forward", "blocks.0", "blocks.0")
     assert [c.name for c in first.causes if c.verified] == ["norm_placement"]
+
+
+class Shipped(nn.TransformerEncoderLayer):
+    """PyTorch's own, with layers of dropout that the block below does not have."""
+
+    def __init__(self, pre: bool, attention: Any) -> None:
+        super().__init__(16, 4, 32, 0.1, batch_first=True, norm_first=pre)
+
+
+class ByHand(nn.Module):
+    def __init__(self, pre: bool, attention: Any) -> None:
+        super().__init__()
+        self.pre, self.norm1, self.norm2 = pre, nn.LayerNorm(16), nn.LayerNorm(16)
+        self.self_attn, self.linear1, self.linear2 = Fused(), nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: Any) -> Any:
+        if self.pre:
+            x = x + self.self_attn(self.norm1(x))
+            return x + self.linear2(self.linear1(self.norm2(x)).relu())
+        x = self.norm1(x + self.self_attn(x))
+        return self.norm2(x + self.linear2(self.linear1(x).relu()))
+
+
+@pytest.mark.parametrize("pre", [False, True], ids=["post, pre", "pre, post"])
+def test_layers_that_one_side_does_without_are_not_to_blame(pre: bool) -> None:
+    """Nor do they stand for the layer whose value they hand on."""
+    report = check(Net(pre, block=Shipped), Net(not pre, block=ByHand))
+    causes = [c for c in report.first_divergence.causes if c.verified]
+    assert [c.name for c in causes] == ["norm_placement"], causes
+    assert "dropout" not in causes[0].statement
+    blamed = {name for d in report.divergences for name in (d.reference, d.candidate)}
+    assert blamed <= {"blocks.0", "blocks.1"}, sorted(map(str, blamed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
 from crosscheck.aligning.align import Aligner
 from crosscheck.aligning.layout import relative_error
@@ -45,10 +45,28 @@ def by_running(
             if p.by == "output" and p.layout is not None
         ]
         matched = {(p.reference, p.candidate) for p in alignment.pairs if p.by == "value"}
-        right = frozenset(c for r, c in match.anchors() if (r, c) in matched)
+        right = frozenset(_right(match.anchors(), matched, reference, free))
         return Fit(len(matched), min(errors, default=math.inf), right, _given(right, free))
 
     return fit
+
+
+def _right(
+    anchors: Iterable[tuple[str, str]],
+    matched: Iterable[tuple[str, str]],
+    reference: Trace,
+    free: Trace,
+) -> Iterator[str]:
+    """The candidate's layers that match by value: all of one, or what one makes and the other has
+    before it ends (a norm with its activation inside)."""
+    by_site = dict(matched)
+    by_partner = {c: r for r, c in by_site.items()}
+    for r, c in anchors:
+        ours, theirs = by_partner.get(c), by_site.get(r)
+        if ours is None and theirs is None:
+            continue
+        if ours == r or ours in reference.inside(r) or theirs in free.inside(c):
+            yield c
 
 
 def _given(layers: Iterable[str], run: Trace) -> dict[str, Hashable]:

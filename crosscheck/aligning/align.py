@@ -41,7 +41,7 @@ from crosscheck.aligning.lookalikes import Alike, Key, LookAlikes
 from crosscheck.aligning.nearer import move_to_nearer
 from crosscheck.aligning.pairing import Pairing, far, pair_outputs
 from crosscheck.aligning.refine import Refiner
-from crosscheck.aligning.unlike import note_idle_inputs, note_unlike_inputs
+from crosscheck.aligning.unlike import handed_on, note_idle_inputs, note_unlike_inputs
 from crosscheck.trace import Trace
 
 __all__ = ["Aligner", "Alignment", "Edge", "SitePair", "pair_outputs"]
@@ -228,7 +228,13 @@ class Aligner:
         return Alignment(
             pairs=pairs,
             edges=(
-                *(e for one in laid_out for e in edges_of(one, p, candidate) if e not in begun),
+                *(
+                    e
+                    for one in laid_out
+                    if not self._begins_in_code(one, candidate)
+                    for e in edges_of(one, p, candidate)
+                    if e not in begun
+                ),
                 *self._entries(candidate, begun),
             ),
             unmatched_reference=_unmatched(p.reference, free[0], p.pairs),
@@ -246,6 +252,17 @@ class Aligner:
             return True
         owned = r in self._refiner.owners or c in self._refiner.heirs
         return not owned and self._pairing.akin(r, c)
+
+    def _begins_in_code(self, pair: SitePair, candidate: Trace) -> bool:
+        """Whether one layer has parameters and the other one has none and hands on what it is given
+        (a dropout that is off): then the code before that one does what the first one does (a norm
+        with a dropout and an activation inside), and they are given different quantities, however
+        little the numbers differ (a norm that has not been trained)."""
+        r, c = pair.reference, pair.candidate
+        if (r in self._refiner.owners) == (c in self._refiner.heirs):
+            return False
+        one = (candidate, c) if r in self._refiner.owners else (self._pairing.reference.trace, r)
+        return handed_on(*one) is not None
 
     def _entries(self, candidate: Trace, begun: BegunEarlier) -> list[Edge]:
         """Where two layers with the same parameters return different quantities (one of them also

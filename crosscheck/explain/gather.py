@@ -105,6 +105,8 @@ class Sites:
             here = self._passages.given(result.reference, result.candidate)
             result = replace(result, reference=here[0], candidate=here[1])
             site = self.reference.info.parents.get(owner(here[0]), "")
+        elif (result.phase, result.kind) == ("forward", "activation"):
+            site = self._maker(result)
         slots = self.reference.inputs_of(owner(result.reference))
         backward, around = result.phase == "backward", result.kind == "cotangent"
         return replace(
@@ -120,6 +122,16 @@ class Sites:
             absent={name: self._unused(name) for name in nearby if name in self._without_partner},
             siblings=self._siblings(result.reference) if given or around else (),
         )
+
+    def _maker(self, result: SiteResult) -> str:
+        """The layer that makes a value: around one that only hands on what it is given (a dropout
+        that is off), the one whose own code and parameters make that."""
+        site = owner(result.reference)
+        slot, _ = self._given.handed_on(result)
+        home = self.reference.info.parents.get(site)
+        if slot is None or home is None or self.reference.info.sources.get(slot) is not None:
+            return site
+        return home if self._owned(home) else site
 
     @cached_property
     def _passages(self) -> Passages:

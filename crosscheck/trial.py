@@ -62,9 +62,7 @@ def _right(
     by_site = dict(matched)
     by_partner = {c: r for r, c in by_site.items()}
     for r, c in anchors:
-        ours, theirs = by_partner.get(c), by_site.get(r)
-        if ours is None and theirs is None:
-            continue
+        ours, theirs = by_partner.get(c, ""), by_site.get(r, "")
         if ours == r or ours in reference.inside(r) or theirs in free.inside(c):
             yield c
 

@@ -21,7 +21,7 @@ import heapq
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 
 from crosscheck.aligning.alignment import Alignment, Edge, SitePair
 from crosscheck.aligning.edges import (
@@ -39,12 +39,15 @@ from crosscheck.aligning.fingerprints import (
 from crosscheck.aligning.layout import SAME, Layout, Shape, between, mergings
 from crosscheck.aligning.lookalikes import Alike, Key, LookAlikes
 from crosscheck.aligning.nearer import move_to_nearer
-from crosscheck.aligning.pairing import Pairing, far, pair_outputs
+from crosscheck.aligning.pairing import ROUNDING, Pairing, far, pair_outputs
 from crosscheck.aligning.refine import Refiner
 from crosscheck.aligning.unlike import handed_on, note_idle_inputs, note_unlike_inputs
 from crosscheck.trace import Trace
 
 __all__ = ["Aligner", "Alignment", "Edge", "SitePair", "pair_outputs"]
+
+STRANGE = 0.5
+"""How much less likely a pair is for each of its layers that has parameters from another one."""
 
 
 class Aligner:
@@ -148,12 +151,30 @@ class Aligner:
                     continue
                 if (r, c) not in errors:
                     errors |= self._next_errors(todo[i:], errors, candidate)
-                error, layout = errors[r, c], p.layout(r, c)
-                if layout and error <= p.same:
-                    likeness = p.likeness(r, c, layout, error)
+                error, layout, strangers = errors[r, c], p.layout(r, c), self._strangers(r, c)
+                if layout and error <= p.same and not self._is_next_door(r, c, error, strangers):
+                    likeness = p.likeness(r, c, layout, error) - STRANGE * strangers
                     heapq.heappush(equal, ((-likeness, *key[1:]), (r, c, error)))
         while equal:
             yield heapq.heappop(equal)[1]
+
+    def _strangers(self, r: str, c: str) -> int:
+        """How many of two sites have their parameters from another one than the other site."""
+        if (r, c) in self._refiner.anchored:
+            return 0
+        return (r in self._refiner.owners) + (c in self._refiner.heirs)
+
+    def _is_next_door(self, r: str, c: str, error: float, strangers: int) -> bool:
+        """Whether two sites have parameters from others, themselves or as containers that hand on
+        what such a layer in them makes, and are not equal but for rounding. What a norm is given
+        that has not been trained is as near to what it returns as values must be to be taken for
+        the same: each of the layers around it would do for the other one."""
+        p = self._pairing
+        if not strangers or error <= max(ROUNDING, p.rounding):
+            return False
+        ours = r in self._refiner.owners or _hands_on_one_of(p.reference, r, self._refiner.owners)
+        theirs = c in self._refiner.heirs or _hands_on_one_of(p.candidate, c, self._refiner.heirs)
+        return ours and theirs
 
     def _next_errors(
         self,
@@ -335,6 +356,12 @@ class Aligner:
         if set(ours) == set(theirs):
             return [(name, name) for name in ours]
         return list(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else []
+
+
+def _hands_on_one_of(side: PreparedTrace, home: str, layers: Container[str]) -> bool:
+    """Whether a container returns the very numbers that one of some layers in it returns."""
+    inside = [s for s in side.trace.inside(home) if s in layers and s in side.order]
+    return bool(repeating(side, home, inside))
 
 
 def _open_mergings(ours: set[Shape], theirs: set[Shape]) -> set[Shape]:

@@ -186,7 +186,7 @@ def _mismatch(
 
 def _swaps(match: Match) -> Iterator[tuple[str, str]]:
     """Pairs of candidate layers whose counterparts could as well be exchanged: equal shapes, and
-    names that do not say which is which."""
+    names that do not say which is which. Not those that would hold what they hold anyway."""
     layers: defaultdict[tuple[str, str], list[Matched]] = defaultdict(list)
     for m in match.pairs:
         layers[m.reference.home, m.candidate.home].append(m)
@@ -198,8 +198,24 @@ def _swaps(match: Match) -> Iterator[tuple[str, str]]:
     names = _Names([r for r, _ in layers], [c for _, c in layers])
     for alikes in groups.values():
         for (a, x), (b, y) in _near(alikes):
-            if a != b and x != y and names.leave_open((a, x), (b, y)):
+            if a == b or x == y or not names.leave_open((a, x), (b, y)):
+                continue
+            if not _hold_the_same(layers[a, x], layers[b, y]):
                 yield x, y
+
+
+def _hold_the_same(some: Sequence[Matched], others: Sequence[Matched]) -> bool:
+    """Whether the parameters of two layers have the same values (norms that are not trained)."""
+    theirs = {m.candidate.role: m.reference.value for m in others}
+    return all(
+        m.candidate.role in theirs and _equal(m.reference.value, theirs[m.candidate.role])
+        for m in some
+    )
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    first = a.flat[:1], b.flat[:1]  # which tells nearly always
+    return np.array_equal(*first) and np.array_equal(a, b)
 
 
 def _near(alikes: Sequence[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:

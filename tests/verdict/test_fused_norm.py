@@ -104,3 +104,58 @@ def test_another_activation_takes_no_weights_from_the_norms(seed: int) -> None:
     assert pairs["blocks.0.3.weight"] == "pw0_bn.weight"
     assert report.first_divergence.candidate == "conv_act"
     assert not any("_bn" in str(d.candidate) for d in report.divergences)
+
+
+class DepthwiseConv2D(nn.Conv2d):
+    """Of another type than its counterpart, as in Keras."""
+
+
+class BatchNormalization(nn.BatchNorm2d):
+    pass
+
+
+class Mobile(nn.Module):
+    """Residual blocks with many norms; ``padding`` of the stem."""
+
+    def __init__(self, padding: int, eps: float, depthwise: Any, norm: Any, name: str) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, 2, padding, bias=False), norm(8, eps)
+        self.blocks = [f"{name}{i}" for i in range(4)]
+        for block in self.blocks:
+            parts = [
+                nn.Conv2d(8, 24, 1, bias=False),
+                norm(24, eps),
+                nn.ReLU6(),
+                depthwise(24, 24, 3, padding=1, groups=24, bias=False),
+                norm(24, eps),
+                nn.ReLU6(),
+                nn.Conv2d(24, 8, 1, bias=False),
+                norm(8, eps),
+            ]
+            self.add_module(block, nn.Sequential(*parts))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Any) -> Any:
+        x = nn.functional.pad(x, (0, 2, 0, 2)) if self.stem.padding == (0, 0) else x
+        x = self.norm(self.stem(x)).relu()
+        for block in self.blocks:
+            x = x + getattr(self, block)(x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_new_norms_do_not_stand_for_the_layers_before_them(seed: int) -> None:
+    """What they return is within 0.1 % of what they are given, of another eps or not."""
+    torch.manual_seed(seed)
+    ours = Mobile(1, 1e-5, nn.Conv2d, nn.BatchNorm2d, "features")
+    theirs = Mobile(0, 1e-3, DepthwiseConv2D, BatchNormalization, "block_")
+    report = check(ours, theirs, trained=False, seed=seed)
+    norms = {"norm", *(f"{block}.{i}" for block in ours.blocks for i in (1, 4, 7))}
+    forward = {d.reference for d in report.divergences if d.phase == "forward"}
+    assert report.first_divergence.reference == "stem"
+    assert "stem" in forward and len(forward & norms) > len(norms) // 2
+    assert forward <= norms | {"stem"}, forward - norms
+    partners = {s.reference: s.candidate for s in report.sites if s.kind == "activation"}
+    for block, its in zip(ours.blocks, theirs.blocks, strict=True):
+        for i in (0, 1, 3, 4, 6):
+            assert partners[f"{block}.{i}"] == f"{its}.{i}"

@@ -47,7 +47,8 @@ from crosscheck.trace import Trace
 __all__ = ["Aligner", "Alignment", "Edge", "SitePair", "pair_outputs"]
 
 STRANGE = 0.5
-"""How much less likely a pair is for each of its layers that has parameters from another one."""
+"""How much less likely a pair is for each of its layers that has parameters from another one; if
+both have, their values must be equal but for rounding."""
 
 
 class Aligner:
@@ -80,6 +81,7 @@ class Aligner:
         )
         self._latest: tuple[int, Trace, Alignment] | None = None
         self._forward_only: set[str] = set()
+        self._makers: dict[tuple[bool, str], str | None] = {}
         self._free_errors: dict[tuple[str, str, Layout], float] = {}
         self._learn_layouts()
         for r, c in explicit.items():
@@ -152,29 +154,36 @@ class Aligner:
                 if (r, c) not in errors:
                     errors |= self._next_errors(todo[i:], errors, candidate)
                 error, layout, strangers = errors[r, c], p.layout(r, c), self._strangers(r, c)
-                if layout and error <= p.same and not self._is_next_door(r, c, error, strangers):
+                if layout and error <= (p.same if strangers < 2 else max(ROUNDING, p.rounding)):
                     likeness = p.likeness(r, c, layout, error) - STRANGE * strangers
                     heapq.heappush(equal, ((-likeness, *key[1:]), (r, c, error)))
         while equal:
             yield heapq.heappop(equal)[1]
 
     def _strangers(self, r: str, c: str) -> int:
-        """How many of two sites have their parameters from another one than the other site."""
-        if (r, c) in self._refiner.anchored:
-            return 0
-        return (r in self._refiner.owners) + (c in self._refiner.heirs)
-
-    def _is_next_door(self, r: str, c: str, error: float, strangers: int) -> bool:
-        """Whether two sites have parameters from others, themselves or as containers that hand on
-        what such a layer in them makes, and are not equal but for rounding. What a norm is given
-        that has not been trained is as near to what it returns as values must be to be taken for
-        the same: each of the layers around it would do for the other one."""
+        """How many of two sites have their parameters from another one than the other site. What a
+        norm is given that has not been trained is as near to what it returns as values must be to
+        be taken for the same, and so is what a block returns that adds next to nothing: each of the
+        layers around would do for the other one."""
         p = self._pairing
-        if not strangers or error <= max(ROUNDING, p.rounding):
-            return False
-        ours = r in self._refiner.owners or _hands_on_one_of(p.reference, r, self._refiner.owners)
-        theirs = c in self._refiner.heirs or _hands_on_one_of(p.candidate, c, self._refiner.heirs)
-        return ours and theirs
+        ours = self._making(p.reference, r, self._refiner.owners)
+        theirs = self._making(p.candidate, c, self._refiner.heirs)
+        if (ours, theirs) in self._refiner.anchored:
+            return 0
+        return (ours is not None) + (theirs is not None)
+
+    def _making(self, side: PreparedTrace, site: str, layers: Container[str]) -> str | None:
+        """Which of some layers makes what a site holds: itself, or the last one in a container that
+        hands that on."""
+        if site in layers:
+            return site
+        key = side is self._pairing.reference, site
+        if key not in self._makers:
+            inside = [s for s in side.trace.inside(site) if s in side.order]
+            last = max(inside, key=side.order.__getitem__, default=None)
+            on = last is not None and bool(repeating(side, site, [last]))
+            self._makers[key] = self._making(side, str(last), layers) if on else None
+        return self._makers[key]
 
     def _next_errors(
         self,
@@ -356,12 +365,6 @@ class Aligner:
         if set(ours) == set(theirs):
             return [(name, name) for name in ours]
         return list(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else []
-
-
-def _hands_on_one_of(side: PreparedTrace, home: str, layers: Container[str]) -> bool:
-    """Whether a container returns the very numbers that one of some layers in it returns."""
-    inside = [s for s in side.trace.inside(home) if s in layers and s in side.order]
-    return bool(repeating(side, home, inside))
 
 
 def _open_mergings(ours: set[Shape], theirs: set[Shape]) -> set[Shape]:

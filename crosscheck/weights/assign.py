@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import numpy as np
 
 from crosscheck.aligning.assignment import best_monotone
@@ -12,24 +14,38 @@ NAMESAKE = 0.75
 """Likeness of two paths from which on they are taken for the same layer, in whatever order."""
 
 
-def assign(score: np.ndarray, likeness: np.ndarray) -> list[tuple[int, int]]:
+def assign(
+    score: np.ndarray,
+    likeness: np.ndarray,
+    *,
+    around: tuple[Container[int], Container[int]] = ((), ()),
+) -> list[tuple[int, int]]:
     """Pairs (row, column): namesakes first, then repeatedly the best order-preserving alignment.
 
     Namesakes are defined in any order (query, key and value; the branches of a block). For the
     others one round suffices where both sides define their layers in the same order; further
     rounds pick up branches that are defined in another order.
+
+    Args:
+        score: float64 (n, m), how well every two fit; 0: not at all.
+        likeness: of their names, in the same places.
+        around: the rows and columns that hold others. When in its call a layer uses what is its own
+            (a token in front, a scale at the end) is not known, so that these have no place in the
+            order of the others, and come in the second round.
     """
     found = _namesakes(likeness)
     rows = [i for i in range(score.shape[0]) if i not in {i for i, _ in found}]
     columns = [j for j in range(score.shape[1]) if j not in {j for _, j in found}]
+    some = [i for i in rows if i not in around[0]], [j for j in columns if j not in around[1]]
     while rows and columns:
-        pairs = best_monotone(score[np.ix_(rows, columns)])
-        if not pairs:
+        pairs = best_monotone(score[np.ix_(*some)])
+        if not pairs and some == (rows, columns):
             break
-        found += [(rows[i], columns[j]) for i, j in pairs]
-        taken_r, taken_c = {i for i, _ in pairs}, {j for _, j in pairs}
-        rows = [r for i, r in enumerate(rows) if i not in taken_r]
-        columns = [c for j, c in enumerate(columns) if j not in taken_c]
+        found += [(some[0][i], some[1][j]) for i, j in pairs]
+        taken_r, taken_c = {i for i, _ in found}, {j for _, j in found}
+        rows = [i for i in rows if i not in taken_r]
+        columns = [j for j in columns if j not in taken_c]
+        some = rows, columns
     return sorted(found)
 
 

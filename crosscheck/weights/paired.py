@@ -6,8 +6,9 @@ grows with the depth of a model and not with its square. What is left is scored,
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 
@@ -47,7 +48,18 @@ def paired_layers(
     scores = _scores(*free, ([words[0][i] for i in rows], [words[1][j] for j in columns]), fits)
     if held:
         scores = among_equals(*scores, *free)
-    return sorted([*found, *((rows[i], columns[j]) for i, j in assign(*scores))])
+    pairs = assign(*scores, around=(_around(free[0]), _around(free[1])))
+    return sorted([*found, *((rows[i], columns[j]) for i, j in pairs)])
+
+
+def _around(layers: Sequence[Layer]) -> set[int]:
+    """The layers that hold others, by their paths."""
+    inside = {parent for layer in layers for parent in _parents(layer.path)}
+    return {i for i, layer in enumerate(layers) if layer.path in inside}
+
+
+def _parents(path: str) -> Iterator[str]:
+    return (path[: at.start()] for at in re.finditer("[./]", path))
 
 
 def _others(count: int, taken: set[int]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 
 from crosscheck.aligning.align import Aligner
 from crosscheck.aligning.layout import relative_error
@@ -53,17 +53,15 @@ def by_running(
 
 def _right(
     anchors: Iterable[tuple[str, str]],
-    matched: Iterable[tuple[str, str]],
+    pairs: Set[tuple[str, str]],
     reference: Trace,
     free: Trace,
 ) -> Iterator[str]:
     """The candidate's layers that match by value: all of one, or what one makes and the other has
     before it ends (a norm with its activation inside)."""
-    by_site = dict(matched)
-    by_partner = {c: r for r, c in by_site.items()}
     for r, c in anchors:
-        ours, theirs = by_partner.get(c, ""), by_site.get(r, "")
-        if ours == r or ours in reference.inside(r) or theirs in free.inside(c):
+        inside = {(s, c) for s in reference.inside(r)} | {(r, s) for s in free.inside(c)}
+        if {(r, c), *inside} & pairs:
             yield c
 
 

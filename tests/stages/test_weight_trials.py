@@ -212,7 +212,7 @@ def test_a_lost_share_of_a_tied_gradient_is_seen() -> None:
 
 
 def parameters(side: str, **shapes: tuple[int, ...]) -> list[Parameter]:
-    rng = np.random.default_rng(len(side))
+    rng = np.random.default_rng([*side.encode()])
     return [
         Parameter(
             f"{side}.{n}",
@@ -293,6 +293,14 @@ def test_a_layer_that_matches_is_not_exchanged() -> None:
     )
     for right, count in (["seal", "crow"], 1), (["crow"], 2), ([], 4):
         assert trials_where(right, match) == count, right
+
+
+def test_what_holds_the_same_is_not_exchanged() -> None:
+    """Norms that are not trained: whichever has the weights of which, both hold the same."""
+    names = [("ant", "bee", "cat"), ("wolf", "seal", "crow")]
+    ours, theirs = ([p for name in side for p in parameters(name, w=(4, 3))] for side in names)
+    ours = [replace(p, value=ours[0].value) for p in ours]
+    assert trials_where([], match_parameters(ours, theirs)) == 0
 
 
 def test_what_the_candidate_holds_decides_without_running() -> None:

@@ -142,7 +142,7 @@ EXPECTED: dict[str, set[str]] = {
     "scale": {"attention_scale", "scaled"},
     "patches-by-column": {"conv_exchanged", "kernel_read", "flatten_order", "permuted_axes"},
     "scale-detached": {"term_missing", "zero"},
-    "scale-backward": {"scaled_parts"},
+    "scale-backward": {"attention_backward", "scaled_parts"},
     "second-bias-missing": {"not_loaded", "recurrent_bias"},
     "second-bias-twice": {"recurrent_bias", "scaled"},
     "shortcut-missing": {"other_terms"},

@@ -118,10 +118,17 @@ class Trace:
         return _inverted(self.info.parents)
 
     def inside(self, call: str) -> Iterator[str]:
-        """The calls that are made during ``call``, at any depth."""
-        for one in self._calls.get(call, ()):
-            yield one
-            yield from self.inside(one)
+        """The calls that are made during ``call``, at any depth; each once, also where a damaged
+        recording says that one lies within itself."""
+        known, todo = {call}, [iter(self._calls.get(call, ()))]
+        while todo:
+            one = next(todo[-1], None)
+            if one is None:
+                todo.pop()
+            elif one not in known:
+                known.add(one)
+                yield one
+                todo.append(iter(self._calls.get(one, ())))
 
     @cached_property
     def outputs_of(self) -> dict[str, list[str]]:

@@ -181,8 +181,9 @@ class Aligner:
         if key not in self._makers:
             inside = [s for s in side.trace.inside(site) if s in side.order]
             last = max(inside, key=side.order.__getitem__, default=None)
-            on = last is not None and bool(repeating(side, site, [last]))
-            self._makers[key] = self._making(side, str(last), layers) if on else None
+            self._makers[key] = None  # also of what a damaged recording says to lie within itself
+            if last is not None and repeating(side, site, [last]):
+                self._makers[key] = self._making(side, last, layers)
         return self._makers[key]
 
     def _next_errors(

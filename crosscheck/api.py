@@ -28,7 +28,10 @@ def check(
     candidate: Any,
     inputs: Any = None,
     *,
-    candidate_inputs: Mapping[str, Any] | Callable[[dict[str, np.ndarray]], Any] | None = None,
+    candidate_inputs: Mapping[str, Any]
+    | Callable[[dict[str, np.ndarray]], Any]
+    | str
+    | None = None,
     weights: str | WeightMap = "copy",
     gradients: bool = True,
     loss: Any = None,
@@ -64,8 +67,10 @@ def check(
         inputs: {name: array or spec}, or one array or spec; see `crosscheck.inputs.parse_spec`.
             A function seed -> inputs makes other ones for ``seeds``. May be left out where a trace
             holds them; seed and mode are then the trace's, too.
-        candidate_inputs: {name: array}, or a function from the reference's inputs to the
-            candidate's; default: the same.
+        candidate_inputs: ``"channels_last"`` or ``"channels_first"``: the reference's, turned;
+            {name: layout} for some of them; {name: array}, or a function from the reference's
+            inputs to the candidate's. Default: the same, turned where the candidate declares a
+            shape (a Keras `Input`, an ONNX graph) that they fit in one other layout only.
         weights: ``"copy"``: transfer the reference's parameters, then verify. ``"keep"``: they are
             equal already; verify where matched. Or a `WeightMap` for what is not found by itself.
             A recorded reference without parameters has none to copy: the candidate keeps its own.

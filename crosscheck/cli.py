@@ -16,6 +16,7 @@ from crosscheck.commands.common import (
     deliver,
     failures,
     parse_inputs,
+    parse_layouts,
     progress,
     renderings,
 )
@@ -93,6 +94,13 @@ main.add_command(weights)
     multiple=True,
     metavar="NAME=SPEC",
     help='An input, for example x="float32[2,3,33,47]" or ids="int64[2,13] 0..200" (half-open).',
+)
+@click.option(
+    "--candidate-inputs",
+    multiple=True,
+    metavar="[NAME=]LAYOUT",
+    help="channels_last or channels_first: the candidate's inputs are the reference's, turned "
+    "(default: where it declares their shapes, as it declares).",
 )
 @click.option(
     "--weights", type=click.Choice(["copy", "keep"]), help="Copy the reference's, or not."
@@ -235,6 +243,8 @@ def _arguments(options: dict[str, Any]) -> dict[str, Any]:
         arguments["probes"] = [name.strip() for name in options["probes"].split(",")]
     if options["skip"]:
         arguments["skip"] = options["skip"]
+    if options["candidate_inputs"]:
+        arguments["candidate_inputs"] = parse_layouts(options["candidate_inputs"])
     if options["weights_map"]:
         from crosscheck.weights.spelling import load_map
 

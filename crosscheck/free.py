@@ -298,7 +298,7 @@ def _about_inputs(candidate: Runner, failure: SideFailed) -> str:
         return ""
     return (
         f"it was given the reference's inputs as they are, {shapes[0]}; where it takes them in "
-        "another layout (channels last), say so with candidate_inputs=, in a Pair or in check"
+        'another layout, say so with candidate_inputs="channels_last" (--candidate-inputs)'
     )
 
 

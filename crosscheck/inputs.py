@@ -33,7 +33,6 @@ __all__ = [
     "Spec",
     "cotangent",
     "draw",
-    "inputs_of_candidate",
     "make_inputs",
     "normal",
     "parse_spec",
@@ -268,20 +267,3 @@ def _one(name: str, value: Any, seed: int) -> np.ndarray:
         )
     # As it was read from a file of another machine; frameworks take their own order alone.
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-
-
-def inputs_of_candidate(
-    given: Any, ours: dict[str, np.ndarray], seed: int
-) -> dict[str, np.ndarray]:
-    """The candidate's inputs: the reference's, or what the caller's ``candidate_inputs`` says."""
-    if given is None:
-        return ours
-    if callable(given):
-        made = given({name: array.copy() for name, array in ours.items()})
-        if not isinstance(made, Mapping) and len(ours) == 1:
-            made = {next(iter(ours)): made}
-        given = made
-    try:
-        return make_inputs(given, seed=seed)
-    except InvalidArgument as error:
-        raise InvalidArgument(f"candidate_inputs: {error}") from error.__cause__

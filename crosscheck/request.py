@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from crosscheck.candidate_inputs import understood
 from crosscheck.errors import CannotSplit, InvalidArgument
 from crosscheck.judging.noise import Tolerance
 from crosscheck.memory import parse_bytes
@@ -31,7 +32,7 @@ class Request:
         InvalidArgument: on construction, naming the argument, what it was and what it may be.
     """
 
-    candidate_inputs: Mapping[str, Any] | Callable[[dict[str, np.ndarray]], Any] | None = None
+    candidate_inputs: Mapping[str, Any] | Callable[..., Any] | str | None = None
     weights: str | WeightMap = "copy"
     gradients: bool = True
     loss: Any = None
@@ -53,6 +54,7 @@ class Request:
     say: Callable[[str], None] = _silent
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "candidate_inputs", understood(self.candidate_inputs))
         if not isinstance(self.weights, Mapping) and self.weights not in ("copy", "keep"):
             raise InvalidArgument(
                 f'weights={self.weights!r}: must be "copy", "keep" or a map '

@@ -15,10 +15,10 @@ from crosscheck.adapters.base import Adapter
 from crosscheck.adapters.trace import TraceAdapter
 from crosscheck.aligning.align import Aligner
 from crosscheck.assemble import Findings, report_of
+from crosscheck.candidate_inputs import inputs_of_candidate
 from crosscheck.devices import place
 from crosscheck.explain.stage import explained
 from crosscheck.free import FreeRuns, aligner_of, run_candidate, run_reference, telling_what_agreed
-from crosscheck.inputs import inputs_of_candidate
 from crosscheck.judging.accumulated import seen_only_free
 from crosscheck.judging.evidence import Evidence, Judged
 from crosscheck.judging.parts import require_splittable
@@ -125,11 +125,12 @@ def _begun(sides: Sides, inputs: Any, request: Request) -> _Check:
 def _run(check: _Check, match: Match | None) -> FreeRuns:
     """Transfer, and run both sides on their own values."""
     request, (first, second) = check.request, check.sides
-    theirs = inputs_of_candidate(request.candidate_inputs, check.inputs, check.seed)
+    theirs, notes = inputs_of_candidate(request.candidate_inputs, check.inputs, check.seed, second)
     reference = Runner("reference", first, check.inputs, None, check.train, check.seed)
     truth = run_reference(reference, request, check.loss, backward=check.backward)
     candidate = Runner("candidate", second, theirs, None, check.train, check.seed)
-    return run_candidate(check.sides, candidate, truth, request, match)
+    runs = run_candidate(check.sides, candidate, truth, request, match)
+    return replace(runs, notes=(*notes, *runs.notes))
 
 
 def _judged(check: _Check, runs: FreeRuns) -> tuple[Evidence, Judged]:

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from crosscheck.adapters import adapt
+from crosscheck.adapters.base import Adapter
 from crosscheck.aligning.layout import fitting, relative_error
 from crosscheck.aligning.pairing import pair_outputs
+from crosscheck.candidate_inputs import inputs_of_candidate
 from crosscheck.comparisons import gradient_items, value_of
 from crosscheck.cotangents import CandidateCotangents, ReferenceCotangents
-from crosscheck.inputs import inputs_of_candidate, make_inputs
+from crosscheck.inputs import make_inputs
 from crosscheck.judging.judge import in_reference_layout
 from crosscheck.observers import Recorder
 from crosscheck.pair import Pair, make
@@ -41,7 +43,7 @@ def values_by_hand(
 ) -> Values:
     """Both models as they run by themselves, each output and gradient in the reference's layout."""
     sides = adapt(make(pair.reference)), adapt(model)
-    ours, theirs = _inputs(pair, candidate, seed)
+    ours, theirs = _inputs(pair, candidate, seed, sides[1])
     backward = gradients and all(side.capabilities.cotangents for side in sides)
     seeded = ReferenceCotangents(seed) if backward else None
     first = Runner("reference", sides[0], ours, seeded, train, seed)
@@ -54,12 +56,12 @@ def values_by_hand(
     return _outputs(reference, free), _gradients(match, reference, free) if backward else []
 
 
-def _inputs(pair: Pair, candidate: str, seed: int) -> tuple[Arrays, Arrays]:
+def _inputs(pair: Pair, candidate: str, seed: int, side: Adapter) -> tuple[Arrays, Arrays]:
     """The reference's and the candidate's."""
     given = pair.candidate_inputs
     given = given.get(candidate) if isinstance(given, dict) else given
     ours = make_inputs(pair.inputs(seed) if callable(pair.inputs) else pair.inputs, seed=seed)
-    return ours, inputs_of_candidate(given if callable(given) else None, ours, seed)
+    return ours, inputs_of_candidate(given, ours, seed, side)[0]
 
 
 def _outputs(reference: Trace, candidate: Trace) -> Pairs:

@@ -182,6 +182,11 @@ class Adapter(abc.ABC):
     def parameters(self) -> tuple[Parameter, ...]:
         """Parameters and buffers in definition order; a shared one once, under its first name."""
 
+    def declared(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, tuple[int | None, ...]]:
+        """The shape that the model declares for each of these inputs, None for any size; those
+        that it says nothing of are missing. What is no input for it at all, `run` refuses."""
+        return {}
+
     def overlooked(self) -> Mapping[str, tuple[int, ...]]:
         """path -> shape of arrays that the model holds, but that are not taken for parameters."""
         return {}

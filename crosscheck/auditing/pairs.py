@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from crosscheck.adapters import adapt
+from crosscheck.candidate_inputs import inputs_of_candidate
 from crosscheck.errors import InvalidArgument
+from crosscheck.inputs import make_inputs
 from crosscheck.pair import Pair, make
 
 __all__ = ["Chosen", "of_pair"]
@@ -42,5 +45,11 @@ def of_pair(pair: Pair, candidate: str | None = None, *, seed: int = 0) -> Chose
         )
     chosen = pair.candidate[candidate] if isinstance(pair.candidate, dict) else pair.candidate
     given = pair.candidate_inputs
-    given = given.get(candidate) if isinstance(given, dict) else given
-    return Chosen(make(chosen), given(inputs) if callable(given) else inputs, loss, targets)
+    given = (
+        given.get(candidate)
+        if isinstance(pair.candidate, dict) and isinstance(given, dict)
+        else given
+    )
+    model = make(chosen)
+    ours = make_inputs(inputs, seed=seed)
+    return Chosen(model, inputs_of_candidate(given, ours, seed, adapt(model))[0], loss, targets)

@@ -16,7 +16,16 @@ from crosscheck.frames import plain, told, where
 if TYPE_CHECKING:
     from crosscheck.results import Report
 
-__all__ = ["INTERRUPTED", "deliver", "failures", "parse_inputs", "progress", "renderings", "show"]
+__all__ = [
+    "INTERRUPTED",
+    "deliver",
+    "failures",
+    "parse_inputs",
+    "parse_layouts",
+    "progress",
+    "renderings",
+    "show",
+]
 
 AGREE, DIFFER, NOT_COMPARED, INTERRUPTED = 0, 1, 2, 130
 
@@ -31,6 +40,24 @@ def parse_inputs(texts: tuple[str, ...]) -> dict[str, str]:
         if name.strip() in found:
             raise InvalidArgument(f"--input {name.strip()} is given twice")
         found[name.strip()] = spec
+    return found
+
+
+def parse_layouts(texts: tuple[str, ...]) -> str | dict[str, str]:
+    """``--candidate-inputs``: one layout for all inputs, or {name: layout}."""
+    from crosscheck.candidate_inputs import LAYOUTS
+
+    if len(texts) == 1 and texts[0] in LAYOUTS:
+        return texts[0]
+    found: dict[str, str] = {}
+    for text in texts:
+        name, separator, layout = text.partition("=")
+        if not separator or layout not in LAYOUTS:
+            raise InvalidArgument(
+                f"--candidate-inputs {text!r}: write {' or '.join(LAYOUTS)}, once for all inputs "
+                "or NAME=LAYOUT for each. Anything else takes a pair file, with a function"
+            )
+        found[name.strip()] = layout
     return found
 
 

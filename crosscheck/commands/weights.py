@@ -74,6 +74,7 @@ def _matched(
     say: Callable[[str], None],
 ) -> Match:
     from crosscheck.adapters import adapt
+    from crosscheck.candidate_inputs import inputs_of_candidate
     from crosscheck.inputs import make_inputs
     from crosscheck.weights import match_parameters
 
@@ -84,8 +85,7 @@ def _matched(
         say("match")
         return match_parameters(sides[0].parameters(), sides[1].parameters(), given=given)
     ours = make_inputs(inputs, seed=seed)
-    theirs = candidate_inputs(ours) if callable(candidate_inputs) else candidate_inputs
-    theirs = ours if theirs is None else make_inputs(theirs, seed=seed)
+    theirs, _ = inputs_of_candidate(candidate_inputs, ours, seed, sides[1])
     say("match in the order of execution, and decide what is open by running")
     return _by_running(sides, ours, theirs, given, seed)
 

@@ -15,10 +15,11 @@ import numpy as np
 
 from crosscheck.adapters.base import Adapter
 from crosscheck.adapters.trace import TraceAdapter
+from crosscheck.candidate_inputs import inputs_of_candidate
 from crosscheck.devices import place
 from crosscheck.errors import CannotCompare, CannotSplit, InvalidArgument, SideFailed, capped
 from crosscheck.explain.fresh import fresh_inputs
-from crosscheck.inputs import inputs_of_candidate, make_inputs
+from crosscheck.inputs import make_inputs
 from crosscheck.pipeline import calls_of, transfer, verify_weights
 from crosscheck.probes.blind import blind_spots, common, lines
 from crosscheck.probes.inputs import BUILT_IN, NotApplicable, given_of, odd
@@ -283,7 +284,7 @@ def _randomise(sides: Sides, raw: Any, request: Request) -> Match | None:
 def _held(sides: Sides, raw: Any, request: Request) -> Match:
     """The match of two sides that hold the same values."""
     inputs = make_inputs(raw, seed=request.seed)
-    theirs = inputs_of_candidate(request.candidate_inputs, inputs, request.seed)
+    theirs, _ = inputs_of_candidate(request.candidate_inputs, inputs, request.seed, sides[1])
     first = Runner("reference", sides[0], inputs, None, request.train, request.seed)
     second = Runner("candidate", sides[1], theirs, None, request.train, request.seed)
     trial = by_running(second, first.record(passive=True), request.sites, request.skip)

@@ -15,10 +15,10 @@ import numpy as np
 from crosscheck.adapters.base import Adapter, Parameter
 from crosscheck.aligning.align import Aligner
 from crosscheck.aligning.alignment import Alignment
+from crosscheck.candidate_inputs import inputs_of_candidate
 from crosscheck.details.stage import weight_map
 from crosscheck.devices import place
 from crosscheck.errors import CannotCompare, InvalidArgument
-from crosscheck.inputs import inputs_of_candidate
 from crosscheck.request import Request
 from crosscheck.results import Details, Report
 from crosscheck.sketches.align import Shadows, shadows, shadows_of_two
@@ -69,9 +69,14 @@ def check_sketch(sketch: Sketch, candidate: Adapter, inputs: Any, request: Reque
         )
     place((candidate, candidate), request.device)  # a recorded one stays where it ran
 
+    turned: list[str] = []
+
     def fed() -> dict[str, np.ndarray]:
         ours = inputs_of(sketch, inputs, seed=request.seed)
-        return inputs_of_candidate(request.candidate_inputs, ours, request.seed)
+        asked = request.candidate_inputs
+        theirs, notes = inputs_of_candidate(asked, ours, request.seed, candidate)
+        turned.extend(notes)
+        return theirs
 
     run = candidate_run(
         sketch,
@@ -82,7 +87,8 @@ def check_sketch(sketch: Sketch, candidate: Adapter, inputs: Any, request: Reque
         skip=request.skip,
         progress=request.say,
     )
-    return compare_sketch(sketch, run, request)
+    report = compare_sketch(sketch, run, request)
+    return replace(report, notes=(*turned, *report.notes))
 
 
 def _refuse(request: Request) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "arguments",
     "built_layers",
     "capabilities_of",
+    "declared",
     "load_values",
     "patched_layers",
     "root_of",
@@ -175,6 +176,21 @@ def arguments(
             return [type(shapes[0])(inputs.values())], {}
         return [dict(inputs)], {}
     return call_arguments(model.call, inputs)
+
+
+def declared(
+    model: keras.layers.Layer, inputs: Mapping[str, Any]
+) -> dict[str, tuple[int | None, ...]]:
+    """The shapes of the model's `Input`s, by the names of what `arguments` gives each; a model that
+    has none, or takes another number of inputs, declares nothing."""
+    if isinstance(model, keras.Sequential):
+        model = getattr(model, "_functional", None) or model
+    struct = getattr(model, "_inputs_struct", None)
+    if struct is None or len(keras.tree.flatten(struct)) != len(inputs):
+        return {}
+    (given,), _ = arguments(model, {name: name for name in inputs})
+    names, tensors = keras.tree.flatten(given), keras.tree.flatten(struct)
+    return {name: tuple(t.shape) for name, t in zip(names, tensors, strict=True)}
 
 
 def _takes_one(call: Any) -> bool:

@@ -25,6 +25,7 @@ from crosscheck.adapters.keras.calls import (
     arguments,
     built_layers,
     capabilities_of,
+    declared,
     load_values,
     patched_layers,
     root_of,
@@ -136,6 +137,9 @@ class KerasAdapter(JaxAdapter):
         self.model = model
         self.version = version_of("jax", jax.__version__)
         self.capabilities = capabilities_of(model)
+
+    def declared(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, tuple[int | None, ...]]:
+        return declared(self.model, inputs)
 
     def run(
         self,

@@ -16,6 +16,7 @@ from crosscheck.adapters.keras.calls import (
     arguments,
     built_layers,
     capabilities_of,
+    declared,
     load_values,
     patched_layers,
     root_of,
@@ -65,6 +66,9 @@ class KerasAdapter(Adapter):
 
     def load(self, values: Mapping[str, np.ndarray]) -> None:
         load_values(built_layers(self.model), values)
+
+    def declared(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, tuple[int | None, ...]]:
+        return declared(self.model, inputs)
 
     def run(
         self,

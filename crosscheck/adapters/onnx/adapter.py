@@ -32,7 +32,7 @@ try:
 except ImportError as missing:
     raise MissingFramework("onnx", needed_for="reading an ONNX model") from missing
 
-from crosscheck.adapters.onnx.feeds import check_inputs, numpy_type
+from crosscheck.adapters.onnx.feeds import check_inputs, declared, numpy_type
 from crosscheck.adapters.onnx.forcing import OnnxSession, run_forced
 from crosscheck.adapters.onnx.options import Options, Placed, runtime
 from crosscheck.adapters.onnx.parameters import anonymous, describe, merged, to_array
@@ -192,6 +192,9 @@ class OnnxAdapter(Placed, Adapter):
             dtype = onnx.helper.tensor_dtype_to_np_dtype(self._tensors[name].data_type)
             made[name] = np.asarray(array, wide_type(dtype) if wide else dtype, order="C")
         return made
+
+    def declared(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, tuple[int | None, ...]]:
+        return declared(graph_inputs(self.structure.graph), inputs)
 
     # -- run -----------------------------------------------------------------------------------
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
 
 from crosscheck.errors import InvalidArgument, capped
 
-__all__ = ["check_inputs", "numpy_type"]
+__all__ = ["check_inputs", "declared", "numpy_type"]
 
 _TYPES = {
     "float": "float32",
@@ -43,11 +43,41 @@ def check_inputs(
             f"the ONNX model takes {len(names)} inputs ({capped(names) or 'none'}); "
             f"it was given {len(given)} ({capped(given) or 'none'})"
         )
-    by_name = len(given) > 1 and set(given) == set(names)
-    pairs = {n: n for n in given} if by_name else dict(zip(names, given, strict=True))
+    pairs = _paired(names, given)
     for info in wanted:
         _check_one(info, pairs[info.name], np.asarray(given[pairs[info.name]]))
     return pairs
+
+
+def _paired(names: Sequence[str], given: Iterable[str]) -> dict[str, str]:
+    """Name in the graph -> the caller's; there are as many of both."""
+    given = [*given]
+    by_name = len(given) > 1 and set(given) == set(names)
+    return {n: n for n in given} if by_name else dict(zip(names, given, strict=True))
+
+
+def declared(
+    wanted: Sequence[onnx.ValueInfoProto], given: Collection[str]
+) -> dict[str, tuple[int | None, ...]]:
+    """The caller's name -> the shape in the graph, None for any size."""
+    if len(given) != len(wanted):
+        return {}
+    pairs, found = _paired([info.name for info in wanted], given), {}
+    for info in wanted:
+        if (dims := _dims(info)) is not None:
+            shape = tuple(d if isinstance(d, int) else None for d in dims)
+            found[pairs[info.name]] = shape
+    return found
+
+
+def _dims(info: onnx.ValueInfoProto) -> list[int | str] | None:
+    """Sizes, or what stands for any; None where the graph does not say."""
+    tensor = info.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return [
+        d.dim_param or (d.dim_value if d.HasField("dim_value") else "?") for d in tensor.shape.dim
+    ]
 
 
 def _check_one(info: onnx.ValueInfoProto, name: str, array: np.ndarray) -> None:
@@ -55,12 +85,7 @@ def _check_one(info: onnx.ValueInfoProto, name: str, array: np.ndarray) -> None:
     if not info.type.HasField("tensor_type"):
         raise InvalidArgument(f"the ONNX model's input `{info.name}` is no tensor; only those work")
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-    dims = None
-    if tensor.HasField("shape"):
-        dims = [
-            d.dim_param or (d.dim_value if d.HasField("dim_value") else "?")
-            for d in tensor.shape.dim
-        ]
+    dims = _dims(info)
     fits = dims is None or (
         len(dims) == array.ndim
         and all(isinstance(d, str) or d == n for d, n in zip(dims, array.shape, strict=True))

@@ -114,6 +114,9 @@ class TensorFlowAdapter(Adapter):
             note += f"the compiled function gives the same within {self._apart:.2g} (relative)"
         return (*self.program.notes, note)
 
+    def declared(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, tuple[int | None, ...]]:
+        return self.program.declared(inputs)
+
     def use(self, device: str) -> None:
         place_of(device)
         self.device = device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,6 +58,10 @@ class Program:
         """Its modules and variables, as they are now."""
         held = self._holds
         return discover(held) if isinstance(held, tf.Module) else named(held)
+
+    def declared(self, inputs: Collection[str]) -> Mapping[str, tuple[int | None, ...]]:
+        """See `Adapter.declared`; Python says nothing of shapes."""
+        return {}
 
     def call(self, inputs: Mapping[str, Any], *, train: bool) -> Any:
         """Run it; ``training=`` or the like is given where it is known and nobody gave it."""

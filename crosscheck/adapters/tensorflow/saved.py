@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -70,6 +70,18 @@ class SavedProgram(Program):
             found.add(name, name.rpartition("/")[0], variable, None)
         return found
 
+    def declared(self, inputs: Collection[str]) -> dict[str, tuple[int | None, ...]]:
+        """The caller's name -> the shape in the signature, None for any size."""
+        specs: Mapping[str, Any] = getattr(self.function, "structured_input_signature", ((), {}))[1]
+        if len(specs) != len(inputs):
+            return {}
+        names = _paired(specs, inputs)
+        return {
+            names[name]: tuple(spec.shape)
+            for name, spec in specs.items()
+            if spec.shape.rank is not None
+        }
+
     def call(self, inputs: Mapping[str, Any], *, train: bool) -> Any:
         """Run it; a signature takes its inputs by name."""
         names = [*getattr(self.function, "structured_input_signature", ((), {}))[1]]
@@ -81,9 +93,13 @@ class SavedProgram(Program):
                 f"the signature of the SavedModel takes {len(names)} inputs ({capped(names)}), "
                 f"not {len(inputs)} ({capped(inputs)})"
             )
-        by_name = set(names) == set(inputs)
-        given = dict(inputs) if by_name else dict(zip(names, inputs.values(), strict=True))
-        return self.function(**given)
+        return self.function(**{n: inputs[mine] for n, mine in _paired(names, inputs).items()})
+
+
+def _paired(names: Iterable[str], given: Iterable[str]) -> dict[str, str]:
+    """Name in the signature -> the caller's: by name if all are known, else in order."""
+    names, given = [*names], [*given]
+    return dict(zip(names, names if set(names) == set(given) else given, strict=True))
 
 
 def _entry(loaded: Any, signature: str | None) -> Any:

@@ -73,7 +73,8 @@ def check(
             shape (a Keras `Input`, an ONNX graph) that they fit in one other layout only.
         weights: ``"copy"``: transfer the reference's parameters, then verify. ``"keep"``: they are
             equal already; verify where matched. Or a `WeightMap` for what is not found by itself.
-            A recorded reference without parameters has none to copy: the candidate keeps its own.
+            A recorded reference without parameters has none to copy: the candidate keeps its own,
+            and so does an ONNX file that holds the reference's weights without their names.
         gradients: compare cotangents and parameter gradients as well.
         loss: whose gradient the backward pass begins with, instead of seeded cotangents, and which
             is compared itself: a text such as ``"cross_entropy(label_smoothing=0.1)"``, a dict of

@@ -82,6 +82,7 @@ def transfer(
     except CannotCompare as error:
         raise CannotCompare(
             f"{error}{_overlooked_text(match, candidate)}{_merged_text(match, candidate)}"
+            f"{_unnamed_text(match, candidate)}"
         ) from None
     match = settle_match(match, trial)
     load(match, candidate)
@@ -114,6 +115,18 @@ def _merged_text(match: Match, candidate: Adapter) -> str:
         f"  Fix: for {capped(sorted(norms), 2)}, give the file as it was before: not optimised by "
         "ONNX Runtime, and exported with optimize=False (by the TorchScript exporter: with "
         "training=torch.onnx.TrainingMode.PRESERVE and do_constant_folding=False)"
+    )
+
+
+def _unnamed_text(match: Match, candidate: Adapter) -> str:
+    """That what the reference has more may be in a file under other names; empty if not."""
+    unnamed = candidate.unnamed() if match.unmatched_reference else ()
+    if not unnamed:
+        return ""
+    return (
+        f"\n  The exporter left {len(unnamed)} weights of the candidate without their parameters' "
+        f"names ({capped(unnamed, 2)}), and they hold other numbers than the reference's.\n"
+        "  Fix: export the file from this reference, or with optimize=False"
     )
 
 

@@ -51,6 +51,7 @@ class Request:
     max_memory: int | str | None = None
     part: tuple[int, int] | None = None
     name: str = ""
+    told: tuple[str, ...] = ()  # what the report shall say of how these were understood
     say: Callable[[str], None] = _silent
 
     def __post_init__(self) -> None:

@@ -17,7 +17,9 @@ from crosscheck.aligning.align import Aligner
 from crosscheck.assemble import Findings, report_of
 from crosscheck.candidate_inputs import inputs_of_candidate
 from crosscheck.devices import place
+from crosscheck.errors import CannotCompare
 from crosscheck.explain.stage import explained
+from crosscheck.exported import keeping_own
 from crosscheck.free import FreeRuns, aligner_of, run_candidate, run_reference, telling_what_agreed
 from crosscheck.judging.accumulated import seen_only_free
 from crosscheck.judging.evidence import Evidence, Judged
@@ -39,7 +41,7 @@ from crosscheck.traces.stages import compare_recorded, fed, judge_of, known_weig
 from crosscheck.training.stage import Trained, in_order, trained
 from crosscheck.weights import Match
 
-__all__ = ["Outcome", "check_once", "run_once"]
+__all__ = ["Outcome", "check_once", "run_as_it_can", "run_once"]
 
 Sides = tuple[Adapter, Adapter]
 
@@ -91,6 +93,22 @@ def run_once(sides: Sides, inputs: Any, request: Request, *, match: Match | None
     return Outcome(report_of(sides, request, evidence, found, before), evidence)
 
 
+def run_as_it_can(sides: Sides, inputs: Any, request: Request) -> tuple[Outcome, Request]:
+    """`run_once`, and again with the weights that both sides have where a copy cannot be made of a
+    file that holds the reference's; and the request that it came to.
+
+    Raises:
+        As `check_once`.
+    """
+    try:
+        return run_once(sides, inputs, request), request
+    except CannotCompare:
+        asked = keeping_own(sides, request)
+        if asked is request:
+            raise
+    return run_once(sides, inputs, asked), asked
+
+
 # -- the stages ------------------------------------------------------------------------------------
 
 
@@ -130,7 +148,7 @@ def _run(check: _Check, match: Match | None) -> FreeRuns:
     truth = run_reference(reference, request, check.loss, backward=check.backward)
     candidate = Runner("candidate", second, theirs, None, check.train, check.seed)
     runs = run_candidate(check.sides, candidate, truth, request, match)
-    return replace(runs, notes=(*notes, *runs.notes))
+    return replace(runs, notes=(*request.told, *notes, *runs.notes))
 
 
 def _judged(check: _Check, runs: FreeRuns) -> tuple[Evidence, Judged]:

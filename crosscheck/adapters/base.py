@@ -191,9 +191,19 @@ class Adapter(abc.ABC):
         """path -> shape of arrays that the model holds, but that are not taken for parameters."""
         return {}
 
+    def unnamed(self) -> tuple[str, ...]:
+        """Names of weights that a tool made of one parameter each, and called otherwise."""
+        return ()
+
     def merged(self) -> tuple[str, ...]:
         """Names of weights that a tool made of several parameters, which are gone."""
         return ()
+
+    def held(self, values: Mapping[str, np.ndarray]) -> frozenset[str]:
+        """Those whose numbers this model holds exactly, in any order, alone or among others, under
+        a parameter's name or none. Nothing, of a model that is no file which a tool may have made
+        of another model."""
+        return frozenset()
 
     @abc.abstractmethod
     def load(self, values: Mapping[str, np.ndarray]) -> None:

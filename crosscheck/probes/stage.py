@@ -19,8 +19,9 @@ from crosscheck.candidate_inputs import inputs_of_candidate
 from crosscheck.devices import place
 from crosscheck.errors import CannotCompare, CannotSplit, InvalidArgument, SideFailed, capped
 from crosscheck.explain.fresh import fresh_inputs
+from crosscheck.exported import keeping_own
 from crosscheck.inputs import make_inputs
-from crosscheck.pipeline import calls_of, transfer, verify_weights
+from crosscheck.pipeline import calls_of, match_in_order, transfer, verify_weights
 from crosscheck.probes.blind import blind_spots, common, lines
 from crosscheck.probes.inputs import BUILT_IN, NotApplicable, given_of, odd
 from crosscheck.probes.merge import merged
@@ -29,7 +30,7 @@ from crosscheck.probes.rounding import without_rounding
 from crosscheck.request import Request
 from crosscheck.results import ProbeResult, Report
 from crosscheck.run import Runner
-from crosscheck.single import Outcome, run_once
+from crosscheck.single import Outcome, run_as_it_can, run_once
 from crosscheck.trial import by_running
 from crosscheck.weights import Match
 
@@ -108,7 +109,10 @@ def check_all(sides: Sides, inputs: Any, request: Request, probes: Probes) -> Re
     _require_models(sides, request, probes)
     raw = inputs(request.seed) if callable(inputs) else inputs
     if not probes.randomise:
-        return _checked(sides, raw, inputs, request, probes, run_once(sides, raw, request))
+        base, request = run_as_it_can(sides, raw, request)
+        return _checked(sides, raw, inputs, request, probes, base)
+    if request.weights == "copy" and not match_in_order(*sides, ((), ()), given={}).complete:
+        request = keeping_own(sides, request)
     with restored(*sides) as (ours, theirs):
         match = _randomise(sides, raw, request)
         base = run_once(sides, raw, request, match=match)
@@ -273,12 +277,25 @@ def _randomise(sides: Sides, raw: Any, request: Request) -> Match | None:
     equal = [m for m, r in zip(match.pairs, results, strict=True) if r.verdict == "agree"]
     unequal = {p.name for m in match.pairs if m not in equal for p in (*m.references, *m.tied)}
     matched = {p.name for m in equal for p in (*m.references, *m.tied)} - unequal - match.partial
+    matched -= _one_for_several(match)
     chosen = {name: value for name, value in other.items() if name in matched}
     reference.load(chosen)
     match = with_values(match, chosen)
     theirs = {m.candidate.name for m in equal}
     candidate.load({name: v for name, v in match.values().items() if name in theirs})
     return match
+
+
+def _one_for_several(match: Match) -> set[str]:
+    """The reference's parameters that hold what one without a counterpart holds, too: exporters
+    write equal arrays once, so what is matched may be the array of both."""
+    others = match.unmatched_reference
+    return {
+        p.name
+        for m in match.pairs
+        for p in (*m.references, *m.tied)
+        if any(p.value.shape == o.value.shape and np.array_equal(p.value, o.value) for o in others)
+    }
 
 
 def _held(sides: Sides, raw: Any, request: Request) -> Match:

@@ -30,7 +30,7 @@ from crosscheck.shrink.depth import BlockList, block_lists, choices, only, renam
 from crosscheck.shrink.layers import Build, CannotBuild, build
 from crosscheck.shrink.script import relative, run_script, write_script
 from crosscheck.shrink.sizes import MOST_CHECKS, smaller
-from crosscheck.single import Outcome, run_once
+from crosscheck.single import Outcome, run_as_it_can, run_once
 
 __all__ = ["Shrunk", "shrink"]
 
@@ -99,7 +99,7 @@ def shrink(
     if any(isinstance(side, TraceAdapter) for side in sides):
         raise InvalidArgument("shrink: a recorded run cannot be run on smaller inputs; give models")
     raw = inputs(request.seed) if callable(inputs) else inputs
-    whole = run_once(sides, raw, request)
+    whole, request = run_as_it_can(sides, raw, request)
     if probe is not None:
         whole = _probed(sides, raw, request, probe, whole)
     if whole.report.first_divergence is None:

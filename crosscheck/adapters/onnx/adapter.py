@@ -34,8 +34,9 @@ except ImportError as missing:
 
 from crosscheck.adapters.onnx.feeds import check_inputs, declared, numpy_type
 from crosscheck.adapters.onnx.forcing import OnnxSession, run_forced
+from crosscheck.adapters.onnx.numbers import held_among
 from crosscheck.adapters.onnx.options import Options, Placed, runtime
-from crosscheck.adapters.onnx.parameters import anonymous, describe, merged, to_array
+from crosscheck.adapters.onnx.parameters import FLOATS, anonymous, describe, merged, to_array
 from crosscheck.adapters.onnx.providers import CPU
 from crosscheck.adapters.onnx.quantised import dequantised, steps_of, without_steps
 from crosscheck.adapters.onnx.run import GraphRun
@@ -109,6 +110,13 @@ class OnnxAdapter(Placed, Adapter):
         if self._described is None:
             self._described = describe(self._plain[0], self._value)
         return self._described
+
+    def held(self, values: Mapping[str, np.ndarray]) -> frozenset[str]:
+        names = [t.name for t in self.structure.graph.initializer if t.data_type in FLOATS]
+        return held_among(values, names, self._array)
+
+    def unnamed(self) -> tuple[str, ...]:
+        return tuple(anonymous(self.structure))
 
     def merged(self) -> tuple[str, ...]:
         return merged(self.structure)

@@ -18,7 +18,7 @@ from crosscheck.adapters.base import Parameter
 from crosscheck.adapters.onnx.scopes import is_folded
 from crosscheck.adapters.onnx.structure import Structure, subgraphs
 
-__all__ = ["anonymous", "describe", "merged", "to_array"]
+__all__ = ["FLOATS", "anonymous", "describe", "merged", "to_array"]
 
 _SPATIAL = {1: ("w",), 2: ("h", "w"), 3: ("d", "h", "w")}
 _ROLES = {
@@ -27,7 +27,7 @@ _ROLES = {
     "running_mean": "mean",
     "running_var": "variance",
 }
-_FLOATS = frozenset(
+FLOATS = frozenset(
     {
         onnx.TensorProto.FLOAT,
         onnx.TensorProto.DOUBLE,
@@ -90,7 +90,7 @@ def describe(structure: Structure, value_of: Callable[[str], np.ndarray]) -> tup
     sites = _sites(structure, uses)
     found = []
     for tensor in graph.initializer:
-        if tensor.data_type not in _FLOATS or not uses[tensor.name]:
+        if tensor.data_type not in FLOATS or not uses[tensor.name]:
             continue
         if any(is_folded(graph.node[u.node[0]]) for u in uses[tensor.name]):
             continue  # under the old name, perhaps, but no longer that parameter
@@ -130,7 +130,7 @@ def anonymous(structure: Structure) -> list[str]:
         tensor.name
         for tensor in structure.graph.initializer
         if specs
-        and tensor.data_type in _FLOATS
+        and tensor.data_type in FLOATS
         and (
             (tensor.name not in specs and any(use.role != "other" for use in uses[tensor.name]))
             or any(is_folded(structure.graph.node[use.node[0]]) for use in uses[tensor.name])

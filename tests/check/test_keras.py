@@ -174,9 +174,14 @@ def test_a_model_that_is_not_built() -> None:
     assert "call it once" in str(error.value)
 
 
+def test_an_image_is_turned_as_the_model_declares_it() -> None:
+    assert agrees(run(Convolutional(), ours.convolutional(), IMAGE))
+
+
 def test_a_wrong_input_shape() -> None:
+    """Inputs that a user converted are handed on as they are."""
     with pytest.raises(crosscheck.SideFailed) as error:
-        run(Convolutional(), ours.convolutional(), IMAGE)
+        run(Convolutional(), ours.convolutional(), IMAGE, candidate_inputs=dict)
     assert error.value.side == "candidate" and error.value.framework == "keras"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from crosscheck.adapters.base import Adapter, Parameter
-from crosscheck.aligning.align import Aligner
+from crosscheck.aligning.align import Aligner, Side
 from crosscheck.aligning.alignment import Alignment
 from crosscheck.compare import equal
 from crosscheck.comparisons import buffer_items, weight_items
@@ -247,16 +247,31 @@ def force(draft: Evidence, aligner: Aligner, *, backward: bool) -> Evidence:
         return found
     if draft.part is not None:
         raise NotCleared("the free runs leave alignment something to look into: check the whole")
-    alignment, forced = align(aligner, draft.free_reference, draft.free_candidate, draft.candidate)
+    alignment, forced = align(
+        aligner,
+        draft.free_reference,
+        draft.free_candidate,
+        draft.candidate,
+        bare=draft.reference,
+    )
     return replace(draft, alignment=alignment, forced=forced)
 
 
 def align(
-    aligner: Aligner, reference: Trace, free: Trace, candidate: Runner
+    aligner: Aligner,
+    reference: Trace,
+    free: Trace,
+    candidate: Runner,
+    *,
+    bare: Runner | None = None,
 ) -> tuple[Alignment, Trace]:
     """Force the candidate onto what is aligned, align what matches then, until nothing is new.
 
     All but the last run go forward only, unless that takes another program (`transparent`).
+
+    Args:
+        bare: runs the reference, to tell a layer with its rectifier inside from one with a
+            rectifier too many; None: they stay a pair.
 
     Returns:
         The alignment, and the candidate's trace forced at exactly its sites.
@@ -271,6 +286,7 @@ def align(
             aligner.take_back(latest)
             or aligner.match_values(latest)
             or aligner.refine(latest, at_once=attempt >= SINGLE_ROUNDS)
+            or (bare and aligner.tell_apart(latest, Side(bare, reference), Side(candidate, free)))
         )
         previous, alignment = alignment, aligner.alignment(latest)
         if not changed and set(previous.edges) == set(alignment.edges):

@@ -40,11 +40,12 @@ from crosscheck.aligning.layout import SAME, Layout, Shape, between, mergings
 from crosscheck.aligning.lookalikes import Alike, Key, LookAlikes
 from crosscheck.aligning.nearer import move_to_nearer
 from crosscheck.aligning.pairing import ROUNDING, Pairing, far, pair_outputs
+from crosscheck.aligning.rectified import Side, applied_behind
 from crosscheck.aligning.refine import Refiner
 from crosscheck.aligning.unlike import handed_on, note_idle_inputs, note_unlike_inputs
 from crosscheck.trace import Trace
 
-__all__ = ["Aligner", "Alignment", "Edge", "SitePair", "pair_outputs"]
+__all__ = ["Aligner", "Alignment", "Edge", "Side", "SitePair", "pair_outputs"]
 
 STRANGE = 0.5
 """How much less likely a pair is for each of its layers that has parameters from another one; if
@@ -81,6 +82,7 @@ class Aligner:
         )
         self._latest: tuple[int, Trace, Alignment] | None = None
         self._forward_only: set[str] = set()
+        self._told_apart: set[SitePair] = set()
         self._makers: dict[tuple[bool, str], str | None] = {}
         self._free_errors: dict[tuple[str, str, Layout], float] = {}
         self._learn_layouts()
@@ -233,6 +235,23 @@ class Aligner:
         return self._refiner.take_back(trace) or note_idle_inputs(
             self.alignment(trace), self._pairing, trace
         )
+
+    def tell_apart(self, trace: Trace, reference: Side, candidate: Side) -> int:
+        """Undo the pairs of layers of which one applies a rectifier that the other side applies in
+        the code behind (`rectified`).
+
+        Args:
+            trace: the candidate, forced at the pairs found so far.
+
+        Returns:
+            How many pairs were removed; they are not proposed again.
+        """
+        pairs = [p for p in self.alignment(trace).pairs if p not in self._told_apart]
+        self._told_apart.update(pairs)
+        found = applied_behind(pairs, trace, reference, candidate, self._pairing.same)
+        for pair in found:
+            self._pairing.remove(pair)
+        return len(found)
 
     def compare_forward_only(self, sites: Iterable[str]) -> None:
         """Leave the cotangents of these sites of the reference alone from now on."""

@@ -19,6 +19,7 @@ import numpy as np
 from crosscheck.aligning.alignment import SitePair
 from crosscheck.aligning.layout import relative_error
 from crosscheck.errors import SideFailed
+from crosscheck.kernels.on_device import as_host
 from crosscheck.observers import Forcer, Key
 from crosscheck.run import Runner
 from crosscheck.trace import Trace
@@ -70,8 +71,8 @@ def _bare(
 ) -> Iterator[tuple[Side, str, Rectifier]]:
     """The side whose value becomes the other's by a rectifier, and by which; at most one."""
     assert pair.layout is not None
-    ours = reference.free.values["activation", pair.reference]
-    theirs = latest.values.get(("activation", pair.candidate))
+    ours = as_host(reference.free.values["activation", pair.reference])
+    theirs = as_host(latest.values.get(("activation", pair.candidate)))
     if theirs is None or ours.dtype.kind != "f" or theirs.dtype.kind != "f":
         return
     theirs = pair.layout.to_reference(theirs)
@@ -92,7 +93,7 @@ def _hands_on_the_same(side: Side, site: str, rectifier: Rectifier, same: float)
     key: Key = ("activation", site)
     if not runner.adapter.capabilities.forcing:
         return False
-    rectified = rectifier(free.values[key])
+    rectified = rectifier(as_host(free.values[key]))
     try:
         if _changes(side, {key: rectified}, same):
             return False
